@@ -1,0 +1,78 @@
+# `make test` and `make demo` need nothing but Python 3.11 or newer and cargo: each makes what it lacks, the virtual
+# environment `.venv` first, and is quick the second time.
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+# The package by its installed name: the editable install here, a wheel in .ci/run.
+PYTEST_ARGS := --pyargs fastsparse tests README.md docs
+# What the extension is built from.
+SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: test test-rust test-python lint demo interop bench build lock clean
+
+test: lint test-rust test-python
+
+test-rust:
+	cargo test --workspace --locked --quiet
+
+test-python: build
+	$(BIN)/pytest --quiet $(PYTEST_ARGS)
+
+lint: build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest fastsparse._core
+	$(BIN)/zizmor --offline --quiet .github
+
+# MODEL=path takes a safetensors file of your own.
+demo: build
+	$(BIN)/python demo/demo.py $(MODEL)
+
+# Against torch, compressed-tensors and coremltools, in an environment of its own: they take some gigabytes.
+interop: .venv-interop/.built
+	.venv-interop/bin/pytest --quiet tests/interop
+
+# Against the same and NumPy, for speed: some ten minutes on an idle machine. Rewrites docs/performance.md.
+bench: .venv-interop/.built
+	.venv-interop/bin/python benches/report.py
+
+build: .venv/.built
+
+.venv/.built: .venv/.tools $(SOURCES)
+	PIP_QUIET=1 $(BIN)/maturin develop --release --locked --quiet
+	@touch $@
+
+.venv/.tools: requirements/dev.lock
+	@test -n "$(PYTHON)" || { echo "fastsparse needs Python 3.11 or newer; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements/dev.lock
+	@touch $@
+
+.venv-interop/.built: .venv-interop/.tools $(SOURCES)
+	VIRTUAL_ENV=$(CURDIR)/.venv-interop PIP_QUIET=1 $(BIN)/maturin develop --release --locked --quiet
+	@touch $@
+
+.venv-interop/.tools: requirements/interop.lock .venv/.tools
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/pip install --quiet -r requirements/interop.lock
+	@touch $@
+
+lock: .venv/.tools
+	$(BIN)/pip install --quiet uv
+	$(LOCK) --group develop --extra cli --extra dask --extra scipy -o requirements/dev.lock
+	$(LOCK) --group interop --extra coreml --extra scipy --extra torch -o requirements/interop.lock
+
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --quiet \
+	--no-annotate --no-header --no-emit-index-url --no-emit-find-links
+
+clean:
+	cargo clean
+	rm -rf .venv .venv-interop dist

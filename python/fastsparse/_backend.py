@@ -1,0 +1,47 @@
+"""Which backend computes: the native module `_core`, or its NumPy twin.
+
+Calls go through `active`, so that tests can switch it within a process.
+"""
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from fastsparse._errors import FastSparseError
+
+__all__ = ["active", "version"]
+
+
+def _choose() -> Any:
+    wanted = os.environ.get("FASTSPARSE_BACKEND", "")
+    if wanted not in ("", "native", "numpy"):
+        raise FastSparseError(f"FASTSPARSE_BACKEND: expected native or numpy, got {wanted!r}")
+    if wanted != "numpy":
+        try:
+            from fastsparse import _core
+
+            return _core
+        except ImportError as error:
+            if wanted == "native":
+                raise ImportError(f"FASTSPARSE_BACKEND=native, but the native module is missing: {error}") from error
+            message = f"the native module is missing ({error}); fastsparse computes with NumPy, some fifty times slower"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+    from fastsparse import _fallback
+
+    return _fallback
+
+
+if TYPE_CHECKING:
+    from fastsparse import _core as active
+else:
+    active = _choose()
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    from importlib import metadata  # 10 ms that an import of the package need not pay
+
+    try:
+        return metadata.version("fastsparse-py")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"

@@ -1,0 +1,229 @@
+"""The backend interface: `_core` (Rust) and `_fallback` (NumPy) provide all of this, with equal results and messages.
+
+Validation lives behind this interface, so that a call costs little Python. A *spec* is what `Pattern._spec` holds:
+
+    ("unstructured", sparsity, "tensor" | "row")
+    ("exact", zeros)                                  that many zeros over the tensor (global pruning)
+    ("topk", keep, of, axis, tail)
+    ("nm", zeros, of, axis, tail)
+    ("block", (rows, cols) | run, sparsity, axis, norm)
+    ("threshold", value)
+    ("nonzero",)
+
+Array arguments are anything `np.asarray` takes; results are fresh C-contiguous arrays, parts of packed tensors and mask
+bits are read-only. `shape` is the tensor's shape, `bits` the mask of its matrix view: uint8 `[rows, ceil(cols/8)]`.
+"""
+
+import os
+import pathlib
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "CheckpointFolder",
+    "CheckpointReader",
+    "CheckpointWriter",
+    "TensorBytes",
+    "__version__",
+    "apply_mask",
+    "available_isas",
+    "build_profile",
+    "check_bits",
+    "check_parts",
+    "check_pattern",
+    "compress",
+    "count_magnitudes",
+    "digest",
+    "from_bool",
+    "get_isa",
+    "get_num_threads",
+    "index",
+    "linear",
+    "linear_indexed",
+    "pack",
+    "prefers_indices",
+    "prune",
+    "rank_magnitudes",
+    "select",
+    "set_isa",
+    "set_num_threads",
+    "sum_of_squares",
+    "to_bool",
+    "unindex",
+    "unpack",
+]
+__version__: str
+
+_Shape: TypeAlias = tuple[int, ...]
+_Spec: TypeAlias = tuple[Any, ...]
+_Mask: TypeAlias = tuple[_Shape, NDArray[np.uint8], int]
+"""shape, bits, number of bits set"""
+_Parts: TypeAlias = tuple[_Shape, NDArray[Any], NDArray[np.uint8], NDArray[np.int64]]
+"""shape, values, bitmask, row_offsets"""
+_Layout: TypeAlias = tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]
+"""Column indices, for groups of 16 rows and blocks of 255 columns. Weights and their columns within the block, 255
+where there is none, both `[steps, 32]`: two of each row of the group in turn; steps of each block of each group; the
+step at which each group begins, and the end"""
+
+def select(
+    w: ArrayLike, spec: _Spec, scores: ArrayLike | None, column_scale: ArrayLike | None, threads: int | None
+) -> _Mask: ...
+def apply_mask(w: ArrayLike, shape: _Shape, bits: NDArray[np.uint8], out: NDArray[Any] | None) -> NDArray[Any]: ...
+def prune(
+    w: ArrayLike,
+    spec: _Spec,
+    out: NDArray[Any] | None,
+    scores: ArrayLike | None,
+    column_scale: ArrayLike | None,
+    threads: int | None,
+) -> NDArray[Any]: ...
+def pack(w: ArrayLike, shape: _Shape | None, bits: NDArray[np.uint8] | None) -> _Parts:
+    """Without a mask (`shape` and `bits` None) keeps what is `!= 0`, NaN among it."""
+
+def compress(
+    w: ArrayLike, spec: _Spec, scores: ArrayLike | None, column_scale: ArrayLike | None, threads: int | None
+) -> _Parts: ...
+def unpack(
+    values: NDArray[Any],
+    bitmask: NDArray[np.uint8],
+    row_offsets: NDArray[np.int64],
+    shape: _Shape,
+    out: NDArray[Any] | None,
+) -> NDArray[Any]: ...
+def linear(
+    values: NDArray[Any],
+    bitmask: NDArray[np.uint8],
+    row_offsets: NDArray[np.int64],
+    shape: _Shape,
+    x: ArrayLike,
+    bias: ArrayLike | None,
+    weight_scale: ArrayLike | None,
+    out: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """`x @ weights.T + bias` for x of shape `(…, cols)`, in the dtype of x, float32 inside. int8 weights take a
+    scale, and x of any float dtype, which is rounded to int8 by rows, or of int8, which gives float32."""
+
+def prefers_indices(values: NDArray[Any], shape: _Shape, batch: int) -> bool:
+    """Whether column indices compute faster than the mask, for `batch` rows of activations."""
+
+def index(values: NDArray[Any], bitmask: NDArray[np.uint8], row_offsets: NDArray[np.int64], shape: _Shape) -> _Layout:
+    """float32, float16 or bfloat16 weights by column indices."""
+
+def unindex(
+    values: NDArray[Any],
+    columns: NDArray[np.uint8],
+    steps: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    shape: _Shape,
+    kept: int,
+) -> _Parts:
+    """The packed form again, which has `kept` values."""
+
+def linear_indexed(
+    values: NDArray[Any],
+    columns: NDArray[np.uint8],
+    steps: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    shape: _Shape,
+    x: ArrayLike,
+    bias: ArrayLike | None,
+    out: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """As `linear`."""
+
+def check_parts(values: ArrayLike, bitmask: ArrayLike, shape: _Shape) -> _Parts:
+    """Checks parts from outside and computes the offsets; FormatError. Contiguous parts are not copied."""
+
+def check_pattern(shape: _Shape, bits: NDArray[np.uint8], spec: _Spec) -> None:
+    """FormatError unless the mask is one that the n:m, top-k or block pattern could have given."""
+
+def check_bits(bits: ArrayLike, shape: _Shape) -> _Mask:
+    """A mask from outside: FormatError on a wrong shape or padding bits that are set."""
+
+def from_bool(mask: ArrayLike) -> _Mask: ...
+def to_bool(shape: _Shape, bits: NDArray[np.uint8]) -> NDArray[np.bool_]: ...
+def set_num_threads(threads: int | None) -> None:
+    """None: back to FASTSPARSE_NUM_THREADS or, without it, the available cores."""
+
+def get_num_threads() -> int: ...
+def set_isa(name: str) -> None:
+    """Ceiling of the instruction set; ValueError for a name that is unknown or that this CPU lacks."""
+
+def get_isa() -> str: ...
+def available_isas() -> list[str]: ...
+def build_profile() -> str: ...
+
+# Files. Only the native module has these.
+
+def sum_of_squares(w: ArrayLike) -> float:
+    """In float64, of a supported dtype."""
+
+def digest(data: NDArray[np.uint8] | TensorBytes | bytes) -> str:
+    """XXH3 of contiguous bytes, 128 bits in hexadecimal."""
+
+def count_magnitudes(w: ArrayLike, low: int, shift: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """Counts |w| by the bits of its float64: how many are below `low`, and in the window of 2^21 bins of `1 << shift`
+    that starts there which bins are not empty, in order, and how many each has."""
+
+def rank_magnitudes(w: ArrayLike, low: int) -> tuple[int, int]:
+    """How many |w| are below the number whose float64 has the bits `low`, and how many equal it."""
+
+@final
+class CheckpointReader:
+    """An open safetensors file whose header was checked. FormatError, OSError."""
+
+    def __new__(cls, path: str | os.PathLike[str], mmap: bool) -> CheckpointReader: ...
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    @property
+    def tensors(self) -> list[tuple[str, str, _Shape, int]]:
+        """Name, dtype, shape and size in bytes, in the order of the data."""
+
+    def bytes(self, index: int) -> TensorBytes: ...
+    def release(self, index: int) -> None:
+        """Gives mapped pages back; they are read again when touched."""
+
+@final
+class TensorBytes:
+    """The bytes of a tensor, a read-only buffer. It keeps the file mapped."""
+
+@final
+class CheckpointWriter:
+    """A file of known size: tensors in any order from any thread, then `finish`. FastSparseError, OSError."""
+
+    def __new__(
+        cls,
+        path: str | os.PathLike[str],
+        entries: list[tuple[str, str, _Shape]],
+        metadata: dict[str, str],
+        overwrite: bool,
+    ) -> CheckpointWriter: ...
+    def write(self, name: str, data: NDArray[np.uint8]) -> None: ...
+    def flush(self) -> None:
+        """Hands what was written so far to the disk; from any thread, beside writes."""
+
+    def finish(self) -> None:
+        """Flushes the file and gives it its name."""
+
+    def abort(self) -> None:
+        """Removes the file; nothing to do after `finish`."""
+
+@final
+class CheckpointFolder:
+    """A folder that is filled under a temporary name, then `finish`. FastSparseError, OSError."""
+
+    def __new__(cls, path: str | os.PathLike[str], overwrite: bool) -> CheckpointFolder: ...
+    @property
+    def partial(self) -> pathlib.Path:
+        """The temporary folder; it may hold what a killed run left."""
+
+    def retain(self, names: set[str]) -> None:
+        """Removes everything but the files of these names."""
+
+    def finish(self) -> None:
+        """Gives the folder its name, in exchange for an older one."""
+
+    def abort(self) -> None:
+        """Removes the folder; nothing to do after `finish`."""

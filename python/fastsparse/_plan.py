@@ -1,0 +1,344 @@
+"""Planning: what becomes of each tensor, and the work on one of them."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import ops
+from fastsparse._errors import FastSparseError
+from fastsparse._global import passes, spread
+from fastsparse._layout import Entry, Packed, density, prefix_for
+from fastsparse._open import Checkpoint, StrPath, native
+from fastsparse._report import Report, TensorReport
+from fastsparse._resume import Done
+from fastsparse._run import Task, ahead, workers
+from fastsparse.packed import BitmaskArray
+from fastsparse.patterns import NM, Nonzero, Pattern, TopK, Unstructured
+from fastsparse.recipe import Recipe
+
+__all__ = [
+    "Job",
+    "Plan",
+    "Progress",
+    "Ticker",
+    "choose",
+    "flat_bytes",
+    "kept_energy",
+    "make_plan",
+    "pack",
+    "parts_of",
+    "plan",
+    "task",
+]
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all and the tensor at hand."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What becomes of one tensor. Plain data: it pickles, and with the source it says all that there is to do.
+
+    `shard` is the file of a model folder that the tensor is in, empty for a single file. `packed` is None for tensors
+    that stay dense, and `reason` says why.
+    """
+
+    name: str
+    entry: Entry
+    shard: str = ""
+    packed: Packed | None = None
+    kept: int = 0
+    reason: str | None = None
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The keys that the tensor has in the target."""
+        return [self.entry] if self.packed is None else list(self.packed.entries(self.kept).values())
+
+    def report(self, kept_energy: float | None = None) -> TensorReport:
+        """The row of the report."""
+        return TensorReport(
+            self.name,
+            self.entry.shape,
+            self.entry.dtype,
+            None if self.packed is None else str(self.packed.pattern),
+            None if self.packed is None else 1 - density(self.kept, self.entry.shape),
+            self.entry.nbytes,
+            sum(entry.nbytes for entry in self.entries),
+            kept_energy,
+            self.reason,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `compress` will do: every tensor with its exact size, known before anything is written."""
+
+    source: str
+    jobs: tuple[Job, ...]
+    seconds: float
+
+    @property
+    def report(self) -> Report:
+        """What the report of the run will say, without the kept energies."""
+        return Report(self.source, None, tuple(job.report() for job in self.jobs), self.seconds)
+
+
+class Ticker:
+    """Counts bytes for a progress callback."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def tick(self, size: int, name: str) -> None:
+        """`size` more bytes are done, those of this tensor."""
+        self._done += size
+        if self._progress is not None:
+            self._progress(self._done, self._total, name)
+
+
+def plan(
+    src: StrPath,
+    recipe: Recipe | Pattern | str,
+    *,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Plan:
+    """What `compress` would do.
+
+    Reads the tensors that are to be pruned once, because a checkpoint stores no zeros: what a pattern keeps of a tensor
+    that has zeros already is known only from its data. Global pruning reads them two to four times more, to count.
+
+    Parameters
+    ----------
+    src : path-like
+        A ``.safetensors`` file or a model folder, without packed tensors.
+    recipe : Recipe, Pattern or str
+        A pattern or its short form prunes the usual tensors, see `Recipe`.
+    progress : callable, optional
+        Called with bytes done, bytes in all and the tensor's name.
+    executor : concurrent.futures.Executor, optional
+        Its workers read and count, one thread each.
+
+    Raises
+    ------
+    FastSparseError
+        If a tensor holds NaN, a pattern does not fit its shape, the source holds packed tensors, or the bounds of a
+        global recipe cannot be met.
+    FormatError
+        If the source is not valid.
+    OSError
+        If it cannot be read.
+    """
+    chosen = choose(src, recipe)
+    with workers(executor) as pool:
+        return make_plan(chosen, pool, Ticker(progress, chosen.bytes_to_plan))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The source, and for each tensor its pattern or the reason for having none.
+
+    `scope` names the tensors that global pruning spreads its zeros over.
+    """
+
+    source: Checkpoint
+    recipe: Recipe
+    patterns: dict[str, Pattern | str]
+    scope: tuple[str, ...]
+
+    @property
+    def bytes_to_plan(self) -> int:
+        """How much of the source planning reads."""
+        entries = self.source._entries
+        pruned = sum(entries[name].nbytes for name, chosen in self.patterns.items() if isinstance(chosen, Pattern))
+        counted = [entries[name] for name in self.scope]
+        return pruned + passes(entry.dtype for entry in counted) * sum(entry.nbytes for entry in counted)
+
+
+def choose(src: StrPath, recipe: Recipe | Pattern | str) -> Choice:
+    """Opens the source and asks the recipe about each tensor."""
+    wanted = Recipe.of(recipe)
+    source = Checkpoint(src)
+    choices: dict[str, Pattern | str] = {}
+    for name, found in source._tensors.items():
+        if isinstance(found, Packed):
+            raise FastSparseError(f"{source.path}: tensor {name!r} is packed already; decompress the checkpoint first")
+        choices[name] = wanted.choose(name, found.dtype, found.shape)
+    scope = [name for name, chosen in choices.items() if isinstance(chosen, Pattern) and wanted.competes(name)]
+    return Choice(source, wanted, choices, tuple(sorted(scope)))
+
+
+def make_plan(chosen: Choice, pool: Executor, ticker: Ticker) -> Plan:
+    """The plan for these choices, computed on the workers of the pool."""
+    started = time.perf_counter()
+    source = chosen.source
+    patterns = {**chosen.patterns, **_global_patterns(chosen, pool, ticker)}
+    pruned = {name: pattern for name, pattern in patterns.items() if isinstance(pattern, Pattern)}
+    largest = max((source._entries[name].nbytes for name in pruned), default=0)
+    tasks = (
+        Task(_count, (source, name, pattern), peak=source._entries[name].nbytes) for name, pattern in pruned.items()
+    )
+    counts = {}
+    with closing(ahead(pool, tasks, largest)) as results:
+        for name, count in zip(pruned, results, strict=True):
+            counts[name] = count
+            ticker.tick(source._entries[name].nbytes, name)
+    taken = set(source._entries)
+    jobs = []
+    for name, pattern in patterns.items():
+        job = _job(source, name, pattern, taken, counts.get(name))
+        if job.packed is not None:
+            taken.update(job.packed.keys)
+        jobs.append(job)
+    return Plan(source.path, tuple(jobs), time.perf_counter() - started)
+
+
+def _global_patterns(chosen: Choice, pool: Executor, ticker: Ticker) -> dict[str, Pattern]:
+    """What each tensor in the scope of global pruning is pruned by: its own share, exact."""
+    if not chosen.scope:
+        return {}
+    source, recipe = chosen.source, chosen.recipe
+    entries = {name: source._entries[name] for name in chosen.scope}
+    largest = max(entry.nbytes for entry in entries.values())
+
+    def each(function: str, *arguments: int) -> Iterator[tuple[str, Any]]:
+        tasks = (Task(_measure, (source, name, function, arguments), entry.nbytes) for name, entry in entries.items())
+        with closing(ahead(pool, tasks, largest)) as results:
+            for (name, entry), result in zip(entries.items(), results, strict=True):
+                yield name, result
+                ticker.tick(entry.nbytes, name)
+
+    assert isinstance(recipe.default, Unstructured), "the recipe has checked that"
+    with source._blame():
+        zeros = spread(entries, recipe.default.sparsity, recipe.min_sparsity, recipe.max_sparsity, each)
+    return {name: Unstructured(zeros[name] / max(math.prod(entry.shape), 1)) for name, entry in entries.items()}
+
+
+def _measure(source: Checkpoint, name: str, function: str, arguments: tuple[int, ...]) -> Any:
+    """What a function of the native module finds in one tensor."""
+    with source._blame(name):
+        found = getattr(native(), function)(source._array(source._entries[name]), *arguments)
+    source.release(name)
+    return found
+
+
+def _job(source: Checkpoint, name: str, chosen: Pattern | str, taken: set[str], count: tuple[int, bool] | None) -> Job:
+    entry = source._entries[name]
+    shard = source._shard_of(entry)
+    if not isinstance(chosen, Pattern) or count is None:
+        return Job(name, entry, shard, reason=str(chosen))
+    prefix = prefix_for(name, taken)
+    if prefix is None:
+        return Job(name, entry, shard, reason="other tensors have the names of its parts")
+    kept, exact = count
+    job = Job(name, entry, shard, Packed(name, prefix, entry.dtype, entry.shape, chosen, exact), kept)
+    size = sum(part.nbytes for part in job.entries)
+    if size > entry.nbytes:
+        return Job(name, entry, shard, reason=f"packed it would be larger, {size} bytes")
+    return job
+
+
+def _count(source: Checkpoint, name: str, chosen: Pattern) -> tuple[int, bool]:
+    """How many elements of a tensor a pattern keeps that are not zero, and whether those are all that it keeps."""
+    with source._blame(name):
+        count = _count_kept(source._array(source._entries[name]), chosen)
+    source.release(name)
+    return count
+
+
+def _count_kept(w: NDArray[Any], chosen: Pattern) -> tuple[int, bool]:
+    """How many elements a pattern keeps that are not zero, and whether those are all that it keeps."""
+    if isinstance(chosen, Nonzero):
+        return ops.pack(w).nnz, True
+    nonzero = ops.select(w, Nonzero())
+    fixed = _fixed_count(chosen, w.shape)
+    if fixed is not None and nonzero.count == w.size:
+        return fixed, True
+    if fixed is not None and isinstance(chosen, Unstructured) and chosen.per == "tensor":
+        return min(fixed, nonzero.count), fixed <= nonzero.count
+    mask = ops.select(w, chosen)
+    kept = (mask & nonzero).count
+    return kept, kept == mask.count
+
+
+def _fixed_count(chosen: Pattern, shape: tuple[int, ...]) -> int | None:
+    """How many elements a pattern keeps of this shape, where the shape alone decides."""
+    size = math.prod(shape)
+    if isinstance(chosen, Unstructured):
+        rows = shape[0] if chosen.per == "row" and len(shape) > 1 else 1
+        cols = size // rows if rows else 0
+        return rows * (cols - round(chosen.sparsity * cols))
+    if isinstance(chosen, NM | TopK) and chosen.tail == "proportional" and -len(shape) <= chosen.axis < len(shape):
+        zeros = chosen.zeros if isinstance(chosen, NM) else chosen.of - chosen.keep
+        length = shape[chosen.axis]
+        groups, rest = divmod(length, chosen.of)
+        lines = size // length if length else 0
+        return lines * (length - groups * zeros - round(zeros * rest / chosen.of))
+    return None
+
+
+def task(source: Checkpoint, job: Job) -> Task[Done]:
+    """A job as something to do."""
+    if job.packed is None:
+        return Task(_as_it_is, (source, job), peak=job.entry.nbytes, held=job.entry.nbytes, here=True)
+    packed = sum(part.nbytes for part in job.entries)
+    return Task(run, (source, job), peak=job.entry.nbytes + packed, held=packed)
+
+
+def _as_it_is(source: Checkpoint, job: Job) -> Done:
+    return Done({job.entry.key: source._raw(job.entry)}, source.digest(job.name))
+
+
+def run(source: Checkpoint, job: Job) -> Done:
+    """Packs the tensor of a job."""
+    assert job.packed is not None
+    assert job.packed.pattern is not None
+    w = source._array(job.entry)
+    with source._blame(job.name):
+        array = pack(w, job.packed.pattern, job.packed.exact)
+    if array.nnz != job.kept:
+        raise FastSparseError(f"{source.path}: tensor {job.name!r} changed while it was read")
+    done = Done(parts_of(job.packed, array), source.digest(job.name), kept_energy(array.values, w))
+    source.release(job.name)
+    return done
+
+
+def pack(w: NDArray[Any], chosen: Pattern, exact: bool) -> BitmaskArray:
+    """What the pattern keeps, without zeros; `exact` says that it keeps none."""
+    if isinstance(chosen, Nonzero):
+        return ops.pack(w)
+    if exact:
+        return ops.compress(w, chosen)
+    return ops.pack(w, ops.select(w, chosen) & ops.select(w, Nonzero()))
+
+
+def parts_of(packed: Packed, array: BitmaskArray) -> dict[str, NDArray[np.uint8]]:
+    """The bytes of a packed tensor's keys."""
+    parts = {
+        "shape": np.array(packed.shape, np.int64),
+        "compressed": array.values,
+        "bitmask": array.bitmask,
+        "row_offsets": array.row_offsets[:-1],
+    }
+    return {packed.key(part): flat_bytes(content) for part, content in parts.items()}
+
+
+def flat_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of an array, in C order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def kept_energy(kept: NDArray[Any], w: NDArray[Any]) -> float | None:
+    """Sum of squares of the kept elements over that of all."""
+    sum_of_squares = native().sum_of_squares
+    total = sum_of_squares(w)
+    share = sum_of_squares(kept) / total if total else 1.0
+    return share if math.isfinite(share) else None

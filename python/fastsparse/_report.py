@@ -1,0 +1,101 @@
+"""Reports: what happened to each tensor of a checkpoint, and what it cost."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Report", "TensorReport"]
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor of a checkpoint.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the dense checkpoint.
+    shape : tuple of int
+        Its dense shape.
+    dtype : str
+        Its dtype, by the name that safetensors gives it.
+    pattern : str or None
+        Short form of the pattern by which it was pruned; None where it is dense or no pattern is recorded.
+    sparsity : float or None
+        Share of zeros; None where it is dense.
+    bytes_before, bytes_after : int
+        Size of the dense data, and as stored.
+    kept_energy : float or None
+        Sum of squares of the kept elements over that of all; None where that was not asked for or is not a number.
+    reason : str or None
+        Why it is dense; None where it is packed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    pattern: str | None
+    sparsity: float | None
+    bytes_before: int
+    bytes_after: int
+    kept_energy: float | None = None
+    reason: str | None = None
+
+    @property
+    def elements(self) -> int:
+        """Number of elements, zeros included."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened to a checkpoint.
+
+    Attributes
+    ----------
+    source : str
+        The file or folder that was read.
+    target : str or None
+        The file or folder that was written; None where none was.
+    tensors : tuple of TensorReport
+        Every tensor, in the order of the source.
+    seconds : float
+        Wall time.
+    resumed : tuple of str
+        Shards that were taken over from a run that was killed.
+    """
+
+    source: str
+    target: str | None
+    tensors: tuple[TensorReport, ...]
+    seconds: float
+    resumed: tuple[str, ...] = ()
+
+    @property
+    def bytes_before(self) -> int:
+        """Size of all tensors, dense."""
+        return sum(tensor.bytes_before for tensor in self.tensors)
+
+    @property
+    def bytes_after(self) -> int:
+        """Size of all tensors, as stored."""
+        return sum(tensor.bytes_after for tensor in self.tensors)
+
+    @property
+    def packed(self) -> int:
+        """Number of packed tensors."""
+        return sum(tensor.sparsity is not None for tensor in self.tensors)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros over the packed tensors; 0 where there are none."""
+        packed = [(tensor.elements, tensor.sparsity) for tensor in self.tensors if tensor.sparsity is not None]
+        elements = sum(size for size, _ in packed)
+        return sum(size * sparsity for size, sparsity in packed) / elements if elements else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for `json.dumps`."""
+        totals = {name: getattr(self, name) for name in ("bytes_before", "bytes_after", "packed", "sparsity")}
+        return {**asdict(self), "tensors": [asdict(tensor) for tensor in self.tensors], "totals": totals}

@@ -1,0 +1,31 @@
+"""The command line's entry point."""
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows the program's name; by default that of this process.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed, 2 the command line was not understood.
+    """
+    try:
+        from fastsparse._commands import run
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing not in ("typer", "rich"):
+            raise
+        advice = "install it with: pip install 'fastsparse-py[cli]'"
+        print(f"fastsparse: the command line needs {missing}; {advice}", file=sys.stderr)
+        return 1
+    return run(arguments)

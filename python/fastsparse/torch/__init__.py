@@ -1,0 +1,37 @@
+"""PyTorch: prune and pack tensors where they lie, and run models on packed weights. Everything is on the CPU."""
+
+from fastsparse.torch._linear import SparseLinear
+from fastsparse.torch._pruning import PatternPruning, PatternSparsifier, prune_module
+from fastsparse.torch._sparsify import sparsify
+from fastsparse.torch._tensors import (
+    apply_mask,
+    as_array,
+    as_tensor,
+    compress,
+    from_cutlass_24,
+    linear,
+    pack,
+    prune,
+    select,
+    to_cutlass_24,
+    unpack,
+)
+
+__all__ = [
+    "PatternPruning",
+    "PatternSparsifier",
+    "SparseLinear",
+    "apply_mask",
+    "as_array",
+    "as_tensor",
+    "compress",
+    "from_cutlass_24",
+    "linear",
+    "pack",
+    "prune",
+    "prune_module",
+    "select",
+    "sparsify",
+    "to_cutlass_24",
+    "unpack",
+]

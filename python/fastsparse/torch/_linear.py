@@ -1,0 +1,325 @@
+"""A linear layer that holds its weights packed.
+
+Two operators are registered with torch, so that `torch.compile` and `torch.export` pass over the layer and gradients
+flow to its input: `fastsparse::linear` and, for the backward pass, `fastsparse::to_dense`. An eager call that needs no
+gradient goes past torch's dispatcher: that costs 15 µs more than the rest of the call.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import fastsparse as fs
+from fastsparse import _backend
+from fastsparse._errors import FastSparseError
+from fastsparse.masks import percent_sparse
+from fastsparse.packed import new_array
+from fastsparse.torch._tensors import as_array, as_tensor, compress
+
+__all__ = ["COMPUTES", "SparseLinear"]
+
+COMPUTES = (torch.float32, torch.float16, torch.bfloat16)
+_KEYS = ("shape", "compressed", "bitmask", "row_offsets")
+
+
+# torch reads the schema from the annotations, and knows `Optional` in all versions.
+@torch.library.custom_op("fastsparse::linear", mutates_args=(), device_types="cpu")
+def _linear(
+    x: Tensor,
+    values: Tensor,
+    bitmask: Tensor,
+    row_offsets: Tensor,
+    cols: int,
+    bias: Optional[Tensor],  # noqa: UP045
+) -> Tensor:
+    parts = (as_array(values), as_array(bitmask), as_array(row_offsets))
+    shape = (bitmask.shape[0], cols)
+    b = None if bias is None else as_array(bias)
+    return as_tensor(_backend.active.linear(*parts, shape, as_array(x, "x"), b, None, None))
+
+
+@_linear.register_fake
+def _(
+    x: Tensor,
+    values: Tensor,
+    bitmask: Tensor,
+    row_offsets: Tensor,
+    cols: int,
+    bias: Optional[Tensor],  # noqa: UP045
+) -> Tensor:
+    torch._check(x.shape[-1] == cols, lambda: f"x: expected {cols} columns, got shape {tuple(x.shape)}")
+    return x.new_empty((*x.shape[:-1], bitmask.shape[0]))
+
+
+@torch.library.custom_op("fastsparse::to_dense", mutates_args=(), device_types="cpu")
+def _to_dense(values: Tensor, bitmask: Tensor, row_offsets: Tensor, cols: int) -> Tensor:
+    parts = (as_array(values), as_array(bitmask), as_array(row_offsets))
+    return as_tensor(_backend.active.unpack(*parts, (bitmask.shape[0], cols), None))
+
+
+@_to_dense.register_fake
+def _(values: Tensor, bitmask: Tensor, row_offsets: Tensor, cols: int) -> Tensor:
+    return values.new_empty((bitmask.shape[0], cols))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, values, bitmask, row_offsets, ctx.cols, bias = inputs
+    if values.requires_grad:
+        hint = "train a dense layer under a mask and pack it afterwards"
+        raise FastSparseError(f"values: packed weights get no gradient; {hint}")
+    ctx.save_for_backward(values, bitmask, row_offsets)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x_grad = bias_grad = None
+    if ctx.needs_input_grad[0]:
+        x_grad = g @ _to_dense(*ctx.saved_tensors, ctx.cols).to(g.dtype)
+    if ctx.needs_input_grad[5]:
+        bias_grad = g.sum(tuple(range(g.ndim - 1)), dtype=torch.float32).to(ctx.bias_dtype)
+    return x_grad, None, None, None, None, bias_grad
+
+
+_linear.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+class SparseLinear(nn.Module):
+    """``x @ weight.T + bias`` with the weight packed, as `fs.linear` computes it. Runs on the CPU.
+
+    Made by `from_linear`, `from_packed` or `fastsparse.torch.sparsify`. The constructor makes a layer that keeps no
+    weight, to load a state dict into.
+
+    The buffers are `values`, `bitmask` and `row_offsets`, as in `fs.BitmaskArray`; `packed` is the layer's weight as
+    one, over the same memory. The input is float32 or of the dtype of the weights, and so is the output. Gradients
+    flow to the input and the bias; the weight is no parameter and gets none. In the backward pass it is unpacked.
+
+    The state dict has the keys of the sparse-bitmask layout, `shape`, `compressed`, `bitmask` and `row_offsets`: saved
+    as a safetensors file it is a checkpoint that `fastsparse.checkpoint` reads, and the other way round. A layer takes
+    the state of any other of its shape, however many weights that keeps.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Columns and rows of the weight.
+    bias : bool
+        Whether there is one, zeros at first.
+    dtype : torch.dtype, optional
+        float32, float16 or bfloat16; torch's default dtype unless given.
+
+    Raises
+    ------
+    FastSparseError
+        If the dtype is another, here or in `to`; if `to` names another device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = SparseLinear.from_linear(torch.nn.Linear(64, 32), "75%")
+    >>> layer
+    SparseLinear(in_features=64, out_features=32, bias=True, float32, 75.0 % sparse)
+    >>> layer(torch.ones(1, 64)).shape
+    torch.Size([1, 32])
+    """
+
+    in_features: int
+    out_features: int
+    values: Tensor
+    bitmask: Tensor
+    row_offsets: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        _check_dtype(dtype)
+        empty = as_array(torch.empty(0, dtype=dtype, device="cpu"))
+        bits = np.zeros((out_features, -(-in_features // 8)), np.uint8)
+        self._hold(fs.BitmaskArray.from_parts(empty, bits, (out_features, in_features)))
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device="cpu")) if bias else None
+
+    @classmethod
+    def from_packed(cls, s: fs.BitmaskArray, bias: Tensor | None = None) -> "SparseLinear":
+        """A layer with a copy of this weight.
+
+        Parameters
+        ----------
+        s : BitmaskArray
+            Two dimensions, ``[out_features, in_features]``; float32, float16 or bfloat16.
+        bias : Tensor, optional
+            ``[out_features]``; a parameter is held as it is.
+
+        Raises
+        ------
+        FastSparseError
+            If shape or dtype do not fit.
+        """
+        if not isinstance(s, fs.BitmaskArray) or len(s.shape) != 2:
+            raise FastSparseError(f"s: expected a BitmaskArray of two dimensions, got {s!r}")
+        if bias is not None and tuple(bias.shape) != s.shape[:1]:
+            raise FastSparseError(f"bias: expected shape ({s.shape[0]},), got {tuple(bias.shape)}")
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._hold(s)
+        _check_dtype(layer.values.dtype)
+        layer.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        return layer
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, pattern: str | fs.Pattern | None = None) -> "SparseLinear":
+        """A layer with what the pattern keeps of another's weight, and its very bias.
+
+        Parameters
+        ----------
+        linear : nn.Linear
+            It is left as it is.
+        pattern : Pattern or str, optional
+            None keeps what is not zero.
+
+        Raises
+        ------
+        FastSparseError
+            If the layer is not on the CPU, its dtype is not float32, float16 or bfloat16, or its weight holds NaN.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise FastSparseError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
+        _check_dtype(linear.weight.dtype)
+        layer = cls.from_packed(compress(linear.weight, "nonzero" if pattern is None else pattern), linear.bias)
+        layer.train(linear.training)
+        return layer
+
+    @property
+    def packed(self) -> fs.BitmaskArray:
+        """The weight, over the memory of the buffers."""
+        return self._packed
+
+    def to_dense(self) -> nn.Linear:
+        """A dense layer with the same weight, and the very bias of this one."""
+        dense = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        dense.weight = nn.Parameter(as_tensor(self._packed.to_dense()))
+        dense.bias = self.bias
+        return dense.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x @ weight.T + bias`` for x of shape ``(…, in_features)``."""
+        bias = self.bias
+        if _is_plain(x, bias):
+            b = None if bias is None else as_array(bias)
+            return as_tensor(self._packed._linear(as_array(x, "x"), b, None, None))
+        return _linear(x, self.values, self.bitmask, self.row_offsets, self.in_features, bias)
+
+    def extra_repr(self) -> str:
+        """What `repr` says between the brackets."""
+        s = self._packed
+        sparse = percent_sparse(self.in_features * self.out_features, s.nnz)
+        bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, {bias=}, {s.dtype}, {sparse} sparse"
+
+    def _hold(self, s: fs.BitmaskArray) -> None:
+        """Makes a copy of this weight the layer's."""
+        self.out_features, self.in_features = s.shape
+        self._pattern = s.pattern
+        # Not persistent: the state dict has keys of its own.
+        self.register_buffer("values", as_tensor(s.values), persistent=False)
+        self.register_buffer("bitmask", as_tensor(s.bitmask), persistent=False)
+        self.register_buffer("row_offsets", as_tensor(s.row_offsets), persistent=False)
+        self._look()
+
+    def _look(self) -> None:
+        """Sees the buffers as a BitmaskArray, whenever they are others."""
+        parts = (_frozen(self.values), _frozen(self.bitmask), _frozen(self.row_offsets))
+        self._packed = new_array((self.out_features, self.in_features), *parts, self._pattern)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseLinear":
+        """What `to`, `half`, `share_memory` and the like come down to. Refuses before anything is changed."""
+        sample = fn(torch.empty(0, dtype=self.values.dtype, device="cpu"))
+        if sample.device.type != "cpu":
+            raise FastSparseError(f"device: SparseLinear computes on the CPU and cannot move to {sample.device}")
+        _check_dtype(sample.dtype)
+        super()._apply(fn, recurse)
+        self._look()
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        shape = torch.tensor([self.out_features, self.in_features], dtype=torch.int64, device="cpu")
+        parts = (shape, self.values, self.bitmask, self.row_offsets[:-1])
+        destination.update((prefix + key, part.detach()) for key, part in zip(_KEYS, parts, strict=True))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ours = {key: state_dict[prefix + key] for key in _KEYS if prefix + key in state_dict}
+        rest = {name: part for name, part in state_dict.items() if name.removeprefix(prefix) not in ours}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        missing = [prefix + key for key in _KEYS if key not in ours]
+        if missing:
+            missing_keys.extend(missing if strict else ())
+            return
+        try:
+            packed = self._loaded(**ours, cast=not local_metadata.get("assign_to_params_buffers", False))
+        except FastSparseError as error:
+            error_msgs.append(f"{prefix.rstrip('.') or 'SparseLinear'}: {error}")
+        else:
+            self._hold(packed)
+
+    def _loaded(
+        self, shape: Tensor, compressed: Tensor, bitmask: Tensor, row_offsets: Tensor, cast: bool
+    ) -> fs.BitmaskArray:
+        """The weight of a state dict, in the dtype of this layer if `cast`."""
+        if shape.tolist() != [self.out_features, self.in_features]:
+            expected = (self.out_features, self.in_features)
+            raise FastSparseError(f"shape: expected {expected}, got {tuple(shape.tolist())}")
+        values = compressed.to(self.values.dtype) if cast else compressed
+        _check_dtype(values.dtype)
+        s = fs.BitmaskArray.from_parts(as_array(values), as_array(bitmask), (self.out_features, self.in_features))
+        if not np.array_equal(as_array(row_offsets), s.row_offsets[:-1]):
+            raise fs.FormatError("row_offsets: they are not those of the mask")
+        return s
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._look()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError("a SparseLinear has no dense weight; use packed, or to_dense().weight")
+        return super().__getattr__(name)
+
+
+def _is_plain(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call is eager, needs no gradient and nothing looks on: no compiler, no tracer, no dispatch mode."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.jit.is_tracing()
+    )
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in COMPUTES:
+        raise FastSparseError(f"dtype: SparseLinear computes in float32, float16 or bfloat16, got {dtype}")
+
+
+def _frozen(tensor: Tensor) -> NDArray[Any]:
+    """A read-only view."""
+    array = as_array(tensor)
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,132 @@
+//! Writing: a file of known size under a temporary name, tensors at their final places in any order, then one rename.
+//!
+//! The temporary file is `.NAME.partial` beside the target and locked while its writer lives. What a killed run leaves behind is
+//! therefore not locked, and the next run takes it over.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+use crate::header::{Entry, Header};
+use crate::system;
+
+/// A file under construction. Dropped before [`Writer::finish`] it removes what it has written.
+#[derive(Debug)]
+pub struct Writer {
+    header: Header,
+    written: Vec<AtomicBool>,
+    partial: Partial,
+    target: PathBuf,
+    overwrite: bool,
+}
+
+impl Writer {
+    /// Lays the tensors out, claims the space for all of them and writes the header. An existing `target` is an error unless
+    /// `overwrite`, and stays as it is until [`Writer::finish`].
+    pub fn create(
+        target: &Path,
+        entries: Vec<Entry>,
+        metadata: BTreeMap<String, String>,
+        overwrite: bool,
+    ) -> Result<Writer> {
+        let (header, start) = Header::lay_out(entries, metadata)?;
+        match std::fs::symlink_metadata(target) {
+            Ok(found) if found.is_dir() => return Err(Error::NotAFile),
+            Ok(_) if !overwrite => return Err(Error::Exists),
+            _ => {}
+        }
+        let partial = Partial::create(target)?;
+        system::claim(&partial.file, header.file_size)?;
+        system::write_all_at(&partial.file, &start, 0)?;
+        let written = header.tensors.iter().map(|tensor| AtomicBool::new(tensor.range.is_empty())).collect();
+        Ok(Writer { header, written, partial, target: target.to_owned(), overwrite })
+    }
+
+    /// The header: tensors have other indices here than they had when they were handed over.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Writes the data of the tensor with this index in the header. Any thread, any order, once.
+    pub fn write(&self, index: usize, bytes: &[u8]) -> Result<()> {
+        let tensor = self.header.tensors.get(index).ok_or(Error::NoTensor(index))?;
+        let name = || tensor.entry.name.clone();
+        let expected = tensor.range.end - tensor.range.start;
+        if bytes.len() as u64 != expected {
+            return Err(Error::WriteLength { name: name(), expected, found: bytes.len() as u64 });
+        }
+        if self.written[index].swap(true, Ordering::Relaxed) && expected != 0 {
+            return Err(Error::WrittenTwice(name()));
+        }
+        Ok(system::write_all_at(&self.partial.file, bytes, tensor.range.start)?)
+    }
+
+    /// Hands what was written so far to the disk, so that [`Writer::finish`] waits for little. Any thread, beside writes.
+    pub fn flush(&self) -> Result<()> {
+        Ok(self.partial.file.sync_data()?)
+    }
+
+    /// Flushes the file and gives it its name, in one step for whoever looks at the target.
+    pub fn finish(mut self) -> Result<()> {
+        if let Some(missing) = self.written.iter().position(|written| !written.load(Ordering::Relaxed)) {
+            return Err(Error::Unwritten(self.header.tensors[missing].entry.name.clone()));
+        }
+        self.partial.file.sync_all()?;
+        self.partial.rename_to(&self.target, self.overwrite)?;
+        Ok(system::sync_folder(&self.target)?)
+    }
+}
+
+/// The temporary file; removed on drop unless it got its final name.
+#[derive(Debug)]
+struct Partial {
+    path: PathBuf,
+    file: File,
+    renamed: bool,
+}
+
+impl Partial {
+    /// Opens and locks the temporary file of `target`, empty.
+    fn create(target: &Path) -> Result<Partial> {
+        let path = system::partial(target).ok_or(Error::NotAFile)?;
+        loop {
+            if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+                return Err(Error::InTheWay { path, expected: "file" });
+            }
+            let file = system::open_new(&path)?;
+            system::lock(&file)?;
+            // Between opening and locking, the run that held the lock may have renamed or removed this file: then the path
+            // leads elsewhere, and the lock is one on somebody's finished work.
+            if system::is_at(&file, &path)? {
+                let partial = Partial { path, file, renamed: false };
+                partial.file.set_len(0)?;
+                return Ok(partial);
+            }
+        }
+    }
+
+    fn rename_to(&mut self, target: &Path, overwrite: bool) -> Result<()> {
+        if overwrite {
+            std::fs::rename(&self.path, target)?;
+        } else {
+            system::rename_new(&self.path, target).map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => Error::Exists,
+                _ => Error::Io(error),
+            })?;
+        }
+        self.renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // Nothing can be done about a failure here, and the next run takes the file over.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

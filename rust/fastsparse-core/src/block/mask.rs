@@ -1,0 +1,293 @@
+//! From a bit for each block to a bit for each weight, and back.
+//!
+//! A line of the tensor (`inner` neighbours) has a row of the block mask, each bit of which stands for `wide` weights:
+//!
+//! ```text
+//! expand:   spread some block bits to every `wide`-th bit of a word, times 2^wide − 1 (copies do not overlap: no carry)
+//! collapse: every `wide`-th bit of a word, moved together
+//! ```
+//!
+//! Lines follow each other without gaps in a row of the weight mask, so words are appended at any bit.
+
+use super::Blocks;
+use crate::isa::{Avx2, Kernel};
+use crate::matrix::Matrix;
+use crate::parallel::{self, Exec};
+
+/// Bytes of mask that a task writes, about.
+const PIECE: usize = 1 << 15;
+/// Bits that [`bits_at`] gives, whatever the position.
+const READ: usize = 57;
+
+/// Writes the mask that keeps the weights of the blocks in `kept`. `blocks` is normal for `shape`.
+pub(super) fn expand(kept: &[u8], shape: Matrix, blocks: Blocks, exec: Exec, mask: &mut [u8]) {
+    if shape.is_empty() {
+        return;
+    }
+    let rows = (PIECE / shape.row_bytes()).next_multiple_of(blocks.tall).max(1);
+    parallel::run_chunks(exec.threads, mask, rows * shape.row_bytes(), |piece, mask| {
+        let (lines, first) = (Lines { shape, blocks }, piece * rows);
+        match exec.isa.avx2() {
+            Some(bits) => exec.isa.run(Expand { lines, kept, first, mask, bits }),
+            None => exec.isa.run(Expand { lines, kept, first, mask, bits: Portable }),
+        }
+    });
+}
+
+/// Writes for each block whether `mask` keeps its first weight.
+pub(super) fn collapse(mask: &[u8], shape: Matrix, blocks: Blocks, exec: Exec, kept: &mut [u8]) {
+    let row_bytes = blocks.grid().row_bytes();
+    if shape.is_empty() {
+        return;
+    }
+    let stripes = (PIECE / row_bytes).max(1);
+    parallel::run_chunks(exec.threads, kept, stripes * row_bytes, |piece, kept| {
+        let (lines, first) = (Lines { shape, blocks }, piece * stripes);
+        match exec.isa.avx2() {
+            Some(bits) => exec.isa.run(Collapse { lines, mask, first, kept, bits }),
+            None => exec.isa.run(Collapse { lines, mask, first, kept, bits: Portable }),
+        }
+    });
+}
+
+/// The first block of which `mask` differs from `whole`.
+pub(super) fn first_mixed(whole: &[u8], mask: &[u8], shape: Matrix, blocks: Blocks) -> Option<usize> {
+    let lines = Lines { shape, blocks };
+    let inner = blocks.axis.inner;
+    let across = blocks.grid().cols;
+    let differing = whole.iter().zip(mask).enumerate().filter(|(_, (whole, mask))| whole != mask);
+    let blocks = differing.flat_map(|(at, (whole, mask))| {
+        let (row, byte) = (at / shape.row_bytes(), at % shape.row_bytes());
+        (0..8).filter(move |bit| (whole ^ mask) >> bit & 1 == 1).map(move |bit| {
+            let col = byte * 8 + bit;
+            lines.stripe(row * lines.per_row() + col / inner).0 * across + col % inner / blocks.wide
+        })
+    });
+    blocks.min()
+}
+
+/// How the lines of the tensor lie in the rows of its mask.
+#[derive(Clone, Copy)]
+struct Lines {
+    shape: Matrix,
+    blocks: Blocks,
+}
+
+impl Lines {
+    /// Lines in a mask row.
+    fn per_row(self) -> usize {
+        self.shape.cols / self.blocks.axis.inner
+    }
+
+    /// The stripe of blocks that a line is in, and its place there.
+    fn stripe(self, line: usize) -> (usize, usize) {
+        let Blocks { axis, tall, .. } = self.blocks;
+        let along = line % axis.len;
+        (line / axis.len * axis.len.div_ceil(tall) + along / tall, along % tall)
+    }
+
+    /// The first line of a stripe.
+    fn first_line(self, stripe: usize) -> usize {
+        let Blocks { axis, tall, .. } = self.blocks;
+        let down = axis.len.div_ceil(tall);
+        stripe / down * axis.len + stripe % down * tall
+    }
+
+    /// Blocks that are handled at a time, and the lowest bit of each in a word of weights.
+    fn step(self) -> (usize, u64) {
+        let wide = self.blocks.wide;
+        let step = (64 / wide).clamp(1, READ);
+        (step, (0..step).fold(0, |places, block| places | 1 << (block * wide)))
+    }
+}
+
+struct Expand<'a, B> {
+    lines: Lines,
+    kept: &'a [u8],
+    first: usize,
+    mask: &'a mut [u8],
+    bits: B,
+}
+
+impl<B: Bits> Kernel for Expand<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let row_bytes = self.lines.shape.row_bytes();
+        let per_row = self.lines.per_row();
+        for row in 0..self.mask.len() / row_bytes {
+            let line = (self.first + row) * per_row;
+            let (before, now) = self.mask.split_at_mut(row * row_bytes);
+            if row > 0 && per_row == 1 && self.lines.stripe(line).1 > 0 {
+                now[..row_bytes].copy_from_slice(&before[(row - 1) * row_bytes..]);
+                continue;
+            }
+            let mut writer = BitWriter { out: &mut now[..row_bytes], word: 0, used: 0 };
+            for line in line..line + per_row {
+                expand_line(self.lines, self.kept, line, self.bits, &mut writer);
+            }
+            writer.finish();
+        }
+    }
+}
+
+#[inline(always)]
+fn expand_line(lines: Lines, kept: &[u8], line: usize, bits: impl Bits, writer: &mut BitWriter<'_>) {
+    let grid = lines.blocks.grid();
+    let kept = &kept[lines.stripe(line).0 * grid.row_bytes()..][..grid.row_bytes()];
+    let (wide, inner) = (lines.blocks.wide, lines.blocks.axis.inner);
+    let (step, places) = lines.step();
+    let ones = low_bits(wide.min(64));
+    for block in (0..grid.cols).step_by(step) {
+        let cols = (step * wide).min(inner - block * wide);
+        let word = bits.spread(bits_at(kept, block), places).wrapping_mul(ones);
+        for done in (0..cols).step_by(64) {
+            let count = (cols - done).min(64);
+            writer.push(word & low_bits(count), count);
+        }
+    }
+}
+
+struct Collapse<'a, B> {
+    lines: Lines,
+    mask: &'a [u8],
+    first: usize,
+    kept: &'a mut [u8],
+    bits: B,
+}
+
+impl<B: Bits> Kernel for Collapse<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Lines { shape, blocks } = self.lines;
+        let grid = blocks.grid();
+        let per_row = self.lines.per_row();
+        let (step, places) = self.lines.step();
+        // No more blocks than begin in the bits of one reading.
+        let step = step.min((READ - 1) / blocks.wide + 1);
+        for (stripe, kept) in self.kept.chunks_exact_mut(grid.row_bytes()).enumerate() {
+            let line = self.lines.first_line(self.first + stripe);
+            let row = &self.mask[line / per_row * shape.row_bytes()..][..shape.row_bytes()];
+            let start = line % per_row * blocks.axis.inner;
+            let mut writer = BitWriter { out: kept, word: 0, used: 0 };
+            for block in (0..grid.cols).step_by(step) {
+                let word = bits_at(row, start + block * blocks.wide);
+                let count = step.min(grid.cols - block);
+                writer.push(self.bits.gather(word, places) & low_bits(count), count);
+            }
+            writer.finish();
+        }
+    }
+}
+
+/// Moving bits between neighbouring places and those that are set in `places`.
+trait Bits: Copy {
+    /// Bit `i` of `word` to the `i`-th place.
+    fn spread(self, word: u64, places: u64) -> u64;
+    /// The bit in the `i`-th place to bit `i`.
+    fn gather(self, word: u64, places: u64) -> u64;
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Bits for Avx2 {
+    #[inline(always)]
+    fn spread(self, word: u64, places: u64) -> u64 {
+        // SAFETY: the token proves BMI2.
+        unsafe { std::arch::x86_64::_pdep_u64(word, places) }
+    }
+    #[inline(always)]
+    fn gather(self, word: u64, places: u64) -> u64 {
+        // SAFETY: the token proves BMI2.
+        unsafe { std::arch::x86_64::_pext_u64(word, places) }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Bits for Avx2 {
+    fn spread(self, word: u64, places: u64) -> u64 {
+        Portable.spread(word, places)
+    }
+    fn gather(self, word: u64, places: u64) -> u64 {
+        Portable.gather(word, places)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Portable;
+
+impl Bits for Portable {
+    #[inline(always)]
+    fn spread(self, mut word: u64, mut places: u64) -> u64 {
+        let mut spread = 0;
+        while places != 0 {
+            spread |= (places & places.wrapping_neg()) * (word & 1);
+            word >>= 1;
+            places &= places - 1;
+        }
+        spread
+    }
+    #[inline(always)]
+    fn gather(self, word: u64, mut places: u64) -> u64 {
+        let mut gathered = 0;
+        let mut bit = 1;
+        while places != 0 {
+            if word & places & places.wrapping_neg() != 0 {
+                gathered |= bit;
+            }
+            bit <<= 1;
+            places &= places - 1;
+        }
+        gathered
+    }
+}
+
+/// The lowest `count` bits, `count` from 1 to 64.
+#[inline(always)]
+fn low_bits(count: usize) -> u64 {
+    u64::MAX >> (64 - count)
+}
+
+/// At least [`READ`] bits from bit `at` on, zeros behind the end.
+#[inline(always)]
+fn bits_at(bytes: &[u8], at: usize) -> u64 {
+    let bytes = &bytes[at / 8..];
+    let word = match bytes.first_chunk::<8>() {
+        Some(word) => u64::from_le_bytes(*word),
+        None => bytes.iter().rev().fold(0, |word, &byte| word << 8 | byte as u64),
+    };
+    word >> (at % 8)
+}
+
+/// Appends bits to bytes.
+struct BitWriter<'a> {
+    out: &'a mut [u8],
+    word: u64,
+    used: usize,
+}
+
+impl BitWriter<'_> {
+    /// Appends `count` bits, 1 to 64; those above are zero.
+    #[inline(always)]
+    fn push(&mut self, bits: u64, count: usize) {
+        self.word |= bits << self.used;
+        let free = 64 - self.used;
+        if count < free {
+            self.used += count;
+            return;
+        }
+        let (word, rest) = std::mem::take(&mut self.out).split_at_mut(8);
+        word.copy_from_slice(&self.word.to_le_bytes());
+        self.out = rest;
+        self.word = bits.checked_shr(free as u32).unwrap_or(0);
+        self.used = count - free;
+    }
+
+    /// Writes the last, incomplete word.
+    #[inline(always)]
+    fn finish(self) {
+        for (byte, out) in self.word.to_le_bytes().iter().zip(self.out) {
+            *out = *byte;
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Everything that can go wrong in a kernel.
+
+/// The error of every operation of this crate. Indices are flat, row-major.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// What is ranked holds a NaN.
+    #[error("NaN at flat index {index}")]
+    Nan {
+        /// Flat index of a NaN (the first one).
+        index: usize,
+    },
+    /// The scores of a block add up to NaN (infinities of both signs).
+    #[error("the scores of block {block} add up to NaN")]
+    BlockNan {
+        /// Index of the block, row-major.
+        block: usize,
+    },
+    /// A mask keeps some weights of a block and drops others.
+    #[error("block {block} is neither kept nor dropped as a whole")]
+    BlockMixed {
+        /// Index of the first such block, row-major.
+        block: usize,
+    },
+    /// A mask drops another number of blocks than its pattern says.
+    #[error("{found} blocks are dropped, the pattern says {expected}")]
+    BlockCount {
+        /// Blocks that are dropped.
+        found: usize,
+        /// What the pattern says.
+        expected: usize,
+    },
+    /// A group or block does not fit and `tail="error"` was asked for.
+    #[error("an axis of length {len} is not a multiple of {of}")]
+    Tail {
+        /// Length of the axis.
+        len: usize,
+        /// Length of a group.
+        of: usize,
+    },
+    /// A padding bit behind the last column of a mask row is set.
+    #[error("padding bits of mask row {row} are set")]
+    Padding {
+        /// The row.
+        row: usize,
+    },
+    /// The row offsets disagree with the mask.
+    #[error("row {row} has {found} mask bits, its offsets say {expected}")]
+    RowCount {
+        /// The row.
+        row: usize,
+        /// Bits set in the mask row.
+        found: usize,
+        /// What the offsets say.
+        expected: usize,
+    },
+    /// The number of values disagrees with the mask.
+    #[error("the mask keeps {found} elements, there are {expected} values")]
+    ValueCount {
+        /// Bits set in the mask.
+        found: usize,
+        /// Length of `values`.
+        expected: usize,
+    },
+    /// A group keeps another number of elements than its pattern says.
+    #[error("the group of the element at flat index {first} does not keep as many as the pattern says")]
+    Group {
+        /// Flat index of the group's first element.
+        first: usize,
+    },
+    /// A buffer changed under a kernel that reads it.
+    #[error("the data changed while it was read")]
+    Changed,
+    /// No such ISA on this CPU.
+    #[error("this CPU lacks it")]
+    IsaUnavailable,
+}
+
+/// Result of an operation of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

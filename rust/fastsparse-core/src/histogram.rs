@@ -1,0 +1,209 @@
+//! Counting magnitudes by value: what pruning a whole checkpoint at one threshold is made of.
+//!
+//! |x| as float64 has 63 bits, which order as the numbers do. A count looks at a window of them:
+//!
+//! ```text
+//! key = bits of |x| as float64
+//! key < low:                          below += 1
+//! (key − low) >> shift < BINS:        bins[(key − low) >> shift] += 1
+//! ```
+//!
+//! Three windows of 21 bits, each inside of one bin of the one before, find any threshold exactly; the first alone settles every
+//! type with no more than ten bits of mantissa, the second float32. Types of up to 16 bits are counted by their codes, of
+//! which each stands for one key.
+//!
+//! Once the threshold is known, what lies below it and at it needs no bins: [`rank`] compares at the speed of memory.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::element::{Element, Word};
+use crate::error::Result;
+use crate::isa::{Avx2, Avx512, Isa};
+use crate::keys::{Keys, Magnitude, check_nan};
+use crate::parallel::{Exec, run_with};
+
+/// Bits of a key that one count tells apart.
+pub const WINDOW: u32 = 21;
+
+/// Bins of a count.
+pub const BINS: usize = 1 << WINDOW;
+
+/// Magnitudes of the types that are counted by their codes.
+const CODES: usize = 1 << 15;
+
+/// Elements of a task.
+const PER_TASK: usize = 1 << 16;
+
+/// Elements for which a thread of its own pays: each fills and hands in a table of its own.
+const PER_THREAD: usize = 1 << 22;
+
+/// What a count found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Elements below the window.
+    pub below: u64,
+    /// Number and elements of each bin that is not empty, in order.
+    pub bins: Vec<(usize, u64)>,
+}
+
+/// Counts the magnitudes of `weights` in the window that starts at `low` with bins of `1 << shift` keys; `shift` is below 64.
+/// Fails on the first NaN.
+pub fn count<E: Element>(weights: &[E::Bits], low: u64, shift: u32, exec: Exec) -> Result<Counts> {
+    let narrow = E::Bits::BYTES <= 2;
+    let nan = AtomicUsize::new(usize::MAX);
+    let threads = exec.for_work(weights.len(), PER_THREAD).threads;
+    let table = || (0, vec![0u64; if narrow { 2 * CODES } else { BINS }]);
+    let mut tables = run_with(threads, weights.len().div_ceil(PER_TASK), table, |(below, slots), i| {
+        let start = i * PER_TASK;
+        let chunk = &weights[start..weights.len().min(start + PER_TASK)];
+        let (_, _, invalid) = compare::<E>(exec.isa, chunk, E::MAX_MAGNITUDE);
+        if invalid {
+            nan.fetch_min(start, Ordering::Relaxed);
+        } else if narrow {
+            by_code::<E>(chunk, slots);
+        } else {
+            by_value::<E>(chunk, low, shift, below, slots);
+        }
+    });
+    report_nan::<E>(weights, nan.into_inner())?;
+    let Some((mut below, mut slots)) = tables.pop() else { return Ok(Counts::default()) };
+    for (other, counts) in tables {
+        below += other;
+        slots.iter_mut().zip(counts).for_each(|(slot, count)| *slot += count);
+    }
+    if narrow {
+        let second = slots.split_off(CODES);
+        slots.iter_mut().zip(second).for_each(|(slot, count)| *slot += count);
+    }
+    let filled = slots.into_iter().enumerate().filter(|&(_, count)| count != 0);
+    Ok(if narrow { from_codes::<E>(filled, low, shift) } else { Counts { below, bins: filled.collect() } })
+}
+
+/// Fails on the first NaN of the task that starts at `start`, if that is within the weights.
+fn report_nan<E: Element>(weights: &[E::Bits], start: usize) -> Result<()> {
+    if start < weights.len() {
+        let keys = Magnitude::<E>(weights);
+        let mut chunk = vec![E::Bits::default(); PER_TASK.min(weights.len() - start)];
+        keys.fill(start, &mut chunk);
+        check_nan(&keys, start, &chunk)?;
+    }
+    Ok(())
+}
+
+/// How many magnitudes are below the one whose float64 has the bits `low`, and how many equal it. Fails on the first NaN.
+pub fn rank<E: Element>(weights: &[E::Bits], low: u64, exec: Exec) -> Result<(u64, u64)> {
+    let (mut least, mut beyond) = (0, E::MAX_MAGNITUDE.to_u64() + 1);
+    while least < beyond {
+        let middle = least + (beyond - least) / 2;
+        if key::<E>(E::Bits::from_u64(middle)) < low { least = middle + 1 } else { beyond = middle }
+    }
+    // Above all magnitudes everything is below; `MAX_MAGNITUDE` then has to be counted in.
+    let all_below = least > E::MAX_MAGNITUDE.to_u64();
+    let cut = E::Bits::from_u64(least.min(E::MAX_MAGNITUDE.to_u64()));
+    let tied = all_below || key::<E>(cut) == low;
+    let nan = AtomicUsize::new(usize::MAX);
+    let threads = exec.for_work(weights.len(), PER_TASK).threads;
+    let counts = run_with(
+        threads,
+        weights.len().div_ceil(PER_TASK),
+        || (0, 0),
+        |(below, equal), i| {
+            let start = i * PER_TASK;
+            let chunk = &weights[start..weights.len().min(start + PER_TASK)];
+            let (less, same, invalid) = compare::<E>(exec.isa, chunk, cut);
+            if invalid {
+                nan.fetch_min(start, Ordering::Relaxed);
+            }
+            *below += less as u64;
+            *equal += same as u64;
+        },
+    );
+    report_nan::<E>(weights, nan.into_inner())?;
+    let (below, equal) = counts.into_iter().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
+    Ok(if all_below { (below + equal, 0) } else { (below, if tied { equal } else { 0 }) })
+}
+
+/// Magnitudes below the cut, at it, and whether one is above all numbers.
+fn compare<E: Element>(isa: Isa, chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, bool) {
+    match isa {
+        Isa::Scalar => compare_any::<E>(chunk, cut),
+        // SAFETY: the token proves the features.
+        Isa::Avx2(token) => unsafe { compare_avx2::<E>(token, chunk, cut) },
+        // SAFETY: the token proves the features.
+        Isa::Avx512(token) => unsafe { compare_avx512::<E>(token, chunk, cut) },
+    }
+}
+
+/// The same code for wider vectors: the compiler finds them.
+#[target_feature(enable = "avx2")]
+fn compare_avx2<E: Element>(_: Avx2, chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, bool) {
+    compare_any::<E>(chunk, cut)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn compare_avx512<E: Element>(_: Avx512, chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, bool) {
+    compare_any::<E>(chunk, cut)
+}
+
+#[inline(always)]
+fn compare_any<E: Element>(chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, bool) {
+    let (mut less, mut same, mut invalid) = (0, 0, 0);
+    for &bits in chunk {
+        let magnitude = E::magnitude(bits);
+        less += (magnitude < cut) as u32;
+        same += (magnitude == cut) as u32;
+        invalid += (magnitude > E::MAX_MAGNITUDE) as u32;
+    }
+    (less, same, invalid != 0)
+}
+
+/// Neighbours count in tables of their own: equal ones need not wait for each other's sums.
+fn by_code<E: Element>(weights: &[E::Bits], slots: &mut [u64]) {
+    let (even, odd) = slots.split_at_mut(CODES);
+    let slot = |bits| E::magnitude(bits).to_u64() as usize % CODES;
+    let (pairs, last) = weights.as_chunks::<2>();
+    for &[first, second] in pairs {
+        even[slot(first)] += 1;
+        odd[slot(second)] += 1;
+    }
+    for &bits in last {
+        even[slot(bits)] += 1;
+    }
+}
+
+fn by_value<E: Element>(weights: &[E::Bits], low: u64, shift: u32, below: &mut u64, slots: &mut [u64]) {
+    let mut less = 0;
+    for &bits in weights {
+        let key = key::<E>(E::magnitude(bits));
+        less += (key < low) as u64;
+        // What is below wraps around and lands beyond the last bin; whether one is hit is easy to predict: in the first window
+        // always, in the others hardly ever.
+        if let Some(slot) = slots.get_mut((key.wrapping_sub(low) >> shift) as usize)
+            && key >= low
+        {
+            *slot += 1;
+        }
+    }
+    *below += less;
+}
+
+fn from_codes<E: Element>(codes: impl Iterator<Item = (usize, u64)>, low: u64, shift: u32) -> Counts {
+    let mut counts = Counts::default();
+    for (code, count) in codes {
+        let key = key::<E>(E::Bits::from_u64(code as u64));
+        let bin = (key.wrapping_sub(low) >> shift) as usize;
+        if key < low {
+            counts.below += count;
+        } else if bin < BINS {
+            match counts.bins.last_mut() {
+                Some((last, total)) if *last == bin => *total += count,
+                _ => counts.bins.push((bin, count)),
+            }
+        }
+    }
+    counts
+}
+
+fn key<E: Element>(magnitude: E::Bits) -> u64 {
+    E::magnitude_value(magnitude).to_bits()
+}

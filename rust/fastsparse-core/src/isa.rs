@@ -1,0 +1,141 @@
+//! Instruction sets: the only place that asks the CPU.
+//!
+//! An [`Isa`] is a small value that is made by detection and handed down. The variants carry proof tokens with a private
+//! field, so whoever holds an `Isa::Avx512(_)` may call the functions compiled for those features: detection has seen them.
+
+use crate::error::{Error, Result};
+
+/// Proof that the CPU and the system run AVX2 with BMI1, BMI2, FMA, F16C, LZCNT and POPCNT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx2(());
+
+/// Proof of what [`Avx2`] proves and AVX-512 F, BW, CD, DQ, VL, VBMI, VBMI2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx512(());
+
+/// Proof of what [`Avx512`] proves and AVX-512 BF16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx512Bf16(());
+
+/// Proof of what [`Avx512`] proves and AVX-512 VNNI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx512Vnni(());
+
+/// An instruction set that this process may use, from the plain one upwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// What the compilation target guarantees.
+    Scalar,
+    /// AVX2 and its companions.
+    Avx2(Avx2),
+    /// AVX-512 with VBMI2.
+    Avx512(Avx512),
+}
+
+/// Names of the ISAs, lowest first, as `FASTSPARSE_ISA` takes them. All are known everywhere; not all run everywhere.
+pub const NAMES: [&str; 3] = ["scalar", "avx2", "avx512"];
+
+impl Isa {
+    /// The best ISA of this machine.
+    pub fn detect() -> Isa {
+        *Isa::available().last().expect("the scalar ISA always runs")
+    }
+
+    /// Every ISA that this machine runs, lowest first.
+    pub fn available() -> Vec<Isa> {
+        let mut found = vec![Isa::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            macro_rules! have {
+                ($($feature:tt),*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
+            }
+            if have!("avx2", "bmi1", "bmi2", "fma", "f16c", "lzcnt", "popcnt") {
+                found.push(Isa::Avx2(Avx2(())));
+                if have!("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi", "avx512vbmi2") {
+                    found.push(Isa::Avx512(Avx512(())));
+                }
+            }
+        }
+        found
+    }
+
+    /// The ISA called `name`, if this machine runs it.
+    pub fn named(name: &str) -> Result<Isa> {
+        Isa::available().into_iter().find(|isa| isa.name() == name).ok_or(Error::IsaUnavailable)
+    }
+
+    /// Name, as `FASTSPARSE_ISA` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2(_) => "avx2",
+            Isa::Avx512(_) => "avx512",
+        }
+    }
+
+    /// The AVX2 proof that every higher x86 ISA implies.
+    pub fn avx2(self) -> Option<Avx2> {
+        match self {
+            Isa::Scalar => None,
+            Isa::Avx2(_) | Isa::Avx512(_) => Some(Avx2(())),
+        }
+    }
+
+    /// The proof that this ISA multiplies bfloat16, which some CPUs with AVX-512 do.
+    pub fn avx512_bf16(self) -> Option<Avx512Bf16> {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(self, Isa::Avx512(_)) && std::arch::is_x86_feature_detected!("avx512bf16") {
+            return Some(Avx512Bf16(()));
+        }
+        None
+    }
+
+    /// The proof that this ISA multiplies bytes, which all CPUs with AVX-512 VBMI2 known today do.
+    pub fn avx512_vnni(self) -> Option<Avx512Vnni> {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(self, Isa::Avx512(_)) && std::arch::is_x86_feature_detected!("avx512vnni") {
+            return Some(Avx512Vnni(()));
+        }
+        None
+    }
+}
+
+/// Work in plain Rust that the compiler vectorises as well as the instruction set allows. `run`, and everything hot below it,
+/// must be `#[inline(always)]`: only what is inlined into the function that names the features is compiled for them.
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+    /// Does the work.
+    fn run(self) -> Self::Output;
+}
+
+impl Isa {
+    /// Runs the kernel, compiled for this ISA.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Scalar => kernel.run(),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the token proves the features.
+            Isa::Avx2(_) => unsafe { run_avx2(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the token proves the features.
+            Isa::Avx512(_) => unsafe { run_avx512(kernel) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2(_) | Isa::Avx512(_) => kernel.run(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}

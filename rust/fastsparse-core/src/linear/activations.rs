@@ -1,0 +1,91 @@
+//! Activations as the kernels read them.
+
+use crate::element::Word;
+use crate::isa::Kernel;
+use crate::parallel::{Exec, run_chunks};
+
+/// Columns of a mask word.
+pub(super) const BLOCK: usize = 64;
+
+/// Blocks of a chunk of columns: a cache line of mask.
+pub(super) const CHUNK: usize = 8;
+
+/// Columns of a chunk.
+pub(super) const CHUNK_COLS: usize = CHUNK * BLOCK;
+
+/// Elements below which a second thread costs more than it saves.
+pub(super) const COPY_PER_THREAD: usize = 1 << 17;
+
+/// 64 columns, aligned to a cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Block<T>(pub [T; BLOCK]);
+
+/// A converted copy: the first chunk of all rows, then the second …, so that what is read together lies together. Zeros behind the
+/// last column, so that kernels need no masks there.
+pub(super) struct Activations<T> {
+    blocks: Vec<Block<T>>,
+    each: usize,
+    /// Number of rows.
+    pub len: usize,
+}
+
+impl<T: Copy + Default + Send> Activations<T> {
+    /// The rows of `cols` elements that `row` gives, `len` of them; zeros for those it does not. Element `i` of a block becomes
+    /// element `place(i)`.
+    pub fn new<'a, W: Word>(
+        row: impl Fn(usize) -> Option<&'a [W]> + Copy + Sync,
+        len: usize,
+        cols: usize,
+        exec: Exec,
+        convert: impl Fn(W) -> T + Copy + Sync,
+        place: impl Fn(usize) -> usize + Copy + Sync,
+    ) -> Self {
+        let each = cols.div_ceil(BLOCK);
+        let mut blocks = vec![Block([T::default(); BLOCK]); len * each];
+        let threads = exec.for_work(len * cols, COPY_PER_THREAD).threads;
+        run_chunks(threads, &mut blocks, (CHUNK * len).max(1), |chunk, blocks| {
+            for (b, blocks) in blocks.chunks_exact_mut(blocks.len() / len).enumerate() {
+                if let Some(row) = row(b) {
+                    let from = &row[chunk * CHUNK_COLS..cols.min((chunk + 1) * CHUNK_COLS)];
+                    exec.isa.run(Fill { from, blocks, convert, place });
+                }
+            }
+        });
+        Activations { blocks, each, len }
+    }
+
+    /// Number of chunks.
+    #[inline(always)]
+    pub fn chunks(&self) -> usize {
+        self.each.div_ceil(CHUNK)
+    }
+
+    /// Blocks of a chunk in each row, and the chunk of all rows, one behind the other.
+    #[inline(always)]
+    pub fn chunk(&self, chunk: usize) -> (usize, &[Block<T>]) {
+        let width = CHUNK.min(self.each - chunk * CHUNK);
+        let start = chunk * CHUNK * self.len;
+        (width, &self.blocks[start..start + width * self.len])
+    }
+}
+
+struct Fill<'a, W, T, F, P> {
+    from: &'a [W],
+    blocks: &'a mut [Block<T>],
+    convert: F,
+    place: P,
+}
+
+impl<W: Word, T, F: Fn(W) -> T, P: Fn(usize) -> usize> Kernel for Fill<'_, W, T, F, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (from, to) in self.from.chunks(BLOCK).zip(self.blocks) {
+            for (i, from) in from.iter().enumerate() {
+                to.0[(self.place)(i)] = (self.convert)(*from);
+            }
+        }
+    }
+}

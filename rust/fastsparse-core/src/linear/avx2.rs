@@ -1,0 +1,100 @@
+//! AVX2: eight float32 sums a vector, weights widened to float32.
+
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+
+use super::kernel::Engine;
+use super::real::Real;
+use super::task::{ChunkMask, fold};
+use crate::element::DType;
+use crate::isa::{Avx2, Isa, Kernel};
+use crate::vector::avx2::{expand_lanes, expand_pairs};
+
+/// Weights are widened to float32 and multiplied with float32.
+#[derive(Clone, Copy)]
+pub struct Floats<E>(Avx2, PhantomData<E>);
+
+impl<E> Floats<E> {
+    /// The token proves what the methods use.
+    pub fn new(token: Avx2) -> Self {
+        Floats(token, PhantomData)
+    }
+}
+
+impl<E: Real> Engine for Floats<E> {
+    type Weight = E::Bits;
+    type Lane = f32;
+    type Vector = __m256;
+    type Sums = __m256;
+    const LANES: usize = 8;
+    /// Eight sums, four weights and x: more do not fit 16 registers.
+    const BATCH: usize = 2;
+    const DIRECT: usize = 2;
+
+    #[inline(always)]
+    fn zero(self) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn used(self, mask: &ChunkMask) -> u64 {
+        let [low, high] = mask.as_chunks::<32>().0 else { unreachable!("64 bytes") };
+        // SAFETY: the token proves the features; 32 bytes are readable, twice.
+        unsafe {
+            let low = _mm256_cmpeq_epi8(_mm256_loadu_si256(low.as_ptr().cast()), _mm256_setzero_si256());
+            let high = _mm256_cmpeq_epi8(_mm256_loadu_si256(high.as_ptr().cast()), _mm256_setzero_si256());
+            !(_mm256_movemask_epi8(low) as u32 as u64 | (_mm256_movemask_epi8(high) as u64) << 32)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m256 {
+        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => _mm256_castsi256_ps(expand_lanes(from.cast(), keep as usize & 0xff)),
+                DType::F16 => _mm256_cvtph_ps(expand_pairs(from.cast(), keep as u8)),
+                _ => {
+                    let wide = _mm256_cvtepu16_epi32(expand_pairs(from.cast(), keep as u8));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m256 {
+        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, vector: __m256) {
+        // SAFETY: the token proves the features; eight elements are writable (the caller's promise).
+        unsafe { _mm256_storeu_ps(to, vector) }
+    }
+
+    #[inline(always)]
+    fn add(self, sums: __m256, w: __m256, x: __m256) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_fmadd_ps(w, x, sums) }
+    }
+
+    #[inline(always)]
+    fn total(self, sums: __m256) -> f32 {
+        // SAFETY: the same bits in an array of as many floats.
+        fold(unsafe { std::mem::transmute::<__m256, [f32; 8]>(sums) })
+    }
+
+    #[inline(always)]
+    fn prefetch(self, from: *const E::Bits) {
+        // SAFETY: a hint, which never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        Isa::Avx2(self.0).run(kernel)
+    }
+}

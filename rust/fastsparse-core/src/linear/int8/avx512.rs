@@ -1,0 +1,88 @@
+//! AVX-512 VNNI: 64 columns a vector, four products a lane of int32.
+//!
+//! `vpdpbusd` multiplies unsigned by signed bytes. So 128 is added to every weight, dropped ones included: the lanes that expand does
+//! not fill keep the 128 of the vector that it merges into. `128 · Σx` is subtracted from the sum.
+
+use std::arch::x86_64::*;
+
+use super::kernel::Engine;
+use crate::isa::{Avx512Vnni, Kernel};
+
+/// Weights plus 128, times x.
+#[derive(Clone, Copy)]
+pub struct Biased(Avx512Vnni);
+
+impl Biased {
+    /// The token proves what the methods use.
+    pub fn new(token: Avx512Vnni) -> Self {
+        Biased(token)
+    }
+}
+
+/// Flips the top bit of a byte, which adds 128 to a signed one and makes it unsigned.
+const FLIP: i8 = i8::MIN;
+
+impl Engine for Biased {
+    type Lane = u8;
+    type Vector = __m512i;
+    type Sums = __m512i;
+    const LANES: usize = 64;
+    const BATCH: usize = 4;
+    const ADDED: i64 = 128;
+
+    #[inline(always)]
+    fn lane(x: u8) -> u8 {
+        x
+    }
+
+    #[inline(always)]
+    fn zero(self) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn expand(self, from: *const u8, keep: u64) -> __m512i {
+        // SAFETY: the token proves the features; 64 bytes are readable (the caller's promise).
+        unsafe {
+            let flip = _mm512_set1_epi8(FLIP);
+            _mm512_mask_expand_epi8(flip, keep, _mm512_xor_si512(flip, _mm512_loadu_si512(from.cast())))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const u8) -> __m512i {
+        // SAFETY: the token proves the features; 64 bytes are readable (the caller's promise).
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut u8, vector: __m512i) {
+        // SAFETY: the token proves the features; 64 bytes are writable (the caller's promise).
+        unsafe { _mm512_storeu_si512(to.cast(), vector) }
+    }
+
+    #[inline(always)]
+    fn add(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_dpbusd_epi32(sums, w, x) }
+    }
+
+    #[inline(always)]
+    fn total(self, sums: __m512i) -> i32 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_reduce_add_epi32(sums) }
+    }
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the features.
+        unsafe { run(kernel) }
+    }
+}
+
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni")]
+fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}

@@ -1,0 +1,388 @@
+//! The vector kernel, once for all engines.
+//!
+//! Columns go by chunks of 512. A few rows of activations, in registers:
+//! ```text
+//! for each four rows of weights, for each chunk, for each vector of it:
+//!     w[r] = expand(bits of the vector, next values of row r)
+//!     sums[r][b] += w[r] · x[b]
+//! ```
+//! Four rows share each load of x, unless so many vectors of the chunk have no weight at all (blocks, runs of zeros) that each row
+//! had better go through its own.
+//!
+//! More of them: some rows are expanded to a tile that stays in the first cache, and all the activations go over it:
+//! ```text
+//! for each tile of rows, for each chunk:
+//!     expand the rows to the tile
+//!     for each six rows of activations, for each four rows of the tile:  sums[b][r] += tile[r] · x[b]
+//! ```
+//! The sums of a row lie in the lanes of one vector to the end and are then folded in halves.
+
+use super::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
+use super::task::{ChunkMask, Row, Task};
+use crate::element::Word;
+use crate::isa::{Isa, Kernel};
+
+/// Rows of weights that share a load of x.
+const ROWS: usize = 4;
+
+/// Bytes of a tile: half of the first cache.
+const TILE_BYTES: usize = 16 << 10;
+
+/// How far ahead of its use each stream of values is fetched, in bytes.
+const AHEAD: usize = 1024;
+
+/// Vectors of an instruction set, and how weights and activations meet in them.
+pub(super) trait Engine: Copy + Send + Sync {
+    /// Bits of a packed weight.
+    type Weight: Word;
+    /// What activations and tiles consist of.
+    type Lane: Copy + Default + Send + Sync;
+    /// Columns.
+    type Vector: Copy;
+    /// A vector of sums.
+    type Sums: Copy + Send;
+    /// Columns of a vector: 8, 16 or 32.
+    const LANES: usize;
+    /// Rows of activations, at most four, that are multiplied while weights are expanded.
+    const DIRECT: usize;
+    /// Rows of activations, at most six, for whose sums with four rows of weights there are registers.
+    const BATCH: usize;
+
+    /// Where column `i` of a block is put.
+    #[inline(always)]
+    fn place(i: usize) -> usize {
+        i
+    }
+    /// No sum yet.
+    fn zero(self) -> Self::Sums;
+    /// A bit for each vector of a chunk whose mask is not zero.
+    fn used(self, mask: &ChunkMask) -> u64;
+    /// The next elements at `from` in the columns that the low bits of `keep` select, zeros elsewhere.
+    ///
+    /// # Safety
+    /// `from` is valid for reading `LANES` elements.
+    unsafe fn expand(self, from: *const Self::Weight, keep: u32) -> Self::Vector;
+    /// Loads a vector.
+    ///
+    /// # Safety
+    /// `from` is valid for reading `LANES` elements.
+    unsafe fn load(self, from: *const Self::Lane) -> Self::Vector;
+    /// Stores a vector.
+    ///
+    /// # Safety
+    /// `to` is valid for writing `LANES` elements.
+    unsafe fn store(self, to: *mut Self::Lane, vector: Self::Vector);
+    /// `sums + w · x`.
+    fn add(self, sums: Self::Sums, w: Self::Vector, x: Self::Vector) -> Self::Sums;
+    /// The sum of the sums.
+    fn total(self, sums: Self::Sums) -> f32;
+    /// Asks for the cache line of an address, which need not be one.
+    fn prefetch(self, from: *const Self::Weight);
+    /// Runs a kernel, compiled for this engine.
+    fn run<K: Kernel>(self, kernel: K) -> K::Output;
+}
+
+/// Vectors of a chunk.
+const fn vectors<V: Engine>() -> usize {
+    CHUNK_COLS / V::LANES
+}
+
+/// Rows of a tile.
+const fn tile_rows<V: Engine>() -> usize {
+    TILE_BYTES / (CHUNK_COLS * size_of::<V::Lane>())
+}
+
+/// Rows for columns. An array that a loop indexes lies in memory, where every addition would be stored; so sums get there this way,
+/// and those that are added to stay in registers.
+#[inline(always)]
+fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T; A]; B] {
+    let mut to = [[from[0][0]; A]; B];
+    for a in 0..A {
+        for b in 0..B {
+            to[b][a] = from[a][b];
+        }
+    }
+    to
+}
+
+/// The bits of a vector.
+#[inline(always)]
+fn keep<V: Engine>(mask: &ChunkMask, vector: usize) -> u32 {
+    match V::LANES {
+        8 => mask[vector] as u32,
+        16 => u16::from_le_bytes(mask.as_chunks().0[vector]) as u32,
+        _ => u32::from_le_bytes(mask.as_chunks().0[vector]),
+    }
+}
+
+/// What a thread keeps between its tasks.
+pub(super) struct Scratch<V: Engine> {
+    /// Values of a row behind which there are not enough more.
+    values: [[V::Weight; CHUNK_COLS]; ROWS],
+    masks: [ChunkMask; ROWS],
+    tile: Vec<Block<V::Lane>>,
+    sums: Vec<[V::Sums; ROWS]>,
+}
+
+impl<V: Engine> Scratch<V> {
+    /// For `batch` rows of activations. Tile and sums are empty where the batch fits the registers.
+    pub fn new(engine: V, batch: usize) -> Self {
+        let (tile, sums) = if batch <= V::DIRECT { (0, 0) } else { (tile_rows::<V>(), batch * tile_rows::<V>()) };
+        Scratch {
+            values: [[V::Weight::default(); CHUNK_COLS]; ROWS],
+            masks: [[0; CHUNK_COLS / 8]; ROWS],
+            tile: vec![Block([V::Lane::default(); BLOCK]); tile * CHUNK],
+            sums: vec![[engine.zero(); ROWS]; sums / ROWS],
+        }
+    }
+}
+
+/// Rows of weights that are computed together, for `batch` rows of activations.
+pub(super) fn together<V: Engine>(batch: usize) -> usize {
+    if batch <= V::DIRECT { ROWS } else { tile_rows::<V>() }
+}
+
+/// A task on its way into a function that names the features. Answers whether mask and offsets agree.
+pub(super) struct Work<'a, V: Engine> {
+    pub engine: V,
+    pub task: &'a Task<'a, V::Weight>,
+    pub x: &'a Activations<V::Lane>,
+    pub scratch: &'a mut Scratch<V>,
+    pub emit: &'a dyn Fn(usize, usize, &[f32]),
+}
+
+impl<V: Engine> Kernel for Work<'_, V> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(mut self) -> bool {
+        let batch = self.x.len;
+        let mut agreed = true;
+        // A loop, not a fold: a closure is a function of its own, compiled without the features, where every intrinsic is a call.
+        for first in self.task.rows.clone().step_by(together::<V>(batch)) {
+            agreed &= match batch {
+                0 => true,
+                1 => self.direct::<1>(first),
+                2 if const { V::DIRECT >= 2 } => self.direct::<2>(first),
+                3 if const { V::DIRECT >= 3 } => self.direct::<3>(first),
+                4 if const { V::DIRECT >= 4 } => self.direct::<4>(first),
+                _ => self.tiled(first),
+            };
+        }
+        agreed
+    }
+}
+
+#[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
+impl<V: Engine> Work<'_, V> {
+    /// Four rows of weights from `first` on, `B` rows of activations, sums in registers.
+    #[inline(always)]
+    fn direct<const B: usize>(&mut self, first: usize) -> bool {
+        let (engine, cols) = (self.engine, self.task.weights.shape.cols);
+        let mut rows: [Row<'_, V::Weight>; ROWS] = std::array::from_fn(|r| self.task.row(first + r));
+        let mut sums = [[engine.zero(); B]; ROWS];
+        let Scratch { masks, values, .. } = &mut *self.scratch;
+        for chunk in 0..self.x.chunks() {
+            let (width, x) = self.x.chunk(chunk);
+            let ([m0, m1, m2, m3], [v0, v1, v2, v3]) = (&mut *masks, &mut *values);
+            let masks = [
+                rows[0].mask(chunk, cols, m0),
+                rows[1].mask(chunk, cols, m1),
+                rows[2].mask(chunk, cols, m2),
+                rows[3].mask(chunk, cols, m3),
+            ];
+            let starts: [*const V::Weight; ROWS] = [
+                rows[0].window(v0).as_ptr(),
+                rows[1].window(v1).as_ptr(),
+                rows[2].window(v2).as_ptr(),
+                rows[3].window(v3).as_ptr(),
+            ];
+            let mut from = starts;
+            let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
+            let used = [engine.used(masks[0]), engine.used(masks[1]), engine.used(masks[2]), engine.used(masks[3])];
+            let vectors = width * (vectors::<V>() / CHUNK);
+            let many = used[0].count_ones() + used[1].count_ones() + used[2].count_ones() + used[3].count_ones();
+            if many as usize > ROWS * vectors * 3 / 4 {
+                for vector in 0..vectors {
+                    let at = vector * V::LANES;
+                    // SAFETY: a vector of the chunk, here and below.
+                    let mut loaded = [unsafe { engine.load(x[0].add(at)) }; B];
+                    for b in 1..B {
+                        // SAFETY: as above.
+                        loaded[b] = unsafe { engine.load(x[b].add(at)) };
+                    }
+                    for r in 0..ROWS {
+                        let keep = keep::<V>(masks[r], vector);
+                        // SAFETY: as many bits as `at` have been passed at most, and 512 values are there.
+                        let w = unsafe { engine.expand(from[r], keep) };
+                        for b in 0..B {
+                            sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
+                        }
+                        engine.prefetch(from[r].wrapping_byte_add(AHEAD));
+                        from[r] = from[r].wrapping_add(keep.count_ones() as usize);
+                    }
+                }
+            } else {
+                let mut others = transposed(sums);
+                for r in 0..ROWS {
+                    let mut left = used[r];
+                    while left != 0 {
+                        let vector = left.trailing_zeros() as usize;
+                        left &= left - 1;
+                        let keep = keep::<V>(masks[r], vector);
+                        // SAFETY: as above.
+                        let w = unsafe { engine.expand(from[r], keep) };
+                        from[r] = from[r].wrapping_add(keep.count_ones() as usize);
+                        for b in 0..B {
+                            // SAFETY: a vector of the chunk: there are no bits behind it.
+                            let x = unsafe { engine.load(x[b].add(vector * V::LANES)) };
+                            others[b][r] = engine.add(others[b][r], w, x);
+                        }
+                    }
+                }
+                sums = transposed(others);
+            }
+            for r in 0..ROWS {
+                rows[r].skip((from[r].addr() - starts[r].addr()) / V::Weight::BYTES);
+            }
+        }
+        let len = ROWS.min(self.task.rows.end - first);
+        for (b, sums) in transposed(sums).iter().enumerate() {
+            let mut totals = [0.0; ROWS];
+            for r in 0..ROWS {
+                totals[r] = engine.total(sums[r]);
+            }
+            (self.emit)(first, b, &totals[..len]);
+        }
+        rows.iter().all(Row::complete)
+    }
+
+    /// A tile of rows of weights from `first` on, all activations.
+    #[inline(always)]
+    fn tiled(&mut self, first: usize) -> bool {
+        let (engine, groups) = (self.engine, tile_rows::<V>() / ROWS);
+        let len = tile_rows::<V>().min(self.task.rows.end - first);
+        self.scratch.sums.fill([self.engine.zero(); ROWS]);
+        let mut agreed = true;
+        let mut passed = [0; 64];
+        for chunk in 0..self.x.chunks() {
+            let used = self.expand_tile(first, chunk, &mut passed);
+            let mut b = 0;
+            // As even as possible.
+            let parts = self.x.len.div_ceil(V::BATCH);
+            for part in 0..parts {
+                let some = self.x.len * (part + 1) / parts - b;
+                match some {
+                    1 if const { V::BATCH >= 1 } => self.multiply::<1>(chunk, b, &used),
+                    2 if const { V::BATCH >= 2 } => self.multiply::<2>(chunk, b, &used),
+                    3 if const { V::BATCH >= 3 } => self.multiply::<3>(chunk, b, &used),
+                    4 if const { V::BATCH >= 4 } => self.multiply::<4>(chunk, b, &used),
+                    5 if const { V::BATCH >= 5 } => self.multiply::<5>(chunk, b, &used),
+                    6 if const { V::BATCH >= 6 } => self.multiply::<6>(chunk, b, &used),
+                    _ => unreachable!("at most BATCH"),
+                }
+                b += some;
+            }
+        }
+        for b in 0..self.x.len {
+            for group in 0..len.div_ceil(ROWS) {
+                let sums = &self.scratch.sums[b * groups + group];
+                let mut totals = [0.0; ROWS];
+                for r in 0..ROWS {
+                    totals[r] = engine.total(sums[r]);
+                }
+                (self.emit)(first + group * ROWS, b, &totals[..ROWS.min(len - group * ROWS)]);
+            }
+        }
+        for r in 0..len {
+            let mut row = self.task.row(first + r);
+            row.skip(passed[r]);
+            agreed &= row.complete();
+        }
+        agreed
+    }
+
+    /// Expands a chunk of the rows, which have `passed` so many values. Returns which vectors of each four rows hold anything.
+    #[inline(always)]
+    fn expand_tile(&mut self, first: usize, chunk: usize, passed: &mut [usize; 64]) -> [u64; 16] {
+        let (engine, cols) = (self.engine, self.task.weights.shape.cols);
+        let (width, _) = self.x.chunk(chunk);
+        let vectors = width * (vectors::<V>() / CHUNK);
+        let mut used = [0; 16];
+        for r in 0..tile_rows::<V>() {
+            let mut row = self.task.row(first + r);
+            row.skip(passed[r]);
+            let mask = row.mask(chunk, cols, &mut self.scratch.masks[0]);
+            let start = row.window(&mut self.scratch.values[0]).as_ptr();
+            let mut from = start;
+            let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..].as_mut_ptr().cast();
+            for vector in 0..vectors {
+                let keep = keep::<V>(mask, vector);
+                // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
+                unsafe { engine.store(tile.add(vector * V::LANES), engine.expand(from, keep)) };
+                engine.prefetch(from.wrapping_byte_add(AHEAD));
+                from = from.wrapping_add(keep.count_ones() as usize);
+            }
+            used[r / ROWS] |= engine.used(mask);
+            passed[r] += (from.addr() - start.addr()) / V::Weight::BYTES;
+        }
+        used
+    }
+
+    /// Adds the tile times activations `b` to the sums of `b`, for `B` of them.
+    #[inline(always)]
+    fn multiply<const B: usize>(&mut self, chunk: usize, b: usize, used: &[u64; 16]) {
+        assert!(B <= V::BATCH);
+        let (engine, groups) = (self.engine, tile_rows::<V>() / ROWS);
+        let (width, x) = self.x.chunk(chunk);
+        let x: [*const V::Lane; B] = std::array::from_fn(|i| x[(b + i) * width..(b + i + 1) * width].as_ptr().cast());
+        for group in 0..groups {
+            let tile: [*const V::Lane; ROWS] =
+                std::array::from_fn(|r| self.scratch.tile[(group * ROWS + r) * CHUNK..].as_ptr().cast());
+            let mut sums = [[engine.zero(); ROWS]; B];
+            for i in 0..B {
+                sums[i] = self.scratch.sums[(b + i) * groups + group];
+            }
+            let mut left = used[group];
+            while left != 0 {
+                let at = left.trailing_zeros() as usize * V::LANES;
+                left &= left - 1;
+                // SAFETY: vectors of the chunk: there are no bits behind it.
+                unsafe {
+                    let mut w = [engine.load(tile[0].add(at)); ROWS];
+                    for r in 1..ROWS {
+                        w[r] = engine.load(tile[r].add(at));
+                    }
+                    for i in 0..B {
+                        let x = engine.load(x[i].add(at));
+                        for r in 0..ROWS {
+                            sums[i][r] = engine.add(sums[i][r], w[r], x);
+                        }
+                    }
+                }
+            }
+            for i in 0..B {
+                self.scratch.sums[(b + i) * groups + group] = sums[i];
+            }
+        }
+    }
+}
+
+/// Whether no element has a key of `infinity` or more.
+pub(super) fn finite<W: Word>(isa: Isa, x: &[W], magnitude: impl Fn(W) -> W, infinity: W) -> bool {
+    isa.run(Largest { x, magnitude }) < infinity
+}
+
+struct Largest<'a, W, F> {
+    x: &'a [W],
+    magnitude: F,
+}
+
+impl<W: Word, F: Fn(W) -> W> Kernel for Largest<'_, W, F> {
+    type Output = W;
+
+    #[inline(always)]
+    fn run(self) -> W {
+        self.x.iter().fold(W::default(), |largest, &bits| largest.max((self.magnitude)(bits)))
+    }
+}

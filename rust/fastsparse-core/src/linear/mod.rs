@@ -1,0 +1,189 @@
+//! Linear layers: activations times a packed matrix, without unpacking it to memory.
+//!
+//! ```text
+//! out[b][r] = bias[r] + sum over the kept columns c of row r:  weight[r][c] · x[b][c]
+//! ```
+//!
+//! Contract. Products and sums are float32, `out` is rounded once. What is dropped contributes nothing, whatever x holds. The
+//! order of a sum depends on the ISA, the batch and the columns, never on the threads. `mask` and `offsets` are those of `shape`;
+//! whatever they hold, nothing is read or written out of bounds, and where they disagree the result is an error and `out`
+//! unspecified. Slices of a wrong length are a bug of the caller and panic.
+//!
+//! With bfloat16 on both sides AVX-512 multiplies in pairs (`vdpbf16ps`), which takes subnormal numbers as zero.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod indexed;
+mod int8;
+#[cfg(target_arch = "x86_64")]
+mod kernel;
+mod real;
+mod scalar;
+mod task;
+
+pub use int8::{Scaled, linear_int8, linear_of_int8};
+pub use real::Real;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::element::Word;
+use crate::error::{Error, Result};
+use crate::matrix::Matrix;
+use crate::parallel::{self, Exec, SharedMut, run_with};
+use crate::unpack::check_parts;
+use activations::Activations;
+use task::Task;
+
+/// A packed matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Weights<'a, W> {
+    /// Shape.
+    pub shape: Matrix,
+    /// Kept elements, by rows.
+    pub values: &'a [W],
+    /// Mask.
+    pub mask: &'a [u8],
+    /// Where each row begins in `values`, and the end.
+    pub offsets: &'a [i64],
+}
+
+/// Multiplications below which a second thread costs more than it saves: some 10 µs, twice what waking it takes.
+const WORK_PER_THREAD: usize = 1 << 18;
+
+/// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of `rows`.
+pub fn linear<E: Real, X: Real>(
+    weights: Weights<'_, E::Bits>,
+    x: &[X::Bits],
+    bias: Option<&[f32]>,
+    exec: Exec,
+    out: &mut [X::Bits],
+) -> Result<()> {
+    let Weights { shape, values, mask, offsets } = weights;
+    assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1);
+    assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
+    let batch = out.len().checked_div(shape.rows).unwrap_or(0);
+    assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
+    let exec = exec.for_work(values.len() * batch, WORK_PER_THREAD);
+    let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out: SharedMut::new(out) };
+    let ends = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
+    if call.run::<E>() && ends {
+        return Ok(());
+    }
+    check_parts(values.len(), shape, mask, offsets)?;
+    Err(Error::Changed)
+}
+
+/// What all tasks share.
+struct Call<'a, W, X: Real> {
+    weights: Weights<'a, W>,
+    bias: Option<&'a [f32]>,
+    x: &'a [X::Bits],
+    batch: usize,
+    exec: Exec,
+    out: SharedMut<'a, X::Bits>,
+}
+
+impl<W: Word, X: Real> Call<'_, W, X> {
+    /// Computes it with the best kernel. Answers whether mask and offsets agree.
+    fn run<E: Real<Bits = W>>(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(agreed) = self.on_x86::<E>() {
+            return agreed;
+        }
+        let all: Vec<usize> = (0..self.batch).collect();
+        self.scalar::<E>(&all)
+    }
+
+    /// Computes some rows of x one weight at a time.
+    fn scalar<E: Real<Bits = W>>(&self, batch: &[usize]) -> bool {
+        let row = |i| Some(self.row(batch[i]));
+        let x = Activations::new(row, batch.len(), self.weights.shape.cols, self.exec, X::to_f32, |i| i);
+        self.each_task(
+            1,
+            || (),
+            |(), task, emit| scalar::rows::<E>(task, &x, &|row, i, sums| emit(row, batch[i], sums)),
+        )
+    }
+
+    fn row(&self, batch: usize) -> &[X::Bits] {
+        let cols = self.weights.shape.cols;
+        &self.x[batch * cols..(batch + 1) * cols]
+    }
+
+    /// With vectors, where the ISA has them. They multiply dropped weights as zeros: rows of x that are not finite are zeros to them
+    /// and computed once more.
+    #[cfg(target_arch = "x86_64")]
+    fn on_x86<E: Real<Bits = W>>(&self) -> Option<bool> {
+        use crate::element::DType;
+        use crate::isa::Isa;
+
+        let finite: Vec<bool> =
+            parallel::map(self.exec.for_work(self.x.len(), activations::COPY_PER_THREAD).threads, self.batch, |b| {
+                kernel::finite(self.exec.isa, self.row(b), X::magnitude, X::MAX_MAGNITUDE)
+            });
+        // Conditions of constants, so that no engine is compiled for types that it does not take.
+        let agreed = match self.exec.isa {
+            Isa::Avx512(token) => {
+                if const { matches!(E::DTYPE, DType::F32) } {
+                    self.vectors(avx512::Floats::<E>::new(token), &finite, X::to_f32)
+                } else if const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) }
+                    && let Some(token) = self.exec.isa.avx512_bf16()
+                {
+                    self.vectors(avx512::Pairs::<E>::new(token), &finite, |x| x.to_u64() as u16)
+                } else {
+                    self.vectors(avx512::Halves::<E>::new(token), &finite, X::to_f32)
+                }
+            }
+            Isa::Avx2(token) => self.vectors(avx2::Floats::<E>::new(token), &finite, X::to_f32),
+            Isa::Scalar => return None,
+        };
+        let others: Vec<usize> = (0..self.batch).filter(|&b| !finite[b]).collect();
+        Some(agreed && (others.is_empty() || self.scalar::<E>(&others)))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn vectors<V: kernel::Engine<Weight = W>>(
+        &self,
+        engine: V,
+        finite: &[bool],
+        convert: impl Fn(X::Bits) -> V::Lane + Copy + Sync,
+    ) -> bool {
+        let row = |b: usize| finite[b].then(|| self.row(b));
+        let x = &Activations::new(row, self.batch, self.weights.shape.cols, self.exec, convert, V::place);
+        let scratch = || kernel::Scratch::new(engine, x.len);
+        self.each_task(kernel::together::<V>(x.len), scratch, |scratch, task, emit| {
+            engine.run(kernel::Work { engine, task, x, scratch, emit })
+        })
+    }
+
+    /// Calls `kernel(state, task, emit)` for every task, of a multiple of `together` rows; it emits (row, batch, sums of the rows from
+    /// there on).
+    fn each_task<S: Send>(
+        &self,
+        together: usize,
+        state: impl Fn() -> S + Sync,
+        kernel: impl Fn(&mut S, &Task<'_, W>, &dyn Fn(usize, usize, &[f32])) -> bool + Sync,
+    ) -> bool {
+        let Call { weights, bias, ref out, .. } = *self;
+        let all = weights.shape.rows;
+        let rows = task::rows(weights.shape, together);
+        let agreed = AtomicBool::new(true);
+        run_with(self.exec.threads, all.div_ceil(rows), state, |state, i| {
+            let task = Task { weights, rows: i * rows..all.min((i + 1) * rows) };
+            let emit = |row: usize, batch: usize, sums: &[f32]| {
+                // SAFETY: each result is written by the task that owns the row.
+                let to = unsafe { out.slice(batch * all + row, sums.len()) };
+                for (i, (to, &sum)) in to.iter_mut().zip(sums).enumerate() {
+                    *to = X::from_f32(bias.map_or(sum, |bias| sum + bias[row + i]));
+                }
+            };
+            if !kernel(state, &task, &emit) {
+                agreed.store(false, Ordering::Relaxed);
+            }
+        });
+        agreed.into_inner()
+    }
+}

@@ -1,0 +1,132 @@
+//! Tasks: some rows each, many more than threads, so that threads share the kept weights evenly however they lie.
+
+use std::ops::Range;
+
+use super::Weights;
+use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
+use crate::element::Word;
+use crate::matrix::{Matrix, low};
+
+/// Elements of a task, about: some ten microseconds of work.
+const ELEMENTS: usize = 1 << 16;
+
+/// What a row costs at least, in elements.
+const ROW_COST: usize = 16;
+
+/// Rows of a task: a multiple of those that a kernel takes together.
+pub(super) fn rows(shape: Matrix, together: usize) -> usize {
+    (ELEMENTS / shape.cols.max(ROW_COST)).max(1).next_multiple_of(together)
+}
+
+/// Some rows of a packed matrix.
+pub(super) struct Task<'a, W> {
+    pub weights: Weights<'a, W>,
+    pub rows: Range<usize>,
+}
+
+impl<'a, W: Word> Task<'a, W> {
+    /// A row of the matrix from its first column on; one without weights behind the end.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> Row<'a, W> {
+        let Weights { shape, values, mask, offsets } = self.weights;
+        if row >= self.rows.end {
+            return Row { bits: &[], values, at: 0, end: 0 };
+        }
+        let bits = &mask[row * shape.row_bytes()..(row + 1) * shape.row_bytes()];
+        Row { bits, values, at: offsets[row] as usize, end: offsets[row + 1] as usize }
+    }
+}
+
+/// Mask of a chunk of columns of a row.
+pub(super) type ChunkMask = [u8; CHUNK_COLS / 8];
+
+/// A row and how far it has been read.
+#[derive(Clone, Copy)]
+pub(super) struct Row<'a, W> {
+    bits: &'a [u8],
+    values: &'a [W],
+    at: usize,
+    end: usize,
+}
+
+impl<'a, W: Word> Row<'a, W> {
+    /// Mask of a block; 0 behind the end. `cols` are those of the matrix.
+    #[inline(always)]
+    pub fn word(&self, block: usize, cols: usize) -> u64 {
+        let rest = self.bits.get(8 * block..).unwrap_or_default();
+        let word = match rest.first_chunk() {
+            Some(word) => u64::from_le_bytes(*word),
+            None => rest.iter().rev().fold(0, |word, &byte| word << 8 | byte as u64),
+        };
+        word & low(cols.saturating_sub(BLOCK * block))
+    }
+
+    /// Mask of a chunk of columns, put into `buffer` where it is not whole: bits behind the end are 0.
+    #[inline(always)]
+    pub fn mask<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask
+    where
+        'a: 'b,
+    {
+        if (chunk + 1) * CHUNK_COLS <= cols
+            && let Some(mask) = self.bits.get(CHUNK_COLS / 8 * chunk..).and_then(<[u8]>::first_chunk)
+        {
+            return mask;
+        }
+        for (block, word) in buffer.as_chunks_mut().0.iter_mut().enumerate() {
+            *word = self.word(CHUNK * chunk + block, cols).to_le_bytes();
+        }
+        buffer
+    }
+
+    /// The next `N` values, zeros where there are no more, which are put into `buffer`.
+    #[inline(always)]
+    pub fn window<'b, const N: usize>(&self, buffer: &'b mut [W; N]) -> &'b [W; N]
+    where
+        'a: 'b,
+    {
+        let rest = self.values.get(self.at..).unwrap_or_default();
+        match rest.first_chunk() {
+            Some(window) => window,
+            None => fill(rest, buffer),
+        }
+    }
+
+    /// Goes past the values of a block's mask.
+    #[inline(always)]
+    pub fn advance(&mut self, word: u64) {
+        self.skip(word.count_ones() as usize);
+    }
+
+    /// Goes past as many values.
+    #[inline(always)]
+    pub fn skip(&mut self, values: usize) {
+        self.at = self.at.wrapping_add(values);
+    }
+
+    /// Whether the mask had as many bits as the offsets say, and there were as many values.
+    #[inline(always)]
+    pub fn complete(&self) -> bool {
+        self.at == self.end && self.end <= self.values.len()
+    }
+}
+
+/// `rest` and zeros behind it. Only the last rows of a matrix come here.
+#[cold]
+fn fill<'b, W: Word, const N: usize>(rest: &[W], buffer: &'b mut [W; N]) -> &'b [W; N] {
+    buffer.fill(W::default());
+    buffer[..rest.len()].copy_from_slice(rest);
+    buffer
+}
+
+/// The sum of `N` (a power of two) numbers, upper half onto lower half.
+#[inline(always)]
+pub(super) fn fold<const N: usize>(mut sums: [f32; N]) -> f32 {
+    let mut half = N / 2;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}

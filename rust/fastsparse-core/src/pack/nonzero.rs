@@ -1,0 +1,80 @@
+//! Packing what is not zero, in one pass over the weights.
+//!
+//! ```text
+//! for each stretch of the matrix, in order but on several threads:
+//!     mask = weights ≠ 0;  count it                        the weights come from memory
+//!     wait for the stretch before;  take the next `count` places of the values
+//!     pack the stretch                                     the weights come from the second-level cache
+//! ```
+//!
+//! How many there are is known at the end only, so `values` has room for all: memory that is never written costs nothing but
+//! addresses.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::rows;
+use crate::element::{Element, Word};
+use crate::matrix::{Matrix, popcount};
+use crate::parallel::{Exec, SharedMut};
+use crate::select::{Cut, Found, Query, ScanWord};
+use crate::stretch;
+
+/// Elements that a scan takes at most, a multiple of 64.
+const SCANNED: usize = 1 << 15;
+
+/// Writes the mask, the row offsets and the values of what is `!= 0`: NaN is kept, −0.0 is not. `values` is as long as
+/// `weights`. Returns how many values were written.
+pub fn pack_nonzero<E: Element>(
+    weights: &[E::Bits],
+    shape: Matrix,
+    exec: Exec,
+    mask: &mut [u8],
+    offsets: &mut [i64],
+    values: &mut [E::Bits],
+) -> usize {
+    assert!(weights.len() == shape.len() && values.len() == shape.len());
+    assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1);
+    offsets.fill(0);
+    let (mask, values) = (SharedMut::new(mask), SharedMut::new(values));
+    let row_ends = SharedMut::new(&mut offsets[1..]);
+    let (turn, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    stretch::in_order(shape, E::Bits::BYTES, exec, |i, stretch, rows_ended| {
+        let data = &weights[stretch.elements];
+        // SAFETY: the mask bytes of distinct stretches are disjoint.
+        let mask = unsafe { mask.slice(stretch.mask.start, stretch.mask.len()) };
+        for (data, bits) in data.chunks_exact(stretch.cols).zip(mask.chunks_exact_mut(stretch.cols.div_ceil(8))) {
+            scan::<E>(exec, data, bits);
+        }
+        let count = popcount(mask);
+        while turn.load(Ordering::Acquire) != i {
+            // The stretch before was begun before this one.
+            std::thread::yield_now();
+        }
+        let first = taken.load(Ordering::Relaxed);
+        taken.store(first + count, Ordering::Relaxed);
+        turn.store(i + 1, Ordering::Release);
+        // SAFETY: each row ends in one stretch.
+        let ends = unsafe { row_ends.slice(rows_ended.start, rows_ended.len()) };
+        let row_bytes = mask.len() / ends.len().max(1);
+        let mut end = first;
+        for (end_of_row, bits) in ends.iter_mut().zip(mask.chunks(row_bytes.max(1))) {
+            end += popcount(bits);
+            *end_of_row = end as i64;
+        }
+        // SAFETY: every stretch has taken places of its own.
+        let values = unsafe { values.slice(first, count) };
+        let packed = rows(exec.isa, data, stretch.cols, mask, values);
+        debug_assert!(packed == Some(count));
+    });
+    taken.into_inner()
+}
+
+/// Writes the mask of what is not zero.
+fn scan<E: Element>(exec: Exec, data: &[E::Bits], bits: &mut [u8]) {
+    // Where magnitudes are more than bits under a mask, zero is zero in every bit.
+    let and = E::MAGNITUDE_MASK.unwrap_or(E::Bits::MAX);
+    let query = Query::cut(Cut { at: E::Bits::default(), ties: false });
+    for (data, bits) in data.chunks(SCANNED).zip(bits.chunks_mut(SCANNED / 8)) {
+        ScanWord::scan(exec.isa, data, and, &query, 0, bits, &mut Found { positions: &mut [], len: 0 });
+    }
+}

@@ -1,0 +1,272 @@
+//! Compress, expand and masks as vectors, for elements of any width.
+//!
+//! AVX2 has no compress: a table indexed by eight mask bits holds the shuffle, applied by `vpermd` to 32-bit lanes (two of which
+//! make a 64-bit one) and by `pshufb` to bytes.
+
+use std::arch::x86_64::*;
+
+use crate::element::Word;
+
+/// An index whose lane becomes zero: `pshufb` looks at the top bit of a byte, `vblendvps` at that of a 32-bit lane.
+const ZERO: u8 = 0x80;
+
+/// For eight mask bits, where the selected elements are: the k-th byte is the place of the k-th set bit.
+static COMPRESS: [[u8; 8]; 256] = compress_table();
+
+/// For eight mask bits, where each lane's element comes from: the number of set bits below it, or [`ZERO`].
+static EXPAND: [[u8; 8]; 256] = expand_table();
+
+/// [`COMPRESS`] and [`EXPAND`] for two-byte elements, as bytes.
+static COMPRESS_PAIRS: [[u8; 16]; 256] = in_bytes(&compress_table());
+static EXPAND_PAIRS: [[u8; 16]; 256] = in_bytes(&expand_table());
+
+const fn compress_table() -> [[u8; 8]; 256] {
+    let mut table = [[ZERO; 8]; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let (mut lane, mut found) = (0, 0);
+        while lane < 8 {
+            if bits >> lane & 1 == 1 {
+                table[bits][found] = lane;
+                found += 1;
+            }
+            lane += 1;
+        }
+        bits += 1;
+    }
+    table
+}
+
+const fn expand_table() -> [[u8; 8]; 256] {
+    let mut table = [[ZERO; 8]; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let (mut lane, mut found) = (0, 0);
+        while lane < 8 {
+            if bits >> lane & 1 == 1 {
+                table[bits][lane] = found;
+                found += 1;
+            }
+            lane += 1;
+        }
+        bits += 1;
+    }
+    table
+}
+
+const fn in_bytes(table: &[[u8; 8]; 256]) -> [[u8; 16]; 256] {
+    let mut bytes = [[ZERO; 16]; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let mut lane = 0;
+        while lane < 8 {
+            let from = table[bits][lane];
+            if from != ZERO {
+                bytes[bits][2 * lane] = 2 * from;
+                bytes[bits][2 * lane + 1] = 2 * from + 1;
+            }
+            lane += 1;
+        }
+        bits += 1;
+    }
+    bytes
+}
+
+/// The eight indices of a table entry, sign-extended to 32 bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn indices(entry: &[u8; 8]) -> __m256i {
+    _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*entry)))
+}
+
+/// Four mask bits as eight, each doubled: 64-bit lanes as pairs of 32-bit ones.
+#[inline]
+fn doubled(nibble: u8) -> usize {
+    const TABLE: [u8; 16] = {
+        let mut table = [0; 16];
+        let mut bits = 0;
+        while bits < 16 {
+            let mut lane = 0;
+            while lane < 4 {
+                table[bits] |= ((bits as u8 >> lane & 1) * 3) << (2 * lane);
+                lane += 1;
+            }
+            bits += 1;
+        }
+        table
+    };
+    TABLE[nibble as usize & 15] as usize
+}
+
+/// Writes the elements among `from[0..8]` that `keep` selects to `to`, side by side; what follows them there, up to eight
+/// elements in all, is overwritten.
+///
+/// # Safety
+/// `from` is valid for reading and `to` for writing eight elements.
+#[target_feature(enable = "avx2,popcnt")]
+#[inline]
+pub(crate) unsafe fn compress<W: Word>(from: *const W, keep: u8, to: *mut W) {
+    // SAFETY: eight elements are readable at `from` and writable at `to` (the caller's promise). For eight-byte elements the
+    // second store begins at most four elements in and writes four.
+    unsafe {
+        match W::BYTES {
+            1 => {
+                let entry = _mm_cvtsi64_si128(i64::from_le_bytes(COMPRESS[keep as usize]));
+                _mm_storel_epi64(to.cast(), _mm_shuffle_epi8(_mm_loadl_epi64(from.cast()), entry));
+            }
+            2 => {
+                let entry = _mm_loadu_si128(COMPRESS_PAIRS[keep as usize].as_ptr().cast());
+                _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), entry));
+            }
+            4 => {
+                let v = _mm256_loadu_si256(from.cast());
+                let packed = _mm256_permutevar8x32_epi32(v, indices(&COMPRESS[keep as usize]));
+                _mm256_storeu_si256(to.cast(), packed);
+            }
+            _ => {
+                let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(4).cast()));
+                let low = _mm256_permutevar8x32_epi32(low, indices(&COMPRESS[doubled(keep)]));
+                let high = _mm256_permutevar8x32_epi32(high, indices(&COMPRESS[doubled(keep >> 4)]));
+                _mm256_storeu_si256(to.cast(), low);
+                _mm256_storeu_si256(to.add((keep & 15).count_ones() as usize).cast(), high);
+            }
+        }
+    }
+}
+
+/// Writes sixteen elements to `to`: the next of `from` where `keep` has a bit, zero elsewhere; past the caches if `STREAM`.
+///
+/// Sixteen, so that no store is shorter than 16 bytes: streaming single bytes eight at a time takes twice as long on Zen 4.
+///
+/// # Safety
+/// `from` and `from.add(bits in the low half of keep)` are valid for reading eight elements, `to` for writing sixteen; if
+/// `STREAM`, `to` is aligned to sixteen elements or 32 bytes, whichever is less.
+#[target_feature(enable = "avx2,popcnt")]
+#[inline]
+pub(crate) unsafe fn expand<W: Word, const STREAM: bool>(from: *const W, keep: u16, to: *mut W) {
+    let [low, high] = keep.to_le_bytes();
+    // SAFETY: eight elements are readable at `from` and at `next`, sixteen writable at `to`, aligned where that matters (the caller's
+    // promise). For eight-byte elements a second load begins at most four elements in and reads four.
+    unsafe {
+        let next = from.add(low.count_ones() as usize);
+        match W::BYTES {
+            1 => {
+                let v = _mm_unpacklo_epi64(expand_bytes(from.cast(), low), expand_bytes(next.cast(), high));
+                if STREAM {
+                    _mm_stream_si128(to.cast(), v);
+                } else {
+                    _mm_storeu_si128(to.cast(), v);
+                }
+            }
+            2 => {
+                let v = _mm256_set_m128i(expand_pairs(next.cast(), high), expand_pairs(from.cast(), low));
+                store::<STREAM>(to.cast(), v);
+            }
+            4 => {
+                store::<STREAM>(to.cast(), expand_lanes(from.cast(), low as usize));
+                store::<STREAM>(to.add(8).cast(), expand_lanes(next.cast(), high as usize));
+            }
+            _ => {
+                for (from, keep, to) in [(from, low, to), (next, high, to.add(8))] {
+                    let next = from.add((keep & 15).count_ones() as usize);
+                    store::<STREAM>(to.cast(), expand_lanes(from.cast(), doubled(keep)));
+                    store::<STREAM>(to.add(4).cast(), expand_lanes(next.cast(), doubled(keep >> 4)));
+                }
+            }
+        }
+    }
+}
+
+/// Eight one-byte lanes: the next of `from` where `keep` has a bit, zero elsewhere.
+///
+/// # Safety
+/// `from` is valid for reading 8 bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) unsafe fn expand_bytes(from: *const u8, keep: u8) -> __m128i {
+    let entry = _mm_cvtsi64_si128(i64::from_le_bytes(EXPAND[keep as usize]));
+    // SAFETY: 8 readable bytes (the caller's promise).
+    _mm_shuffle_epi8(unsafe { _mm_loadl_epi64(from.cast()) }, entry)
+}
+
+/// Eight two-byte lanes: the next of `from` where `keep` has a bit, zero elsewhere.
+///
+/// # Safety
+/// `from` is valid for reading 16 bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) unsafe fn expand_pairs(from: *const u8, keep: u8) -> __m128i {
+    // SAFETY: 16 readable bytes in the table and at `from` (the caller's promise).
+    unsafe {
+        let entry = _mm_loadu_si128(EXPAND_PAIRS[keep as usize].as_ptr().cast());
+        _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), entry)
+    }
+}
+
+/// Eight 32-bit lanes: the next of `from` where `keep` (< 256) has a bit, zero elsewhere.
+///
+/// # Safety
+/// `from` is valid for reading 32 bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) unsafe fn expand_lanes(from: *const u8, keep: usize) -> __m256i {
+    let entry = indices(&EXPAND[keep & 255]);
+    // SAFETY: 32 readable bytes (the caller's promise).
+    let v = _mm256_permutevar8x32_epi32(unsafe { _mm256_loadu_si256(from.cast()) }, entry);
+    // Clears the lanes whose index has the top bit.
+    _mm256_andnot_si256(_mm256_srai_epi32::<31>(entry), v)
+}
+
+/// Stores a vector, past the caches if `STREAM`.
+///
+/// # Safety
+/// `to` is valid for writing 32 bytes and, if `STREAM`, aligned to 32 bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) unsafe fn store<const STREAM: bool>(to: *mut u8, v: __m256i) {
+    // SAFETY: 32 writable bytes, aligned where that matters (the caller's promise).
+    unsafe {
+        if STREAM {
+            _mm256_stream_si256(to.cast(), v);
+        } else {
+            _mm256_storeu_si256(to.cast(), v);
+        }
+    }
+}
+
+/// The low bits of `bits` as a vector of words: all ones where there is a bit, zero elsewhere.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) fn lane_mask<W: Word>(bits: u64) -> __m256i {
+    match W::BYTES {
+        1 => {
+            const SPREAD: [u8; 32] = {
+                let mut spread = [0; 32];
+                let mut lane = 0;
+                while lane < 32 {
+                    spread[lane] = lane as u8 / 8;
+                    lane += 1;
+                }
+                spread
+            };
+            // SAFETY: 32 readable bytes.
+            let spread = unsafe { _mm256_loadu_si256(SPREAD.as_ptr().cast()) };
+            let of_lane = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread);
+            _mm256_cmpeq_epi8(_mm256_and_si256(bytes, of_lane), of_lane)
+        }
+        2 => {
+            let of_lane =
+                _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+            _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(bits as i16), of_lane), of_lane)
+        }
+        4 => {
+            let of_lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits as i32), of_lane), of_lane)
+        }
+        _ => {
+            let of_lane = _mm256_setr_epi64x(1, 2, 4, 8);
+            _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits as i64), of_lane), of_lane)
+        }
+    }
+}

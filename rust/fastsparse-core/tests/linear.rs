@@ -1,0 +1,269 @@
+//! Linear layers on every ISA against float64.
+
+use fastsparse_core::element::{BF16, F16, F32, Word};
+use fastsparse_core::error::Error;
+use fastsparse_core::isa::Isa;
+use fastsparse_core::linear::{Real, Weights, linear};
+use fastsparse_core::matrix::Matrix;
+use fastsparse_core::parallel::Exec;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let x = self.0 ^ self.0 >> 29;
+        x.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ x >> 32
+    }
+
+    /// Between −1 and 1.
+    fn number(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn numbers<E: Real>(&mut self, len: usize) -> Vec<E::Bits> {
+        (0..len).map(|_| E::from_f32(self.number())).collect()
+    }
+}
+
+struct Packed<W> {
+    shape: Matrix,
+    values: Vec<W>,
+    mask: Vec<u8>,
+    offsets: Vec<i64>,
+}
+
+impl<W: Word> Packed<W> {
+    /// `keep_of_64` of 64 weights are kept; in every fifth row none, and none of columns 64 to 192.
+    fn random<E: Real<Bits = W>>(shape: Matrix, keep_of_64: u64, random: &mut Random) -> Packed<W> {
+        let mut packed =
+            Packed { shape, values: Vec::new(), mask: vec![0; shape.mask_bytes()], offsets: vec![0; shape.rows + 1] };
+        for row in 0..shape.rows {
+            for col in 0..shape.cols {
+                if row % 5 != 4 && !(64..192).contains(&col) && random.next() >> 40 & 63 < keep_of_64 {
+                    packed.mask[row * shape.row_bytes() + col / 8] |= 1 << (col % 8);
+                    packed.values.push(E::from_f32(random.number()));
+                }
+            }
+            packed.offsets[row + 1] = packed.values.len() as i64;
+        }
+        packed
+    }
+
+    fn weights(&self) -> Weights<'_, W> {
+        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets }
+    }
+
+    /// Columns and indices of the values of a row.
+    fn row(&self, row: usize) -> impl Iterator<Item = (usize, usize)> {
+        let bits = &self.mask[row * self.shape.row_bytes()..];
+        let kept = (0..self.shape.cols).filter(move |col| bits[col / 8] >> (col % 8) & 1 == 1);
+        kept.zip(self.offsets[row] as usize..)
+    }
+
+    fn run<E: Real<Bits = W>, X: Real>(&self, x: &[X::Bits], bias: Option<&[f32]>, exec: Exec) -> Vec<X::Bits> {
+        let batch = x.len().checked_div(self.shape.cols).unwrap_or(3);
+        let mut out = vec![X::from_f32(f32::NAN); batch * self.shape.rows];
+        assert_eq!(linear::<E, X>(self.weights(), x, bias, exec, &mut out), Ok(()));
+        out
+    }
+}
+
+/// Half a unit in the last place, relative, of a rounding to this type.
+fn rounding<X: Real>() -> f64 {
+    let one = X::from_f32(1.0).to_u64();
+    (X::to_f32(X::Bits::from_u64(one + 1)) as f64 - 1.0) / 2.0
+}
+
+fn check<E: Real, X: Real>(shape: Matrix, batch: usize, keep_of_64: u64, bias: bool) {
+    let mut random = Random((shape.len() + 7 * batch) as u64);
+    let packed = Packed::random::<E>(shape, keep_of_64, &mut random);
+    let x = random.numbers::<X>(batch * shape.cols);
+    let bias: Option<Vec<f32>> = bias.then(|| (0..shape.rows).map(|_| random.number()).collect());
+    for isa in Isa::available() {
+        let got = packed.run::<E, X>(&x, bias.as_deref(), Exec::single(isa));
+        for row in 0..shape.rows {
+            let bias = bias.as_ref().map_or(0.0, |bias| bias[row]) as f64;
+            for b in 0..got.len() / shape.rows {
+                let terms =
+                    packed.row(row).map(|(col, i)| E::to_f64(packed.values[i]) * X::to_f64(x[b * shape.cols + col]));
+                let (sum, size) = terms.fold((bias, bias.abs()), |(sum, size), term| (sum + term, size + term.abs()));
+                // Eight lanes at least, each a sum of that many, and the folding of them.
+                let terms = (shape.cols / 8 + 6) as f64;
+                let bound = terms * size * rounding::<F32>() + rounding::<X>() * sum.abs() + 2f64.powi(-25);
+                let value = X::to_f64(got[b * shape.rows + row]);
+                assert!(
+                    (value - sum).abs() <= bound,
+                    "{:?} {:?} {shape:?} {isa:?} batch {batch} row {row} of {b}: {value} for {sum}",
+                    E::DTYPE,
+                    X::DTYPE
+                );
+            }
+        }
+    }
+}
+
+fn all(shape: Matrix, batch: usize, keep_of_64: u64, bias: bool) {
+    check::<F32, F32>(shape, batch, keep_of_64, bias);
+    check::<BF16, F32>(shape, batch, keep_of_64, bias);
+    check::<BF16, BF16>(shape, batch, keep_of_64, bias);
+    check::<F16, F32>(shape, batch, keep_of_64, bias);
+    check::<F16, F16>(shape, batch, keep_of_64, bias);
+}
+
+#[test]
+fn shapes() {
+    for cols in [0, 1, 7, 8, 9, 15, 16, 31, 33, 63, 64, 65, 200, 257, 300, 515, 1100] {
+        for rows in [1, 2, 4, 5, 17, 33] {
+            for batch in [1, 2, 3, 4, 5, 9] {
+                all(Matrix { rows, cols }, batch, 32, cols % 2 == 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn densities_and_batches() {
+    for keep in [0, 1, 6, 63, 64] {
+        for batch in [0, 1, 6, 65, 130] {
+            all(Matrix { rows: 21, cols: 330 }, batch, keep, true);
+        }
+    }
+}
+
+#[test]
+fn no_rows() {
+    let packed = Packed::random::<F32>(Matrix { rows: 0, cols: 70 }, 32, &mut Random(1));
+    assert!(packed.run::<F32, F32>(&[0; 140], None, Exec::single(Isa::detect())).is_empty());
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    fn same<E: Real, X: Real>() {
+        let mut random = Random(3);
+        let packed = Packed::random::<E>(Matrix { rows: 401, cols: 4001 }, 20, &mut random);
+        for batch in [1, 3, 8] {
+            let x = random.numbers::<X>(batch * 4001);
+            for isa in Isa::available() {
+                let one = packed.run::<E, X>(&x, None, Exec::single(isa));
+                for threads in [2, 3, 8] {
+                    assert!(packed.run::<E, X>(&x, None, Exec { isa, threads }) == one, "{isa:?} {threads}");
+                }
+            }
+        }
+    }
+    same::<F32, F32>();
+    same::<BF16, BF16>();
+    same::<F16, F32>();
+}
+
+#[test]
+fn dropped_weights_contribute_nothing() {
+    fn holds<E: Real, X: Real>(batch: usize) {
+        let shape = Matrix { rows: 20, cols: 150 };
+        let mut random = Random(9);
+        let packed = Packed::random::<E>(shape, 20, &mut random);
+        for special in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let mut x = random.numbers::<X>(batch * shape.cols);
+            let clean = packed.run::<E, X>(&x, None, Exec::single(Isa::Scalar));
+            let (at, col) = (batch - 1, 37);
+            x[at * shape.cols + col] = X::from_f32(special);
+            for isa in Isa::available() {
+                let got = packed.run::<E, X>(&x, None, Exec::single(isa));
+                for row in 0..shape.rows {
+                    let kept = packed.row(row).any(|(c, _)| c == col);
+                    for b in 0..batch {
+                        let (got, clean) = (got[b * shape.rows + row], clean[b * shape.rows + row]);
+                        if kept && b == at {
+                            assert!(!X::to_f32(got).is_finite(), "{isa:?}");
+                        } else {
+                            let (got, clean) = (X::to_f32(got), X::to_f32(clean));
+                            assert!((got - clean).abs() <= 0.02 * clean.abs() + 1e-3, "{isa:?} {got} {clean}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for batch in [1, 4, 7] {
+        holds::<F32, F32>(batch);
+        holds::<BF16, BF16>(batch);
+        holds::<F16, F16>(batch);
+    }
+}
+
+#[test]
+fn special_weights() {
+    fn holds<E: Real, X: Real>() {
+        let shape = Matrix { rows: 6, cols: 70 };
+        for (special, batch) in [(f32::INFINITY, 1), (f32::NAN, 2), (f32::NEG_INFINITY, 6)] {
+            let mut packed = Packed::random::<E>(shape, 30, &mut Random(4));
+            let (_, index) = packed.row(2).nth(3).unwrap();
+            packed.values[index] = E::from_f32(special);
+            let x = vec![X::from_f32(0.5); batch * shape.cols];
+            for isa in Isa::available() {
+                let got = packed.run::<E, X>(&x, None, Exec::single(isa));
+                for (i, &got) in got.iter().enumerate() {
+                    let got = X::to_f32(got);
+                    let expected = i % shape.rows != 2;
+                    assert_eq!(got.is_finite(), expected, "{isa:?} {i} {got}");
+                    assert!(expected || special.is_nan() == got.is_nan() && (got.is_nan() || got == special));
+                }
+            }
+        }
+    }
+    holds::<F32, F32>();
+    holds::<BF16, BF16>();
+    holds::<F16, F16>();
+    holds::<F16, F32>();
+}
+
+#[test]
+fn parts_that_disagree() {
+    let shape = Matrix { rows: 9, cols: 131 };
+    let mut random = Random(5);
+    let good = Packed::random::<BF16>(shape, 32, &mut random);
+    for batch in [1, 6] {
+        let x = random.numbers::<BF16>(batch * shape.cols);
+        let mut out = vec![0; batch * shape.rows];
+        for isa in Isa::available() {
+            let mut errors = |weights: Weights<'_, u16>| {
+                let error = linear::<BF16, BF16>(weights, &x, None, Exec::single(isa), &mut out).unwrap_err();
+                assert!(!matches!(error, Error::Changed), "{isa:?}");
+            };
+            errors(Weights { values: &good.values[..good.values.len() - 1], ..good.weights() });
+            errors(Weights { values: &[], ..good.weights() });
+            errors(Weights { mask: &vec![0xff; good.mask.len()], ..good.weights() });
+            errors(Weights { mask: &vec![0; good.mask.len()], ..good.weights() });
+            for shift in [-1, 1] {
+                let offsets: Vec<i64> = good.offsets.iter().map(|at| at + shift).collect();
+                errors(Weights { offsets: &offsets, ..good.weights() });
+            }
+            for wrong in [i64::MIN, -1, 1, 100_000, i64::MAX] {
+                let mut offsets = good.offsets.clone();
+                offsets[3] = offsets[3].wrapping_add(wrong);
+                errors(Weights { offsets: &offsets, ..good.weights() });
+            }
+        }
+    }
+}
+
+#[test]
+fn narrow_types_round_to_nearest() {
+    for bits in 0..=u16::MAX {
+        let (f16, bf16) = (half::f16::from_bits(bits), half::bf16::from_bits(bits));
+        assert!(F16::to_f32(bits) == f16.to_f32() || f16.is_nan());
+        for x in [f16.to_f32(), bf16.to_f32()] {
+            for near in [x.to_bits(), x.to_bits().wrapping_add(1), x.to_bits().wrapping_sub(1)].map(f32::from_bits) {
+                for x in [near, near * (1.0 + 1.0 / 2048.0), near * (1.0 + 1.0 / 256.0)] {
+                    let (f16, bf16) = (half::f16::from_f32(x), half::bf16::from_f32(x));
+                    assert!(F16::from_f32(x) == f16.to_bits() || f16.is_nan(), "{x:e}");
+                    assert!(BF16::from_f32(x) == bf16.to_bits() || bf16.is_nan(), "{x:e}");
+                    if x.is_nan() {
+                        assert!(F16::to_f32(F16::from_f32(x)).is_nan() && BF16::to_f32(BF16::from_f32(x)).is_nan());
+                    }
+                }
+            }
+        }
+    }
+}

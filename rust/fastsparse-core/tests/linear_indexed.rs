@@ -1,0 +1,160 @@
+//! Column indices: back to the mask, and products on every ISA against float64.
+
+use fastsparse_core::element::{BF16, F16, F32, Word};
+use fastsparse_core::error::Error;
+use fastsparse_core::isa::Isa;
+use fastsparse_core::linear::indexed::{Indexed, SLOTS, count, grid, index, linear_indexed, unindex};
+use fastsparse_core::linear::{Real, Weights};
+use fastsparse_core::matrix::Matrix;
+use fastsparse_core::parallel::Exec;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 ^ self.0 >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
+    }
+
+    fn numbers<E: Real>(&mut self, len: usize) -> Vec<E::Bits> {
+        (0..len).map(|_| E::from_f32(self.next() as f32 / (1 << 23) as f32 - 1.0)).collect()
+    }
+}
+
+/// A random matrix, packed.
+struct Packed<W> {
+    shape: Matrix,
+    values: Vec<W>,
+    mask: Vec<u8>,
+    offsets: Vec<i64>,
+}
+
+/// The same by column indices.
+struct Laid<W> {
+    shape: Matrix,
+    values: Vec<W>,
+    columns: Vec<u8>,
+    steps: Vec<u8>,
+    starts: Vec<i64>,
+}
+
+impl<W: Word> Packed<W> {
+    fn random<E: Real<Bits = W>>(shape: Matrix, keep_of_64: u64, random: &mut Random) -> Self {
+        let (mut mask, mut offsets) = (vec![0; shape.mask_bytes()], vec![0; shape.rows + 1]);
+        for row in 0..shape.rows {
+            offsets[row + 1] = offsets[row];
+            for col in 0..shape.cols {
+                if row % 5 != 4 && !(250..520).contains(&col) && random.next() & 63 < keep_of_64 {
+                    mask[row * shape.row_bytes() + col / 8] |= 1 << (col % 8);
+                    offsets[row + 1] += 1;
+                }
+            }
+        }
+        Packed { shape, values: random.numbers::<E>(offsets[shape.rows] as usize), mask, offsets }
+    }
+
+    fn weights(&self) -> Weights<'_, W> {
+        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets }
+    }
+
+    fn laid(&self, exec: Exec) -> Laid<W> {
+        let grid = grid(self.shape);
+        let (mut steps, mut starts) = (vec![0; grid.len()], vec![0; grid.rows + 1]);
+        count(self.shape, &self.mask, exec, &mut steps, &mut starts);
+        let len = starts[grid.rows] as usize * SLOTS;
+        let (mut values, mut columns) = (vec![W::default(); len], vec![0; len]);
+        index(self.weights(), &steps, &starts, exec, &mut values, &mut columns).unwrap();
+        Laid { shape: self.shape, values, columns, steps, starts }
+    }
+}
+
+impl<W: Word> Laid<W> {
+    fn weights(&self) -> Indexed<'_, W> {
+        let Laid { shape, values, columns, steps, starts } = self;
+        Indexed { shape: *shape, values, columns, steps, starts }
+    }
+}
+
+fn check<E: Real, X: Real>(shape: Matrix, keep: u64, batch: usize) {
+    let mut random = Random(keep + 7);
+    let packed = Packed::random::<E>(shape, keep, &mut random);
+    let x = random.numbers::<X>(batch * shape.cols);
+    let bias: Vec<f32> = (0..shape.rows).map(|row| row as f32).collect();
+    for isa in Isa::available() {
+        let laid = packed.laid(Exec { isa, threads: 2 });
+        let (mut values, mut mask) = (vec![E::Bits::default(); packed.values.len()], vec![0xff; packed.mask.len()]);
+        unindex(laid.weights(), &mut values, &mut mask).unwrap();
+        assert!(values == packed.values && mask == packed.mask, "{shape:?}");
+        let mut out = vec![X::Bits::default(); batch * shape.rows];
+        linear_indexed::<E, X>(laid.weights(), &x, Some(&bias), Exec::single(isa), &mut out).unwrap();
+        for (i, &got) in out.iter().enumerate() {
+            let (b, row) = (i / shape.rows, i % shape.rows);
+            let bits = &packed.mask[row * shape.row_bytes()..];
+            let kept = (0..shape.cols).filter(|col| bits[col / 8] >> (col % 8) & 1 == 1);
+            let (mut sum, mut terms) = (bias[row] as f64, bias[row] as f64);
+            for (col, &value) in kept.zip(&packed.values[packed.offsets[row] as usize..]) {
+                let product = E::to_f64(value) * X::to_f64(x[b * shape.cols + col]);
+                (sum, terms) = (sum + product, terms + product.abs());
+            }
+            let step = if X::Bits::BYTES == 4 {
+                0.0
+            } else {
+                2f64.powi(if X::to_f64(X::from_f32(257.0)) == 257.0 { -11 } else { -8 })
+            };
+            let allowed = 2f64.powi(-20) * terms + step * sum.abs() + 1e-6;
+            assert!((X::to_f64(got) - sum).abs() <= allowed, "{isa:?} {shape:?} {b} {row}: {} {sum}", X::to_f64(got));
+        }
+        let mut again = vec![X::Bits::default(); batch * shape.rows];
+        linear_indexed::<E, X>(laid.weights(), &x, Some(&bias), Exec { isa, threads: 3 }, &mut again).unwrap();
+        assert!(again == out, "{isa:?} {shape:?}");
+    }
+}
+
+#[test]
+fn shapes_and_densities() {
+    for cols in [0, 1, 7, 63, 254, 255, 256, 510, 511, 1021] {
+        for rows in [0, 1, 15, 16, 17, 33] {
+            for keep in [0, 1, 6, 32, 64] {
+                let shape = Matrix { rows, cols };
+                check::<F32, F32>(shape, keep, 2);
+                check::<BF16, BF16>(shape, keep, 1);
+                check::<BF16, F32>(shape, keep, 1);
+                check::<F16, F32>(shape, keep, 1);
+                check::<F16, F16>(shape, keep, 3);
+            }
+        }
+    }
+}
+
+#[test]
+fn layouts_that_disagree() {
+    let packed = Packed::random::<F32>(Matrix { rows: 40, cols: 700 }, 30, &mut Random(1));
+    for isa in Isa::available() {
+        let exec = Exec::single(isa);
+        let good = packed.laid(exec);
+        let refuses = |weights: Indexed<'_, u32>| {
+            let error = linear_indexed::<F32, F32>(weights, &[0; 700], None, exec, &mut [0; 40]).unwrap_err();
+            assert!(matches!(error, Error::Changed));
+            let (mut values, mut mask) = (packed.values.clone(), packed.mask.clone());
+            unindex(weights, &mut values, &mut mask).unwrap_err();
+        };
+        let more: Vec<u8> = good.steps.iter().map(|steps| steps + 1).collect();
+        refuses(Indexed { steps: &more, ..good.weights() });
+        for wrong in [i64::MIN, -1, i64::MAX] {
+            let starts: Vec<i64> = good.starts.iter().map(|start| start.wrapping_add(wrong)).collect();
+            refuses(Indexed { starts: &starts, ..good.weights() });
+        }
+        // Any columns are within bounds for the product, not for the mask.
+        let columns = vec![254; good.columns.len()];
+        linear_indexed::<F32, F32>(
+            Indexed { columns: &columns, ..good.weights() },
+            &[0; 700],
+            None,
+            exec,
+            &mut [0; 40],
+        )
+        .unwrap();
+        let (mut values, mut mask) = (packed.values.clone(), packed.mask.clone());
+        unindex(Indexed { columns: &columns, ..good.weights() }, &mut values, &mut mask).unwrap_err();
+    }
+}

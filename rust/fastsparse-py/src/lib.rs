@@ -1,0 +1,38 @@
+//! Python bindings of fastsparse: converts, releases the GIL, maps errors, reads the environment. No algorithm.
+
+mod array;
+mod checkpoint;
+mod errors;
+mod linear;
+mod ops;
+mod prepared;
+mod runtime;
+mod spec;
+
+/// Native module of fastsparse; its interface is `_core.pyi`.
+#[pyo3::pymodule]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::checkpoint::{
+        CheckpointFolder, CheckpointReader, CheckpointWriter, TensorBytes, count_magnitudes, digest, rank_magnitudes,
+        sum_of_squares,
+    };
+    #[pymodule_export]
+    use crate::linear::linear;
+    #[pymodule_export]
+    use crate::ops::{
+        apply_mask, check_bits, check_parts, check_pattern, compress, from_bool, pack, prune, select, to_bool, unpack,
+    };
+    #[pymodule_export]
+    use crate::prepared::{index, linear_indexed, prefers_indices, unindex};
+    #[pymodule_export]
+    use crate::runtime::{available_isas, build_profile, get_isa, get_num_threads, set_isa, set_num_threads};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        crate::runtime::init(module.py())
+    }
+}

@@ -1,0 +1,554 @@
+//! The operations: arrays in, kernels run without the GIL, arrays out.
+
+use fastsparse_core::element::{DType, Element, Elements};
+use fastsparse_core::error::Error;
+use fastsparse_core::keys::{ColumnScale, Ranking};
+use fastsparse_core::matrix::{self, Matrix};
+use fastsparse_core::nm::Tail;
+use fastsparse_core::parallel::Exec;
+use fastsparse_core::select as selection;
+use fastsparse_core::{block, dispatch, nm, pack as packing, unpack as unpacking, with_keys};
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::array::{self, Input, Output, shape_text};
+use crate::errors;
+use crate::runtime;
+use crate::spec::{self, Spec};
+
+pub(crate) type Array<'py> = Bound<'py, PyUntypedArray>;
+type Mask<'py> = (Bound<'py, PyTuple>, Array<'py>, usize);
+pub(crate) type Parts<'py> = (Bound<'py, PyTuple>, Array<'py>, Array<'py>, Array<'py>);
+
+/// Below this many elements a call keeps the GIL: releasing and taking it costs more than it gives others.
+const RELEASE_GIL: usize = 1 << 15;
+
+pub(crate) fn without_gil<T: Send>(py: Python<'_>, elements: usize, work: impl FnOnce() -> T + Send) -> T {
+    if elements < RELEASE_GIL { work() } else { py.detach(work) }
+}
+
+/// Runs `$body` with `$W` the word of a dtype's size.
+macro_rules! by_size {
+    ($dtype:expr, $W:ident => $body:expr) => {
+        match $dtype.size() {
+            1 => {
+                type $W = u8;
+                $body
+            }
+            2 => {
+                type $W = u16;
+                $body
+            }
+            4 => {
+                type $W = u32;
+                $body
+            }
+            _ => {
+                type $W = u64;
+                $body
+            }
+        }
+    };
+}
+
+/// What a call ranks by, checked.
+struct Ranked<'py> {
+    weights: Input<'py>,
+    scores: Option<Input<'py>>,
+    scale: Option<Scale<'py>>,
+}
+
+struct Scale<'py> {
+    values: Array<'py>,
+    given: Array<'py>,
+    cols: usize,
+    repeat: usize,
+}
+
+impl<'py> Ranked<'py> {
+    fn new(
+        w: &Bound<'py, PyAny>,
+        scores: Option<&Bound<'py, PyAny>>,
+        column_scale: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Ranked<'py>> {
+        let py = w.py();
+        let weights = Input::new(w, "w")?;
+        if scores.is_some() && column_scale.is_some() {
+            return Err(errors::general(py, "column_scale: cannot be combined with scores".into()));
+        }
+        let scores = scores.map(|scores| Input::new(scores, "scores")).transpose()?;
+        if let Some(scores) = &scores
+            && scores.shape() != weights.shape()
+        {
+            let (got, want) = (shape_text(scores.shape()), shape_text(weights.shape()));
+            return Err(errors::general(py, format!("scores: shape {got} does not match w's shape {want}")));
+        }
+        let scale = column_scale.map(|scale| Scale::new(scale, &weights)).transpose()?;
+        Ok(Ranked { weights, scores, scale })
+    }
+
+    fn ranking(&self) -> Ranking<'_> {
+        match (&self.scores, &self.scale) {
+            (Some(scores), _) => Ranking::Scores(scores.elements()),
+            (_, None) => Ranking::Magnitude(self.weights.elements()),
+            (_, Some(Scale { values, cols, repeat, .. })) => match self.weights.elements() {
+                Elements::F64(weights) => {
+                    let values = f64s(array::words(values));
+                    Ranking::Scaled64(weights, ColumnScale { values, cols: *cols, repeat: *repeat })
+                }
+                weights => {
+                    let values = f32s(array::words(values));
+                    Ranking::Scaled32(weights, ColumnScale { values, cols: *cols, repeat: *repeat })
+                }
+            },
+        }
+    }
+
+    /// Name of the argument whose elements the kernel looks at.
+    fn name(&self) -> &'static str {
+        if self.scores.is_some() { "scores" } else { "w" }
+    }
+}
+
+pub(crate) fn f32s(words: &[u32]) -> &[f32] {
+    // SAFETY: same size and alignment, and every bit pattern is a float.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+}
+
+fn f64s(words: &[u64]) -> &[f64] {
+    // SAFETY: same size and alignment, and every bit pattern is a float.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+}
+
+impl<'py> Scale<'py> {
+    fn new(object: &Bound<'py, PyAny>, weights: &Input<'py>) -> PyResult<Scale<'py>> {
+        let py = object.py();
+        let given = array::as_array(object, "column_scale")?;
+        let (shape, cols) = (weights.shape(), spec::matrix(weights.shape()).cols);
+        let channels = shape.get(1).copied().unwrap_or(cols);
+        let repeat = match given.shape() {
+            [len] if *len == cols => 1,
+            [len] if *len == channels => cols / channels.max(1),
+            other => {
+                let allowed =
+                    if channels == cols { format!("({cols},)") } else { format!("({cols},) or ({channels},)") };
+                let message = format!("column_scale: expected shape {allowed}, got {}", shape_text(other));
+                return Err(errors::general(py, message));
+            }
+        };
+        let kind: String = given.dtype().getattr(intern!(py, "kind"))?.extract()?;
+        let known = Input::new(given.as_any(), "column_scale").is_ok();
+        if !known && !matches!(kind.as_str(), "f" | "i" | "u") {
+            let message = format!("column_scale: expected real numbers, got dtype {}", given.dtype().getattr("name")?);
+            return Err(errors::general(py, message));
+        }
+        let target = if weights.dtype == DType::F64 { "float64" } else { "float32" };
+        let values = array::contiguous(given.call_method1(intern!(py, "astype"), (target,))?.cast_into()?)?;
+        let bad = if weights.dtype == DType::F64 {
+            f64s(array::words(&values)).iter().position(|x| x.is_nan() || *x < 0.0)
+        } else {
+            f32s(array::words(&values)).iter().position(|x| x.is_nan() || *x < 0.0)
+        };
+        if let Some(at) = bad {
+            let value = given.get_item(at)?;
+            return Err(errors::general(py, format!("column_scale: expected numbers ≥ 0, got {value} at index {at}")));
+        }
+        Ok(Scale { values, given, cols, repeat })
+    }
+}
+
+/// Runs the selection of `spec`; `bits` is the mask to write. Returns the number of bits set.
+fn run_select(ranking: Ranking<'_>, view: Matrix, spec: &Spec, exec: Exec, bits: &mut [u8]) -> Result<usize, Error> {
+    match *spec {
+        Spec::Tensor { zeros } => with_keys!(ranking, keys => selection::smallest(&keys, view, zeros, exec, bits)?),
+        Spec::Rows { zeros } => {
+            with_keys!(ranking, keys => selection::smallest_per_row(&keys, view, zeros, exec, bits)?)
+        }
+        Spec::Groups { axis, groups } => {
+            with_keys!(ranking, keys => nm::select(&keys, view, axis, groups, exec, bits)?)
+        }
+        Spec::Blocks { blocks, norm, zeros } => block::select(ranking, view, blocks, norm, zeros, exec, bits)?,
+        Spec::Threshold(value) => {
+            with_keys!(ranking, keys => selection::above_value(&keys, view, value, exec, bits)?)
+        }
+        Spec::Nonzero => with_keys!(ranking, keys => selection::nonzero(&keys, view, exec, bits)?),
+    }
+    Ok(match *spec {
+        Spec::Tensor { zeros } => view.len() - zeros,
+        Spec::Rows { zeros } => view.rows * (view.cols - zeros),
+        Spec::Groups { axis, groups } => groups.kept(axis),
+        Spec::Blocks { .. } | Spec::Threshold(_) | Spec::Nonzero => matrix::popcount(bits),
+    })
+}
+
+/// Selects into a fresh mask.
+fn select_bits<'py>(
+    py: Python<'py>,
+    ranked: &Ranked<'py>,
+    spec: &Bound<'py, PyTuple>,
+    exec: Exec,
+) -> PyResult<(Array<'py>, usize)> {
+    let shape = ranked.weights.shape();
+    let view = spec::matrix(shape);
+    let spec = Spec::new(spec, shape)?;
+    if matches!(spec, Spec::Nonzero) && (ranked.scores.is_some() || ranked.scale.is_some()) {
+        let name = if ranked.scores.is_some() { "scores" } else { "column_scale" };
+        return Err(errors::general(py, format!("{name}: the nonzero pattern does not rank")));
+    }
+    let bits = array::empty_words::<u8>(py, &[view.rows, view.row_bytes()])?;
+    // SAFETY: fresh, nobody else has it.
+    let bytes = unsafe { array::words_mut::<u8>(&bits) };
+    let ranking = ranked.ranking();
+    let count = without_gil(py, view.len(), || run_select(ranking, view, &spec, exec, bytes))
+        .map_err(|error| errors::kernel(py, error, ranked.name(), shape))?;
+    array::freeze(&bits);
+    Ok((bits, count))
+}
+
+fn shape_tuple<'py>(py: Python<'py>, shape: &[usize]) -> PyResult<Bound<'py, PyTuple>> {
+    PyTuple::new(py, shape)
+}
+
+/// The mask that `spec` gives for `w`.
+#[pyfunction]
+pub fn select<'py>(
+    py: Python<'py>,
+    w: &Bound<'py, PyAny>,
+    spec: &Bound<'py, PyTuple>,
+    scores: Option<&Bound<'py, PyAny>>,
+    column_scale: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Mask<'py>> {
+    let exec = runtime::exec(py, threads)?;
+    let ranked = Ranked::new(w, scores, column_scale)?;
+    let (bits, count) = select_bits(py, &ranked, spec, exec)?;
+    Ok((shape_tuple(py, ranked.weights.shape())?, bits, count))
+}
+
+/// A mask argument: its bits, checked to be of the view's shape.
+pub(crate) fn mask_bits<'py>(bits: &Array<'py>, name: &str, view: Matrix) -> PyResult<Array<'py>> {
+    let py = bits.py();
+    let want = [view.rows, view.row_bytes()];
+    if bits.shape() != want || bits.dtype().num() != numpy::dtype::<u8>(py).num() {
+        let message = format!(
+            "{name}: expected uint8 of shape {}, got {} of shape {}",
+            shape_text(&want),
+            bits.dtype().getattr("name")?,
+            shape_text(bits.shape())
+        );
+        return Err(errors::format(py, message));
+    }
+    array::contiguous(bits.clone())
+}
+
+fn check_shape(py: Python<'_>, name: &str, got: &[usize], want: &[usize]) -> PyResult<()> {
+    if got == want {
+        return Ok(());
+    }
+    let message = format!("{name}: shape {} does not match w's shape {}", shape_text(got), shape_text(want));
+    Err(errors::general(py, message))
+}
+
+/// Writes `weights` under the mask to `output`.
+fn mask_into(py: Python<'_>, weights: &Input<'_>, view: Matrix, mask: &[u8], output: &Output<'_>, exec: Exec) {
+    by_size!(weights.dtype, W => {
+        // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input; in place
+        // the input is not read through another reference.
+        let out = unsafe { array::words_mut::<W>(output.array()) };
+        if matches!(output, Output::InPlace(_)) {
+            without_gil(py, view.len(), || packing::apply_mask_in_place(out, view, mask, exec));
+        } else {
+            let weights = array::words::<W>(&weights.array);
+            without_gil(py, view.len(), || packing::apply_mask(weights, view, mask, exec, out));
+        }
+    });
+}
+
+/// `w` with zeros where the mask has none.
+#[pyfunction]
+pub fn apply_mask<'py>(
+    py: Python<'py>,
+    w: &Bound<'py, PyAny>,
+    shape: Vec<usize>,
+    bits: &Array<'py>,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Array<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let weights = Input::new(w, "w")?;
+    check_shape(py, "mask", &shape, weights.shape())?;
+    let view = spec::matrix(&shape);
+    let bits = mask_bits(bits, "bits", view)?;
+    let output = Output::new(out, weights.array.dtype(), &shape, true, &[("w", &weights.given), ("mask", &bits)])?;
+    mask_into(py, &weights, view, array::words(&bits), &output, exec);
+    Ok(output.array().clone())
+}
+
+/// Select and mask in one call.
+#[pyfunction]
+pub fn prune<'py>(
+    py: Python<'py>,
+    w: &Bound<'py, PyAny>,
+    spec: &Bound<'py, PyTuple>,
+    out: Option<&Bound<'py, PyAny>>,
+    scores: Option<&Bound<'py, PyAny>>,
+    column_scale: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Array<'py>> {
+    let exec = runtime::exec(py, threads)?;
+    let ranked = Ranked::new(w, scores, column_scale)?;
+    let weights = &ranked.weights;
+    let mut inputs = vec![("w", &weights.given)];
+    inputs.extend(ranked.scores.iter().map(|scores| ("scores", &scores.given)));
+    inputs.extend(ranked.scale.iter().map(|scale| ("column_scale", &scale.given)));
+    let output = Output::new(out, weights.array.dtype(), weights.shape(), true, &inputs)?;
+    let (bits, _) = select_bits(py, &ranked, spec, exec)?;
+    mask_into(py, weights, spec::matrix(weights.shape()), array::words(&bits), &output, exec);
+    Ok(output.array().clone())
+}
+
+/// Packs the elements under a mask whose number of set bits need not be known.
+fn pack_bits<'py>(py: Python<'py>, weights: &Input<'py>, bits: Array<'py>, exec: Exec) -> PyResult<Parts<'py>> {
+    let view = spec::matrix(weights.shape());
+    let mask = array::words::<u8>(&bits);
+    let offsets = array::empty_words::<i64>(py, &[view.rows + 1])?;
+    // SAFETY: fresh, nobody else has it.
+    let rows = unsafe { int64s_mut(&offsets) };
+    let nnz = without_gil(py, view.len(), || packing::offsets(view, mask, exec, rows));
+    let values = array::empty(weights.array.dtype(), &[nnz])?;
+    by_size!(weights.dtype, W => {
+        let data = array::words::<W>(&weights.array);
+        // SAFETY: fresh, nobody else has it.
+        let kept = unsafe { array::words_mut::<W>(&values) };
+        without_gil(py, view.len(), || packing::pack(data, view, mask, rows, exec, kept))
+    })
+    .map_err(|error| errors::kernel(py, error, "mask", weights.shape()))?;
+    frozen(weights, values, bits, offsets)
+}
+
+fn frozen<'py>(
+    weights: &Input<'py>,
+    values: Array<'py>,
+    bits: Array<'py>,
+    offsets: Array<'py>,
+) -> PyResult<Parts<'py>> {
+    for part in [&values, &bits, &offsets] {
+        array::freeze(part);
+    }
+    Ok((shape_tuple(values.py(), weights.shape())?, values, bits, offsets))
+}
+
+/// Packs the elements that are not zero.
+fn pack_nonzero<'py>(py: Python<'py>, weights: &Input<'py>, exec: Exec) -> PyResult<Parts<'py>> {
+    let view = spec::matrix(weights.shape());
+    let bits = array::empty_words::<u8>(py, &[view.rows, view.row_bytes()])?;
+    let offsets = array::empty_words::<i64>(py, &[view.rows + 1])?;
+    let values = array::empty(weights.array.dtype(), &[view.len()])?;
+    // SAFETY: fresh, nobody else has them.
+    let (mask, rows) = unsafe { (array::words_mut::<u8>(&bits), int64s_mut(&offsets)) };
+    let kept = dispatch!(weights.elements(), E, data => {
+        // SAFETY: as above.
+        let kept = unsafe { array::words_mut::<<E as Element>::Bits>(&values) };
+        without_gil(py, view.len(), || packing::pack_nonzero::<E>(data, view, exec, mask, rows, kept))
+    });
+    array::shorten(&values, kept)?;
+    frozen(weights, values, bits, offsets)
+}
+
+/// Packs what a mask keeps or, without one, what is not zero.
+#[pyfunction]
+pub fn pack<'py>(
+    py: Python<'py>,
+    w: &Bound<'py, PyAny>,
+    shape: Option<Vec<usize>>,
+    bits: Option<&Array<'py>>,
+) -> PyResult<Parts<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let weights = Input::new(w, "w")?;
+    let (Some(shape), Some(bits)) = (shape, bits) else {
+        return pack_nonzero(py, &weights, exec);
+    };
+    check_shape(py, "mask", &shape, weights.shape())?;
+    let bits = mask_bits(bits, "bits", spec::matrix(weights.shape()))?;
+    pack_bits(py, &weights, bits, exec)
+}
+
+/// Select and pack in one call.
+#[pyfunction]
+pub fn compress<'py>(
+    py: Python<'py>,
+    w: &Bound<'py, PyAny>,
+    spec: &Bound<'py, PyTuple>,
+    scores: Option<&Bound<'py, PyAny>>,
+    column_scale: Option<&Bound<'py, PyAny>>,
+    threads: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Parts<'py>> {
+    let exec = runtime::exec(py, threads)?;
+    let ranked = Ranked::new(w, scores, column_scale)?;
+    let (bits, _) = select_bits(py, &ranked, spec, exec)?;
+    pack_bits(py, &ranked.weights, bits, exec)
+}
+
+/// # Safety
+/// The array is fresh and nobody else has it.
+#[expect(clippy::mut_from_ref, reason = "the elements belong to NumPy, not to the borrowed handle")]
+unsafe fn int64s_mut<'a>(array: &'a Array<'_>) -> &'a mut [i64] {
+    // SAFETY: the caller's promise; int64 and u64 have one size, and i64 takes every bit pattern.
+    unsafe {
+        let words = array::words_mut::<u64>(array);
+        std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len())
+    }
+}
+
+pub(crate) fn int64s<'a>(offsets: &'a Array<'_>, view: Matrix) -> PyResult<&'a [i64]> {
+    let py = offsets.py();
+    let fits = offsets.shape() == [view.rows + 1] && offsets.dtype().num() == numpy::dtype::<i64>(py).num();
+    if !fits || !offsets.is_c_contiguous() || !offsets.is_aligned() {
+        let message = format!("row_offsets: expected contiguous int64 of shape ({},)", view.rows + 1);
+        return Err(errors::format(py, message));
+    }
+    let words = array::words::<u64>(offsets);
+    // SAFETY: one size and alignment, and i64 takes every bit pattern.
+    Ok(unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) })
+}
+
+/// The dense tensor.
+#[pyfunction]
+pub fn unpack<'py>(
+    py: Python<'py>,
+    values: &Bound<'py, PyAny>,
+    bitmask: &Array<'py>,
+    row_offsets: &Array<'py>,
+    shape: Vec<usize>,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Array<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let values = Input::new(values, "values")?;
+    let view = checked_view(py, &shape)?;
+    let bits = mask_bits(bitmask, "bitmask", view)?;
+    let offsets = int64s(row_offsets, view)?;
+    let inputs = [("values", &values.given), ("bitmask", bitmask), ("row_offsets", row_offsets)];
+    let output = Output::new(out, values.array.dtype(), &shape, false, &inputs)?;
+    by_size!(values.dtype, W => {
+        let (kept, mask) = (array::words::<W>(&values.array), array::words::<u8>(&bits));
+        // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
+        let dense = unsafe { array::words_mut::<W>(output.array()) };
+        without_gil(py, view.len(), || unpacking::unpack(kept, view, mask, offsets, exec, dense))
+    })
+    .map_err(|error| errors::kernel(py, error, "bitmask", &shape))?;
+    Ok(output.array().clone())
+}
+
+/// The matrix view of a shape from outside, whose product may overflow.
+pub(crate) fn checked_view(py: Python<'_>, shape: &[usize]) -> PyResult<Matrix> {
+    let product = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    // Zero sizes hide an overflow of the others from the product, not from the view.
+    let cols = shape.iter().skip(1).try_fold(1usize, |product, &size| product.checked_mul(size));
+    if product.is_none_or(|n| n > isize::MAX as usize / 8) || cols.is_none() || shape.len() > 64 {
+        return Err(errors::format(py, format!("shape: {} is too large", shape_text(shape))));
+    }
+    Ok(spec::matrix(shape))
+}
+
+/// Checks a mask from outside.
+#[pyfunction]
+pub fn check_bits<'py>(py: Python<'py>, bits: &Bound<'py, PyAny>, shape: Vec<usize>) -> PyResult<Mask<'py>> {
+    let view = checked_view(py, &shape)?;
+    let bits = array::frozen_view(&mask_bits(&array::as_array(bits, "bits")?, "bits", view)?)?;
+    let mask = array::words(&bits);
+    matrix::check_padding(view, mask).map_err(|error| errors::format(py, format!("bits: {error}")))?;
+    let count = matrix::popcount(mask);
+    Ok((shape_tuple(py, &shape)?, bits, count))
+}
+
+/// Checks parts from outside and computes the offsets.
+#[pyfunction]
+pub fn check_parts<'py>(
+    py: Python<'py>,
+    values: &Bound<'py, PyAny>,
+    bitmask: &Bound<'py, PyAny>,
+    shape: Vec<usize>,
+) -> PyResult<Parts<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let view = checked_view(py, &shape)?;
+    let values = Input::part(values, "values")?;
+    if values.shape().len() != 1 {
+        let message = format!("values: expected one dimension, got shape {}", shape_text(values.shape()));
+        return Err(errors::format(py, message));
+    }
+    let bits = mask_bits(&array::as_array(bitmask, "bitmask")?, "bitmask", view)?;
+    let mask = array::words::<u8>(&bits);
+    let offsets = array::empty_words::<i64>(py, &[view.rows + 1])?;
+    // SAFETY: fresh, nobody else has it.
+    let rows = unsafe { int64s_mut(&offsets) };
+    let expected = values.array.len();
+    let found = without_gil(py, view.len(), || {
+        matrix::check_padding(view, mask)?;
+        match packing::offsets(view, mask, exec, rows) {
+            found if found == expected => Ok(()),
+            found => Err(Error::ValueCount { found, expected }),
+        }
+    });
+    found.map_err(|error| errors::format(py, format!("bitmask: {error}")))?;
+    array::freeze(&offsets);
+    let (values, bits) = (array::frozen_view(&values.array)?, array::frozen_view(&bits)?);
+    Ok((shape_tuple(py, &shape)?, values, bits, offsets))
+}
+
+/// Checks that a mask is one that a structured pattern could have given.
+#[pyfunction]
+pub fn check_pattern(py: Python<'_>, shape: Vec<usize>, bits: &Array<'_>, spec: &Bound<'_, PyTuple>) -> PyResult<()> {
+    let exec = runtime::exec(py, None)?;
+    let view = checked_view(py, &shape)?;
+    let bits = mask_bits(bits, "bits", view)?;
+    let mask = array::words(&bits);
+    match Spec::new(spec, &shape)? {
+        Spec::Groups { axis, groups } if groups.tail == Tail::Error && axis.len % groups.of != 0 => {
+            Err(Error::Tail { len: axis.len, of: groups.of })
+        }
+        Spec::Groups { axis, groups } => without_gil(py, view.len(), || nm::obeys(view, axis, groups, mask, exec)),
+        Spec::Blocks { blocks, zeros, .. } => {
+            without_gil(py, view.len(), || block::obeys(view, blocks, zeros, mask, exec))
+        }
+        _ => return Err(errors::format(py, "pattern: expected n:m, top-k or block".to_string())),
+    }
+    .map_err(|error| errors::format(py, format!("pattern: {error}")))
+}
+
+/// The mask of a bool array.
+#[pyfunction]
+pub fn from_bool<'py>(py: Python<'py>, mask: &Bound<'py, PyAny>) -> PyResult<Mask<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let mask = array::as_array(mask, "mask")?;
+    if mask.dtype().num() != numpy::dtype::<bool>(py).num() {
+        let message = format!("mask: expected dtype bool, got {}", mask.dtype().getattr("name")?);
+        return Err(errors::general(py, message));
+    }
+    let mask = array::contiguous(mask)?;
+    let view = spec::matrix(mask.shape());
+    let bits = array::empty_words::<u8>(py, &[view.rows, view.row_bytes()])?;
+    let bools = array::words::<u8>(&mask);
+    // SAFETY: fresh, nobody else has it.
+    let bytes = unsafe { array::words_mut::<u8>(&bits) };
+    let count = without_gil(py, view.len(), || {
+        matrix::from_bool(view, bools, exec, bytes);
+        matrix::popcount(bytes)
+    });
+    array::freeze(&bits);
+    Ok((shape_tuple(py, mask.shape())?, bits, count))
+}
+
+/// The bool array of a mask.
+#[pyfunction]
+pub fn to_bool<'py>(py: Python<'py>, shape: Vec<usize>, bits: &Array<'py>) -> PyResult<Array<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let view = checked_view(py, &shape)?;
+    let bits = mask_bits(bits, "bits", view)?;
+    let bools = array::empty_words::<bool>(py, &shape)?;
+    // SAFETY: fresh; a kernel that writes 0 and 1 only.
+    let bytes = unsafe { array::words_mut::<u8>(&bools) };
+    let mask = array::words(&bits);
+    without_gil(py, view.len(), || matrix::to_bool(view, mask, exec, bytes));
+    Ok(bools)
+}

@@ -1,0 +1,198 @@
+"""The command line: exit codes, what goes to stdout and what to stderr."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fastsparse import checkpoint
+from fastsparse.cli import main
+
+
+@pytest.fixture
+def src(tmp_path):
+    rng = np.random.default_rng(3)
+    tensors = {f"layer.{i}.weight": rng.standard_normal((64, 64), np.float32) for i in range(2)}
+    checkpoint.save({**tensors, "lm_head.weight": tensors["layer.0.weight"], "bias": np.ones(9, "f")}, tmp_path / "src")
+    return tmp_path / "src"
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def sparsities(text):
+    return {row["name"]: row["sparsity"] for row in json.loads(text)["tensors"]}
+
+
+def test_there_and_back(run, src, tmp_path):
+    packed, dense = tmp_path / "packed", tmp_path / "dense"
+    code, out, err = run("compress", src, packed, "--pattern", "75%", "--json")
+    assert code == 0
+    assert sparsities(out) == {"layer.0.weight": 0.75, "layer.1.weight": 0.75, "lm_head.weight": None, "bias": None}
+    events = [json.loads(line) for line in err.splitlines()]
+    assert [event["tensor"] for event in events[-4:]] == list(checkpoint.open(src))
+    assert all(event["event"] == "progress" and event["rate"] > 0 and event["eta"] >= 0 for event in events)
+    assert [event["done"] for event in events] == sorted({event["done"] for event in events})
+    assert (events[-1]["done"], events[-1]["eta"]) == (events[-1]["total"], 0)
+    code, out, _ = run("inspect", packed)
+    assert code == 0
+    assert "layer.0.weight" in out
+    assert "75.0%" in out
+    assert "4 tensors, 2 packed" in out
+    assert run("inspect", packed, "--json")[0] == 0
+    assert run("verify", packed, "--against", src)[0] == 0
+    code, _, err = run("decompress", packed, dense)
+    assert code == 0
+    assert re.search(r"^100 %  .*/s, 0 s left  ", err, re.MULTILINE)
+    code, out, err = run("verify", dense, "--against", src)
+    assert (code, out) == (1, "")
+    assert "tensor 'layer.0.weight': it differs from the source" in err
+    assert np.count_nonzero(checkpoint.open(dense)["layer.1.weight"]) == 1024
+
+
+def test_what_to_prune_can_be_said(run, src, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[[rule]]\nmatch = 'layer.0'\npattern = '2:4'\n")
+    for options, expected in (
+        (["--pattern", "50%", "--include", "lm_head"], {"layer.0.weight", "layer.1.weight", "lm_head.weight"}),
+        (["--pattern", "50%", "--exclude", "layer.0", "--exclude", "x"], {"layer.1.weight"}),
+        (["--pattern", "50%", "--min-size", "4096"], set()),
+        (["--recipe", str(recipe)], {"layer.0.weight"}),
+        (["--pattern", "50%", "--global", "--min-sparsity", "0.45"], {"layer.0.weight", "layer.1.weight"}),
+    ):
+        code, out, _ = run("compress", src, tmp_path / "dst", "--overwrite", "--json", *options)
+        assert code == 0
+        assert {name for name, sparsity in sparsities(out).items() if sparsity is not None} == expected
+
+
+def test_a_plan_writes_nothing(run, src, tmp_path):
+    code, out, _ = run("compress", src, "--pattern", "2:4", "--plan", "--json")
+    assert code == 0
+    assert sparsities(out)["layer.0.weight"] == 0.5
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_failures_are_one_line_on_stderr(run, src, tmp_path):
+    (tmp_path / "there").write_text("mine")
+    (tmp_path / "recipe.toml").write_text("x = 1")
+    for arguments, why in (
+        (["inspect", tmp_path / "none"], "none"),
+        (["inspect", tmp_path / "there"], "there"),
+        (["compress", src, tmp_path / "there", "--pattern", "50%"], "exists"),
+        (["compress", src, src, "--pattern", "50%", "--overwrite"], "same file"),
+        (["compress", src, tmp_path / "x", "--recipe", tmp_path / "recipe.toml"], "unknown key"),
+        (["compress", src, tmp_path / "x", "--recipe", tmp_path / "none"], "none"),
+        (["compress", src, tmp_path / "x", "--pattern", "2:4@axis=5", "--include", "."], "axis"),
+        (["compress", src, tmp_path / "x", "--pattern", "2:4", "--global"], "global"),
+        (["compress", src, tmp_path / "x", "--pattern", "50%", "--max-sparsity", "0.5"], "max_sparsity"),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (1, "")
+        assert err.splitlines()[-1].startswith("fastsparse: ")
+        assert why in err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["prune"],
+        ["compress", "a", "b"],
+        ["compress", "a", "b", "--pattern", "50"],
+        ["compress", "a", "--pattern", "50%"],
+        ["compress", "a", "b", "--pattern", "50%", "--recipe", "r"],
+        ["compress", "a", "b", "--pattern", "50%", "--include", "("],
+        ["compress", "a", "b", "--pattern", "50%", "--min-size", "-1"],
+        ["compress", "a", "b", "--pattern", "50%", "--global", "--min-sparsity", "2"],
+        ["decompress", "a"],
+        ["inspect"],
+    ],
+)
+def test_a_command_line_that_is_not_understood(run, arguments):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert "Usage" in out + err
+
+
+def test_the_module_is_the_program(src):
+    command = [sys.executable, "-m", "fastsparse", "inspect", str(src), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["totals"]["packed"] == 0
+    assert done.stderr == ""
+    assert subprocess.run([*command[:3], "--version"], capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from fastsparse.cli import main; sys.exit(main(['inspect']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    advice = "install it with: pip install 'fastsparse-py[cli]'"
+    assert done.stderr == f"fastsparse: the command line needs {missing}; {advice}\n"
+
+
+def test_a_terminal_shows_a_bar(src, tmp_path):
+    pty = pytest.importorskip("pty", reason="a Unix module")
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "fastsparse", "compress", str(src), str(tmp_path / "x"), "--pattern", "50%"]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=child, env={**os.environ, "TERM": "xterm"}, check=True
+    )
+    os.close(child)
+    shown = os.read(parent, 100_000).decode()
+    os.close(parent)
+    assert "━" in shown
+    assert b"2 packed" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_bench(run, dtype):
+    wanted = ["--shape", "64x300", "--dtype", dtype, "--seconds", 0, "--batch", 1, "--batch", 5]
+    code, out, err = run("bench", *wanted, "--sparsity", 95, "--sparsity", 50, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert (result["shape"], result["dtype"]) == ([64, 300], dtype)
+    rows = result["rows"]
+    assert [(row["batch"], row["sparsity"]) for row in rows] == [(1, 0.5), (1, 0.95), (5, 0.5), (5, 0.95)]
+    for row in rows:
+        assert all(ms > 0 for ms in [row["packed"], *row["dense"].values()])
+        fastest = min(row["packed"], row["prepared"] or row["packed"])
+        assert row["speed_up"] == min(row["dense"].values()) / fastest
+    assert [wins["batch"] for wins in result["wins_from"]] == [1, 5]
+    code, out, err = run("bench", *wanted, "--sparsity", 90)
+    assert (code, err) == (0, "")
+    assert "times as fast as the best dense layer" in out
+    assert re.search("batch 5: (packed wins from 90% on|dense wins)", out)
+
+
+def test_bench_says_where_packed_wins():
+    from fastsparse._bench import Bench, Row
+
+    def rows(*packed):
+        return [
+            Row(1, sparsity, {"numpy": 2.0}, ms, None) for sparsity, ms in zip((0.5, 0.75, 0.9), packed, strict=True)
+        ]
+
+    for packed, lowest in [((3, 1, 1), 0.75), ((1, 3, 1), 0.9), ((1, 1, 3), None), ((1, 1, 1), 0.5)]:
+        assert Bench((4, 4), "float32", 2, rows(*packed)).wins_from(1) == lowest
+    assert Row(1, 0.9, {"numpy": 2.0, "torch": 3.0}, 1.0, 0.5).speed_up == 4
+
+
+@pytest.mark.parametrize("wrong", [["--shape", "3"], ["--shape", "0x4"], ["--dtype", "int8"], ["--batch", "0"]])
+def test_bench_refuses(run, wrong):
+    code, out, err = run("bench", *wrong)
+    assert code in (1, 2)
+    assert out == ""
+    assert "Error" in err or "fastsparse:" in err

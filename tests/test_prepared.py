@@ -1,0 +1,186 @@
+"""Prepared weights: the same numbers as packed ones, and back."""
+
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_linear import assert_close, each_pair, numbers, packed
+
+import fastsparse as fs
+from fastsparse import _backend, _fallback
+from fastsparse.prepared import in_form
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+F32, F16, BF16 = (np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
+
+
+@each_pair
+@pytest.mark.parametrize("batch", [0, 1, 2, 5])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (33, 257), (20, 255), (16, 510), (7, 5)])
+def test_indices_against_float64(dtype, x_dtype, batch, shape):
+    s, dense = packed(shape, dtype, seed=batch)
+    p = in_form(s, "indices")
+    x, bias = numbers((batch, shape[1]), x_dtype, 1), numbers(shape[0], F32, 2)
+    got = fs.linear(x, p)
+    assert got.dtype == x_dtype
+    assert_close(got, x, dense)
+    assert_close(fs.linear(x, p, bias), x, dense, bias)
+
+
+@each_pair
+@pytest.mark.parametrize("sparsity", [0.9, 0.98])
+def test_large(dtype, x_dtype, sparsity):
+    w = numbers((300, 2999), dtype, 3)
+    s = fs.compress(w, fs.Unstructured(sparsity))
+    x = numbers((3, 2999), x_dtype, 5)
+    assert_close(fs.linear(x, in_form(s, "indices")), x, s.to_dense().astype(np.float64))
+
+
+@given(st.integers(0, 40), st.integers(0, 600), st.sampled_from([0, 0.5, 0.95, 1]), st.integers(0, 99))
+def test_there_and_back(rows, cols, sparsity, seed):
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((rows, cols)).astype(F32)
+    w[rng.random(w.shape) < 0.1] = -0.0
+    s = fs.pack(w, rng.random(w.shape) >= sparsity)
+    p = in_form(s, "indices")
+    assert p.to_packed() == s
+    twin = _fallback.index(s.values, s.bitmask, s.row_offsets, s.shape)
+    for part, expected in zip(p._layout, twin, strict=True):
+        assert part.dtype == expected.dtype
+        assert np.array_equal(part, expected)
+        assert not part.flags.writeable
+
+
+def test_one_row_holds_everything():
+    w = np.zeros((40, 300), F32)
+    w[17] = np.arange(300)
+    s = fs.pack(w, np.broadcast_to(np.arange(40)[:, None] == 17, w.shape).copy())
+    p = in_form(s, "indices")
+    assert p.to_packed() == s
+    assert np.array_equal(p @ np.ones(300, F32), w.sum(axis=1))
+
+
+@each_pair
+def test_threads_do_not_change_a_bit(dtype, x_dtype):
+    p = in_form(packed((203, 2001), dtype)[0], "indices")
+    for batch in (1, 3):
+        x = numbers((batch, 2001), x_dtype, 1)
+        results = []
+        for threads in (1, 2, 5):
+            fs.set_num_threads(threads)
+            results.append(fs.linear(x, p).tobytes())
+        assert len(set(results)) == 1
+
+
+@each_pair
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
+def test_a_dropped_weight_contributes_nothing(dtype, x_dtype, special):
+    s, dense = packed((21, 300), dtype)
+    x = numbers((2, 300), x_dtype, 1)
+    x[1, 255] = x[1, 33] = special
+    got = fs.linear(x, in_form(s, "indices")).astype(np.float64)
+    kept = (dense[:, 255] != 0) | (dense[:, 33] != 0)
+    assert kept.any()
+    assert not kept.all()
+    assert not np.isfinite(got[1, kept]).any()
+    x[1, 255] = x[1, 33] = 0
+    assert_close(got[1:][:, ~kept].astype(x_dtype), x[1:], dense[~kept])
+
+
+@each_pair
+@pytest.mark.parametrize("special", [np.inf, np.nan])
+def test_special_weights(dtype, x_dtype, special):
+    w = np.ones((5, 70), dtype)
+    w[3, 7] = special
+    got = fs.linear(np.ones((2, 70), x_dtype), in_form(fs.pack(w), "indices")).astype(np.float64)
+    assert np.array_equal(got[:, 3], np.full(2, special), equal_nan=True)
+    assert np.array_equal(np.delete(got, 3, axis=1), np.full((2, 4), 70.0))
+
+
+@pytest.mark.parametrize("form", ["mask", "indices"])
+def test_the_object(form):
+    s = fs.compress(numbers((6, 5, 8), BF16, 1), "3:4")
+    p = in_form(s, form)
+    assert (p.form, p.shape, p.dtype, p.nnz) == (form, s.shape, s.dtype, s.nnz)
+    assert form in repr(p)
+    assert p.nbytes > 0
+    x = numbers((4, 40), BF16, 2)
+    out = np.empty((4, 6), BF16)
+    assert fs.linear(x, p, out=out) is out
+    assert np.array_equal(out, (p @ x.T).T)
+    for twin in (pickle.loads(pickle.dumps(p)), __import__("copy").deepcopy(p), __import__("copy").copy(p)):
+        assert twin.form == form
+        assert twin.to_packed() == s
+        assert twin.to_packed().pattern == s.pattern
+        assert np.array_equal(fs.linear(x, twin), out)
+    with pytest.raises(TypeError, match="to_packed"):
+        np.asarray(p)
+    with pytest.raises(TypeError, match="prepare"):
+        fs.PreparedWeights()
+    with pytest.raises(AttributeError):
+        p.form = "mask"
+
+
+def test_prepare_chooses(backend):
+    w = numbers((64, 512), F32, 1)
+    few, many = fs.compress(w, "95%"), fs.compress(w, "50%")
+    assert few.prepare().form == ("indices" if backend.startswith("avx") else "mask")
+    assert few.prepare(batch=64).form == many.prepare().form == "mask"
+    assert many.prepare().to_packed() is many
+    q = fs.compress(np.arange(64, dtype=np.int8).reshape(8, 8), "95%")
+    assert q.prepare().form == "mask"
+    x = np.ones((1, 8), F32)
+    assert np.array_equal(fs.linear(x, q.prepare(), weight_scale=1.0), fs.linear(x, q, weight_scale=1.0))
+
+
+P = in_form(fs.pack(np.ones((2, 3), F32)), "indices")
+OVERLAP = np.ones(3, F32)
+CALLS = {
+    "x dtype": lambda: fs.linear(np.ones(3), P),
+    "columns": lambda: fs.linear(np.ones(4, F32), P),
+    "bias": lambda: fs.linear(np.ones(3, F32), P, np.ones(3, F32)),
+    "out": lambda: fs.linear(np.ones(3, F32), P, out=np.ones(3, F32)),
+    "overlap": lambda: fs.linear(OVERLAP, P, out=OVERLAP[:2]),
+    "scale": lambda: fs.linear(np.ones(3, F32), P, weight_scale=1.0),
+    "three dimensions": lambda: P @ np.ones((3, 1, 1), F32),
+    "batch": lambda: fs.pack(np.ones((2, 3), F32)).prepare(batch=0),
+    "no batch": lambda: fs.pack(np.ones((2, 3), F32)).prepare(batch=1.5),
+    "one dimension": lambda: fs.pack(np.ones(3, F32)).prepare(),
+    "float64": lambda: in_form(fs.pack(np.ones((2, 3))), "indices"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_messages_are_the_same(call, monkeypatch):
+    messages = []
+    for _ in range(2):
+        with pytest.raises(fs.FastSparseError) as caught:
+            call()
+        messages.append(str(caught.value))
+        monkeypatch.setattr(_backend, "active", _fallback)
+    assert messages[0] == messages[1]
+
+
+def test_layouts_that_disagree(backend):
+    if backend == "numpy":
+        return  # takes layouts of its own only
+    native = _backend.active
+    values, columns, steps, starts = in_form(fs.pack(np.ones((40, 600), F32)), "indices")._layout
+    x = np.ones(600, F32)
+    with pytest.raises(fs.FastSparseError):
+        native.linear_indexed(values[:-1], columns[:-1], steps, starts, (40, 600), x, None, None)
+    with pytest.raises(fs.FastSparseError):
+        native.linear_indexed(values, columns, steps + np.uint8(1), starts, (40, 600), x, None, None)
+    with pytest.raises(fs.FastSparseError):
+        native.linear_indexed(values, columns, steps, -starts, (40, 600), x, None, None)
+    with pytest.raises(fs.FastSparseError):
+        native.linear_indexed(values, columns[:, :16], steps, starts, (40, 600), x, None, None)
+    for kept in (0, 23_999, 24_001, 2**40):
+        with pytest.raises(fs.FastSparseError):
+            native.unindex(values, columns, steps, starts, (40, 600), kept)
+    with pytest.raises(fs.FastSparseError):
+        native.unindex(values, np.zeros_like(columns), steps, starts, (40, 600), 24_000)
