@@ -131,6 +131,14 @@ fn densities_and_batches() {
     }
 }
 
+/// Several tasks, chunks and tiles of the kernel that has activations in its lanes.
+#[test]
+fn few_kept_and_many_rows() {
+    for (batch, keep) in [(4, 5), (8, 15), (15, 10), (17, 25), (40, 20), (64, 32), (130, 30)] {
+        all(Matrix { rows: 141, cols: 1103 }, batch, keep, batch % 2 == 0);
+    }
+}
+
 #[test]
 fn no_rows() {
     let packed = Packed::random::<F32>(Matrix { rows: 0, cols: 70 }, 32, &mut Random(1));

@@ -21,6 +21,18 @@ pub(super) const COPY_PER_THREAD: usize = 1 << 17;
 #[repr(C, align(64))]
 pub(super) struct Block<T>(pub [T; BLOCK]);
 
+/// The columns of some blocks.
+pub(super) fn flat<T>(blocks: &[Block<T>]) -> &[T] {
+    // SAFETY: a block of 64 numbers of 64, 128 or 256 bytes is those numbers: there is no padding behind them.
+    unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), blocks.len() * BLOCK) }
+}
+
+/// [`flat`], to be written to.
+pub(super) fn flat_mut<T>(blocks: &mut [Block<T>]) -> &mut [T] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast(), blocks.len() * BLOCK) }
+}
+
 /// A converted copy: the first chunk of all rows, then the second …, so that what is read together lies together. Zeros behind the
 /// last column, so that kernels need no masks there.
 pub(super) struct Activations<T> {

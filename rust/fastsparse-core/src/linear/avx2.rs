@@ -4,11 +4,12 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::kernel::Engine;
+use super::lanes::Lanes;
 use super::real::Real;
 use super::task::{ChunkMask, fold};
 use crate::element::DType;
 use crate::isa::{Avx2, Isa, Kernel};
-use crate::vector::avx2::{expand_lanes, expand_pairs};
+use crate::vector::avx2::{expand_lanes, expand_pairs, places};
 
 /// Weights are widened to float32 and multiplied with float32.
 #[derive(Clone, Copy)]
@@ -27,8 +28,8 @@ impl<E: Real> Engine for Floats<E> {
     type Vector = __m256;
     type Sums = __m256;
     const LANES: usize = 8;
-    /// Eight sums, four weights and x: more do not fit 16 registers.
-    const BATCH: usize = 2;
+    /// Twelve sums, three of x and a weight are all 16 registers.
+    const BATCH: usize = 3;
     const DIRECT: usize = 2;
 
     #[inline(always)]
@@ -96,5 +97,72 @@ impl<E: Real> Engine for Floats<E> {
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         Isa::Avx2(self.0).run(kernel)
+    }
+}
+
+impl Lanes for Avx2 {
+    type Vector = __m256;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn zero(self) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn splat(self, number: f32) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_set1_ps(number) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m256 {
+        // SAFETY: the token proves the features; eight numbers are readable (the caller's promise).
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, vector: __m256) {
+        // SAFETY: the token proves the features; eight numbers are writable (the caller's promise).
+        unsafe { _mm256_storeu_ps(to, vector) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen<E: Real>(self, from: *const E::Bits) -> __m256 {
+        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => _mm256_loadu_ps(from.cast()),
+                DType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+                _ => {
+                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn places(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
+        // SAFETY: the token proves the features; the rest is the caller's promise.
+        unsafe { places(word, first, scale, to) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, sums: __m256, w: __m256, x: __m256) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_fmadd_ps(w, x, sums) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        Isa::Avx2(self).run(kernel)
     }
 }

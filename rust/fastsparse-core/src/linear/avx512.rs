@@ -4,10 +4,12 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::kernel::Engine;
+use super::lanes::Lanes;
 use super::real::Real;
 use super::task::{ChunkMask, fold};
 use crate::element::{DType, Word};
 use crate::isa::{Avx512, Avx512Bf16, Isa, Kernel};
+use crate::vector::avx2::places;
 use crate::vector::avx512::{load_apart, zero};
 
 /// float32 weights times float32.
@@ -280,4 +282,71 @@ impl<E: Real> Engine for Pairs<E> {
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512bf16")]
 fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
+}
+
+impl Lanes for Avx512 {
+    type Vector = __m512;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn zero(self) -> __m512 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn splat(self, number: f32) -> __m512 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_set1_ps(number) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m512 {
+        // SAFETY: the token proves the features; sixteen numbers are readable (the caller's promise).
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, vector: __m512) {
+        // SAFETY: the token proves the features; sixteen numbers are writable (the caller's promise).
+        unsafe { _mm512_storeu_ps(to, vector) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen<E: Real>(self, from: *const E::Bits) -> __m512 {
+        // SAFETY: the token proves the features; sixteen elements are readable (the caller's promise).
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => _mm512_loadu_ps(from.cast()),
+                DType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
+                _ => {
+                    let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn places(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
+        // SAFETY: the token proves the features; the rest is the caller's promise.
+        unsafe { places(word, first, scale, to) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, sums: __m512, w: __m512, x: __m512) -> __m512 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_fmadd_ps(w, x, sums) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        Isa::Avx512(self).run(kernel)
+    }
 }

@@ -343,29 +343,69 @@ impl<V: Engine> Work<'_, V> {
             for i in 0..B {
                 sums[i] = self.scratch.sums[(b + i) * groups + group];
             }
+            let vectors = width * (vectors::<V>() / CHUNK);
             let mut left = used[group];
-            while left != 0 {
-                let at = left.trailing_zeros() as usize * V::LANES;
-                left &= left - 1;
-                // SAFETY: vectors of the chunk: there are no bits behind it.
-                unsafe {
-                    let mut w = [engine.load(tile[0].add(at)); ROWS];
-                    for r in 1..ROWS {
-                        w[r] = engine.load(tile[r].add(at));
-                    }
-                    for i in 0..B {
-                        let x = engine.load(x[i].add(at));
-                        for r in 0..ROWS {
-                            sums[i][r] = engine.add(sums[i][r], w[r], x);
-                        }
-                    }
+            if left == u64::MAX >> (64 - vectors) {
+                for vector in 0..vectors {
+                    // SAFETY: a vector of the chunk.
+                    sums = unsafe { multiplied(engine, sums, tile, x, vector * V::LANES) };
                 }
+                left = 0;
+            }
+            while left != 0 {
+                let vector = left.trailing_zeros() as usize;
+                left &= left - 1;
+                // SAFETY: as above: there are no bits behind the chunk.
+                sums = unsafe { multiplied(engine, sums, tile, x, vector * V::LANES) };
             }
             for i in 0..B {
                 self.scratch.sums[(b + i) * groups + group] = sums[i];
             }
         }
     }
+}
+
+/// The sums with the vectors at `at` of four rows of weights and of `B` rows of activations.
+///
+/// # Safety
+/// All of these are valid for reading a vector at `at`.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
+unsafe fn multiplied<V: Engine, const B: usize>(
+    engine: V,
+    mut sums: [[V::Sums; ROWS]; B],
+    tile: [*const V::Lane; ROWS],
+    x: [*const V::Lane; B],
+    at: usize,
+) -> [[V::Sums; ROWS]; B] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // The fewer of the two stay in registers.
+        if B < ROWS {
+            let mut loaded = [engine.load(x[0].add(at)); B];
+            for b in 1..B {
+                loaded[b] = engine.load(x[b].add(at));
+            }
+            for r in 0..ROWS {
+                let w = engine.load(tile[r].add(at));
+                for b in 0..B {
+                    sums[b][r] = engine.add(sums[b][r], w, loaded[b]);
+                }
+            }
+        } else {
+            let mut w = [engine.load(tile[0].add(at)); ROWS];
+            for r in 1..ROWS {
+                w[r] = engine.load(tile[r].add(at));
+            }
+            for b in 0..B {
+                let x = engine.load(x[b].add(at));
+                for r in 0..ROWS {
+                    sums[b][r] = engine.add(sums[b][r], w[r], x);
+                }
+            }
+        }
+    }
+    sums
 }
 
 /// Whether no element has a key of `infinity` or more.

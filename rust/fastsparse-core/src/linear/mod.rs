@@ -20,6 +20,8 @@ pub mod indexed;
 mod int8;
 #[cfg(target_arch = "x86_64")]
 mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 mod real;
 mod scalar;
 mod task;
@@ -102,7 +104,7 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         let row = |i| Some(self.row(batch[i]));
         let x = Activations::new(row, batch.len(), self.weights.shape.cols, self.exec, X::to_f32, |i| i);
         self.each_task(
-            1,
+            task::rows(self.weights.shape, 1),
             || (),
             |(), task, emit| scalar::rows::<E>(task, &x, &|row, i, sums| emit(row, batch[i], sums)),
         )
@@ -124,19 +126,25 @@ impl<W: Word, X: Real> Call<'_, W, X> {
             parallel::map(self.exec.for_work(self.x.len(), activations::COPY_PER_THREAD).threads, self.batch, |b| {
                 kernel::finite(self.exec.isa, self.row(b), X::magnitude, X::MAX_MAGNITUDE)
             });
+        let lanes = |pairs| lanes::pays(self.weights.values.len(), self.weights.shape.len(), self.batch, pairs);
         // Conditions of constants, so that no engine is compiled for types that it does not take.
         let agreed = match self.exec.isa {
             Isa::Avx512(token) => {
-                if const { matches!(E::DTYPE, DType::F32) } {
+                let pairs = const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) };
+                let pairs = self.exec.isa.avx512_bf16().filter(|_| pairs);
+                if lanes(pairs.is_some()) {
+                    self.lanes::<E, _>(token, &finite)
+                } else if const { matches!(E::DTYPE, DType::F32) } {
                     self.vectors(avx512::Floats::<E>::new(token), &finite, X::to_f32)
                 } else if const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) }
-                    && let Some(token) = self.exec.isa.avx512_bf16()
+                    && let Some(token) = pairs
                 {
                     self.vectors(avx512::Pairs::<E>::new(token), &finite, |x| x.to_u64() as u16)
                 } else {
                     self.vectors(avx512::Halves::<E>::new(token), &finite, X::to_f32)
                 }
             }
+            Isa::Avx2(token) if lanes(false) => self.lanes::<E, _>(token, &finite),
             Isa::Avx2(token) => self.vectors(avx2::Floats::<E>::new(token), &finite, X::to_f32),
             Isa::Scalar => return None,
         };
@@ -154,22 +162,28 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         let row = |b: usize| finite[b].then(|| self.row(b));
         let x = &Activations::new(row, self.batch, self.weights.shape.cols, self.exec, convert, V::place);
         let scratch = || kernel::Scratch::new(engine, x.len);
-        self.each_task(kernel::together::<V>(x.len), scratch, |scratch, task, emit| {
-            engine.run(kernel::Work { engine, task, x, scratch, emit })
+        let rows = task::rows(self.weights.shape, kernel::together::<V>(x.len));
+        self.each_task(rows, scratch, |scratch, task, emit| engine.run(kernel::Work { engine, task, x, scratch, emit }))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn lanes<E: Real<Bits = W>, V: lanes::Lanes>(&self, lanes: V, finite: &[bool]) -> bool {
+        let row = |b: usize| finite[b].then(|| self.row(b));
+        let x = &lanes::Columns::new::<V, X>(lanes, row, self.batch, self.weights.shape.cols, self.exec);
+        self.each_task(lanes::ROWS, lanes::Scratch::new, |scratch, task, emit| {
+            lanes.run(lanes::Work::<V, E> { lanes, task, x, scratch, emit })
         })
     }
 
-    /// Calls `kernel(state, task, emit)` for every task, of a multiple of `together` rows; it emits (row, batch, sums of the rows from
-    /// there on).
+    /// Calls `kernel(state, task, emit)` for every task of `rows` rows; it emits (row, batch, sums of the rows from there on).
     fn each_task<S: Send>(
         &self,
-        together: usize,
+        rows: usize,
         state: impl Fn() -> S + Sync,
         kernel: impl Fn(&mut S, &Task<'_, W>, &dyn Fn(usize, usize, &[f32])) -> bool + Sync,
     ) -> bool {
         let Call { weights, bias, ref out, .. } = *self;
         let all = weights.shape.rows;
-        let rows = task::rows(weights.shape, together);
         let agreed = AtomicBool::new(true);
         run_with(self.exec.threads, all.div_ceil(rows), state, |state, i| {
             let task = Task { weights, rows: i * rows..all.min((i + 1) * rows) };

@@ -6,12 +6,16 @@ use super::Weights;
 use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
 use crate::element::Word;
 use crate::matrix::{Matrix, low};
+use crate::vector::prefetch;
 
 /// Elements of a task, about: some ten microseconds of work.
 const ELEMENTS: usize = 1 << 16;
 
 /// What a row costs at least, in elements.
 const ROW_COST: usize = 16;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Rows of a task: a multiple of those that a kernel takes together.
 pub(super) fn rows(shape: Matrix, together: usize) -> usize {
@@ -88,6 +92,22 @@ impl<'a, W: Word> Row<'a, W> {
         match rest.first_chunk() {
             Some(window) => window,
             None => fill(rest, buffer),
+        }
+    }
+
+    /// The next `len` values; `None` where there are fewer.
+    #[inline(always)]
+    pub fn values(&self, len: usize) -> Option<&'a [W]> {
+        self.values.get(self.at..)?.get(..len)
+    }
+
+    /// Asks for the lines of the mask from `block` on and of the next `len` values, which are about as many as will be needed.
+    #[inline(always)]
+    pub fn prefetch(&self, block: usize, len: usize) {
+        prefetch(self.bits.as_ptr().wrapping_add(8 * block));
+        let next = self.values.as_ptr().wrapping_add(self.at);
+        for line in 0..(len * W::BYTES).div_ceil(LINE) {
+            prefetch(next.wrapping_byte_add(line * LINE));
         }
     }
 

@@ -20,6 +20,23 @@ static EXPAND: [[u8; 8]; 256] = expand_table();
 static COMPRESS_PAIRS: [[u8; 16]; 256] = in_bytes(&compress_table());
 static EXPAND_PAIRS: [[u8; 16]; 256] = in_bytes(&expand_table());
 
+/// For each four of eight mask bits, where the bytes of each 32-bit lane come from, or [`ZERO`].
+static EXPAND_QUADS: [[u8; 32]; 256] = {
+    let table = expand_table();
+    let mut bytes = [[ZERO; 32]; 256];
+    let mut i = 0;
+    while i < 256 * 32 {
+        let (bits, lane) = (i / 32, i % 32 / 4);
+        // The upper four bits begin again.
+        let from = table[if lane < 4 { bits } else { bits >> 4 }][lane % 4];
+        if from != ZERO {
+            bytes[bits][i % 32] = 4 * from + (i % 4) as u8;
+        }
+        i += 1;
+    }
+    bytes
+};
+
 const fn compress_table() -> [[u8; 8]; 256] {
     let mut table = [[ZERO; 8]; 256];
     let mut bits = 0;
@@ -134,6 +151,27 @@ pub(crate) unsafe fn compress<W: Word>(from: *const W, keep: u8, to: *mut W) {
     }
 }
 
+/// Writes `(first + i) * scale` for each set bit `i` of the word, side by side, and something behind them, up to seven numbers. Returns
+/// the number of bits.
+///
+/// # Safety
+/// `to` is valid for writing that many numbers and eight.
+#[target_feature(enable = "avx2,popcnt")]
+#[inline]
+pub(crate) unsafe fn places(word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
+    let mut base = _mm_set1_epi16(first.wrapping_mul(scale) as i16);
+    let (scales, step) = (_mm_set1_epi16(scale as i16), _mm_set1_epi16(scale.wrapping_mul(8) as i16));
+    let mut count = 0;
+    for mask in word.to_le_bytes() {
+        let places = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(i64::from_le_bytes(COMPRESS[mask as usize])));
+        // SAFETY: no more than the bits of the word are before these eight numbers (the caller's promise).
+        unsafe { _mm_storeu_si128(to.add(count).cast(), _mm_add_epi16(_mm_mullo_epi16(places, scales), base)) };
+        base = _mm_add_epi16(base, step);
+        count += mask.count_ones() as usize;
+    }
+    count
+}
+
 /// Writes sixteen elements to `to`: the next of `from` where `keep` has a bit, zero elsewhere; past the caches if `STREAM`.
 ///
 /// Sixteen, so that no store is shorter than 16 bytes: streaming single bytes eight at a time takes twice as long on Zen 4.
@@ -205,16 +243,20 @@ pub(crate) unsafe fn expand_pairs(from: *const u8, keep: u8) -> __m128i {
 
 /// Eight 32-bit lanes: the next of `from` where `keep` (< 256) has a bit, zero elsewhere.
 ///
+/// Each half of the bits shuffles a load of its own: `pshufb` makes zeros by itself, which `vpermd` does not.
+///
 /// # Safety
 /// `from` is valid for reading 32 bytes.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,popcnt")]
 #[inline]
 pub(crate) unsafe fn expand_lanes(from: *const u8, keep: usize) -> __m256i {
-    let entry = indices(&EXPAND[keep & 255]);
-    // SAFETY: 32 readable bytes (the caller's promise).
-    let v = _mm256_permutevar8x32_epi32(unsafe { _mm256_loadu_si256(from.cast()) }, entry);
-    // Clears the lanes whose index has the top bit.
-    _mm256_andnot_si256(_mm256_srai_epi32::<31>(entry), v)
+    let passed = (keep & 15).count_ones() as usize;
+    // SAFETY: 32 readable bytes in the table and at `from` (the caller's promise), of which the second load begins in the middle at most.
+    unsafe {
+        let low = _mm256_castsi128_si256(_mm_loadu_si128(from.cast()));
+        let both = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(from.add(4 * passed).cast()));
+        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_QUADS[keep & 255].as_ptr().cast()))
+    }
 }
 
 /// Stores a vector, past the caches if `STREAM`.
