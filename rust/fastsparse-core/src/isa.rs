@@ -11,7 +11,10 @@ pub struct Avx2(());
 
 /// Proof of what [`Avx2`] proves and AVX-512 F, BW, CD, DQ, VL, VBMI, VBMI2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Avx512(());
+pub struct Avx512 {
+    /// Whether AMX with bfloat16 and int8 may be used beside it.
+    tiles: bool,
+}
 
 /// Proof of what [`Avx512`] proves and AVX-512 BF16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +24,17 @@ pub struct Avx512Bf16(());
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Avx512Vnni(());
 
+/// Proof of what [`Avx512`] proves and AMX with bfloat16 and int8, which the system lets this process use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amx(());
+
+impl Amx {
+    /// The vectors beside the tiles.
+    pub fn vectors(self) -> Isa {
+        Isa::Avx512(Avx512 { tiles: true })
+    }
+}
+
 /// An instruction set that this process may use, from the plain one upwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
@@ -28,12 +42,12 @@ pub enum Isa {
     Scalar,
     /// AVX2 and its companions.
     Avx2(Avx2),
-    /// AVX-512 with VBMI2.
+    /// AVX-512 with VBMI2, with AMX or without.
     Avx512(Avx512),
 }
 
 /// Names of the ISAs, lowest first, as `FASTSPARSE_ISA` takes them. All are known everywhere; not all run everywhere.
-pub const NAMES: [&str; 3] = ["scalar", "avx2", "avx512"];
+pub const NAMES: [&str; 4] = ["scalar", "avx2", "avx512", "amx"];
 
 impl Isa {
     /// The best ISA of this machine.
@@ -52,7 +66,10 @@ impl Isa {
             if have!("avx2", "bmi1", "bmi2", "fma", "f16c", "lzcnt", "popcnt") {
                 found.push(Isa::Avx2(Avx2(())));
                 if have!("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi", "avx512vbmi2") {
-                    found.push(Isa::Avx512(Avx512(())));
+                    found.push(Isa::Avx512(Avx512 { tiles: false }));
+                    if *TILES {
+                        found.push(Isa::Avx512(Avx512 { tiles: true }));
+                    }
                 }
             }
         }
@@ -69,7 +86,8 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2(_) => "avx2",
-            Isa::Avx512(_) => "avx512",
+            Isa::Avx512(Avx512 { tiles: false }) => "avx512",
+            Isa::Avx512(Avx512 { tiles: true }) => "amx",
         }
     }
 
@@ -90,6 +108,11 @@ impl Isa {
         None
     }
 
+    /// The proof that this ISA has tiles.
+    pub fn amx(self) -> Option<Amx> {
+        matches!(self, Isa::Avx512(Avx512 { tiles: true })).then_some(Amx(()))
+    }
+
     /// The proof that this ISA multiplies bytes, which all CPUs with AVX-512 VBMI2 known today do.
     pub fn avx512_vnni(self) -> Option<Avx512Vnni> {
         #[cfg(target_arch = "x86_64")]
@@ -98,6 +121,32 @@ impl Isa {
         }
         None
     }
+}
+
+/// Whether there is AMX with bfloat16 and int8, and the system lets this process use it: it is asked once, and a refusal means no.
+#[cfg(target_arch = "x86_64")]
+static TILES: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| amx_instructions() && amx_permission());
+
+/// Whether the CPU has them.
+#[cfg(target_arch = "x86_64")]
+fn amx_instructions() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8
+}
+
+/// Asks the kernel for the tile registers of this process. Linux since 5.16 gives them to those who ask.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_permission() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call changes nothing but what this process may use.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx_permission() -> bool {
+    false
 }
 
 /// Work in plain Rust that the compiler vectorises as well as the instruction set allows. `run`, and everything hot below it,

@@ -9,9 +9,11 @@
 //! whatever they hold, nothing is read or written out of bounds, and where they disagree the result is an error and `out`
 //! unspecified. Slices of a wrong length are a bug of the caller and panic.
 //!
-//! With bfloat16 on both sides AVX-512 multiplies in pairs (`vdpbf16ps`), which takes subnormal numbers as zero.
+//! With bfloat16 on both sides AVX-512 multiplies in pairs (`vdpbf16ps`), AMX in tiles (`tdpbf16ps`): both take subnormal numbers as zero.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +31,7 @@ mod task;
 pub use int8::{Scaled, linear_int8, linear_of_int8};
 pub use real::Real;
 
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::element::Word;
@@ -51,6 +54,9 @@ pub struct Weights<'a, W> {
     /// Where each row begins in `values`, and the end.
     pub offsets: &'a [i64],
 }
+
+/// Rows of activations from which on tiles are used, where there are some: up to four the sums of the vector kernel stay in registers.
+const AMX_FROM: usize = 5;
 
 /// Multiplications below which a second thread costs more than it saves: some 10 µs, twice what waking it takes.
 const WORK_PER_THREAD: usize = 1 << 18;
@@ -131,8 +137,13 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         let agreed = match self.exec.isa {
             Isa::Avx512(token) => {
                 let pairs = const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) };
+                let tiles = self.exec.isa.amx().filter(|_| pairs && self.batch >= AMX_FROM);
                 let pairs = self.exec.isa.avx512_bf16().filter(|_| pairs);
-                if lanes(pairs.is_some()) {
+                if const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) }
+                    && let Some(token) = tiles
+                {
+                    self.tiles(amx::Bf16::<E>(token, PhantomData), &finite)
+                } else if lanes(pairs.is_some()) {
                     self.lanes::<E, _>(token, &finite)
                 } else if const { matches!(E::DTYPE, DType::F32) } {
                     self.vectors(avx512::Floats::<E>::new(token), &finite, X::to_f32)
@@ -164,6 +175,15 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         let scratch = || kernel::Scratch::new(engine, x.len);
         let rows = task::rows(self.weights.shape, kernel::together::<V>(x.len));
         self.each_task(rows, scratch, |scratch, task, emit| engine.run(kernel::Work { engine, task, x, scratch, emit }))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn tiles<K: amx::Numbers<Bits = W, Sum = f32>>(&self, numbers: K, finite: &[bool]) -> bool {
+        let row = |b: usize| finite[b].then(|| self.row(b));
+        let x = &amx::Tiles::new(numbers, row, self.batch, self.weights.shape.cols, self.exec);
+        let rows = task::rows(self.weights.shape, amx::ROWS);
+        let scratch = || amx::Scratch::new(numbers, self.batch);
+        self.each_task(rows, scratch, |scratch, task, emit| amx::Work { numbers, task, x, scratch, emit }.compute())
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -20,8 +20,10 @@ mod scalar;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::task::{self, Task};
-use super::{Real, WORK_PER_THREAD, Weights};
+use super::{AMX_FROM, Real, WORK_PER_THREAD, Weights};
 use crate::element::F32;
 use crate::error::{Error, Result};
 use crate::isa::Kernel;
@@ -133,7 +135,12 @@ fn multiply<Y: Real>(
 /// Emits (row, batch, sum) for each result, with the best kernel. Answers whether mask and offsets agree.
 fn sums(weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emit<'_>) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if let Some(token) = exec.isa.avx512_vnni() {
+    if let Some(token) = exec.isa.amx()
+        && batch >= AMX_FROM
+        && weights.shape.cols <= amx::INT8_COLS
+    {
+        return tiles(amx::Int8(token), weights, x, batch, exec, emit);
+    } else if let Some(token) = exec.isa.avx512_vnni() {
         return vectors(avx512::Biased::new(token), weights, x, batch, exec, emit);
     } else if let Some(token) = exec.isa.avx2() {
         return vectors(avx2::Widened::new(token), weights, x, batch, exec, emit);
@@ -157,6 +164,21 @@ fn vectors<V: kernel::Engine>(
     let scratch = || kernel::Scratch::new(engine, batch);
     each_task(weights, kernel::together::<V>(batch), exec, scratch, |scratch, task| {
         engine.run(kernel::Work { engine, task, x, scratch, emit })
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn tiles(numbers: amx::Int8, weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emit<'_>) -> bool {
+    let cols = weights.shape.cols;
+    let x = &amx::Tiles::new(numbers, |b| Some(&x[b * cols..(b + 1) * cols]), batch, cols, exec);
+    let emit = |row: usize, b: usize, sums: &[i32]| {
+        for (r, &sum) in sums.iter().enumerate() {
+            emit(row + r, b, sum as i64);
+        }
+    };
+    let scratch = || amx::Scratch::new(numbers, batch);
+    each_task(weights, amx::ROWS, exec, scratch, |scratch, task| {
+        amx::Work { numbers, task, x, scratch, emit: &emit }.compute()
     })
 }
 
