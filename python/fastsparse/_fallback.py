@@ -563,6 +563,7 @@ def linear(
     bias: ArrayLike | None,
     weight_scale: ArrayLike | None,
     out: NDArray[Any] | None,
+    groups: tuple[int, int] | None = None,
 ) -> NDArray[Any]:
     """Unpacks and multiplies."""
     parts = {"values": values, "bitmask": bitmask, "row_offsets": row_offsets}

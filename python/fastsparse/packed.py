@@ -223,7 +223,7 @@ class BitmaskArray:
     ) -> NDArray[Any]:
         check_matrix(self._shape)
         parts = (self._values, self._bitmask, self._row_offsets, self._shape)
-        return _backend.active.linear(*parts, x, bias, weight_scale, out)
+        return _backend.active.linear(*parts, x, bias, weight_scale, out, row_groups(self._pattern, self._shape))
 
     def prepare(self, *, batch: int = 1) -> "PreparedWeights":
         """The weights in the layout that computes fastest here, for weights that are multiplied many times.
@@ -423,3 +423,12 @@ def byte_count(count: int) -> str:
             tenths = 10 * count // size
             return f"{tenths // 10}.{tenths % 10} {unit}"
     return f"{count} B"
+
+
+def row_groups(pattern: Pattern | None, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """How many of how many neighbours of a row of the matrix view a pattern keeps at most, if it says so."""
+    if not isinstance(pattern, NM) or pattern.axis not in (-1, len(shape) - 1):
+        return None
+    if len(shape) > 2 and shape[-1] % pattern.of:
+        return None
+    return pattern.of - pattern.zeros, pattern.of

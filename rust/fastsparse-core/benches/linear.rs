@@ -124,7 +124,7 @@ fn measure<E: Real>(name: &str, sparsity: &str, density: f64, dense: &[u64], wan
                 read(case.exec, &dense[i % layers * words..(i % layers + 1) * words]);
                 let slot = &mut probe[case.exec.threads - 1];
                 *slot = slot.min(start.elapsed().as_secs_f64());
-                let weights = Weights { shape: SHAPE, values, mask: &mask, offsets: &offsets };
+                let weights = Weights { shape: SHAPE, values, mask: &mask, offsets: &offsets, groups: None };
                 let start = Instant::now();
                 linear::<E, E>(weights, &x, None, case.exec, &mut out).unwrap();
                 case.least = case.least.min(start.elapsed().as_secs_f64());

@@ -51,7 +51,7 @@ impl<W: Word> Packed<W> {
     }
 
     fn weights(&self) -> Weights<'_, W> {
-        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets }
+        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets, groups: None }
     }
 
     /// Columns and indices of the values of a row.

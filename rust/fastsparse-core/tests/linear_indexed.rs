@@ -54,7 +54,7 @@ impl<W: Word> Packed<W> {
     }
 
     fn weights(&self) -> Weights<'_, W> {
-        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets }
+        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets, groups: None }
     }
 
     fn laid(&self, exec: Exec) -> Laid<W> {

@@ -52,7 +52,8 @@ impl Packed {
     }
 
     fn layer(&self) -> Scaled<'_> {
-        let weights = Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets };
+        let weights =
+            Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets, groups: None };
         Scaled { weights, scale: &self.scale }
     }
 

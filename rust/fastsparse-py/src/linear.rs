@@ -1,7 +1,7 @@
 //! Linear layers.
 
 use fastsparse_core::element::{BF16, DType, F16, F32};
-use fastsparse_core::linear::{Scaled, Weights, linear as kernel, linear_int8, linear_of_int8};
+use fastsparse_core::linear::{Groups, Scaled, Weights, linear as kernel, linear_int8, linear_of_int8};
 use fastsparse_core::matrix::Matrix;
 use numpy::PyUntypedArrayMethods;
 use pyo3::intern;
@@ -12,8 +12,9 @@ use crate::errors;
 use crate::ops::{Array, checked_view, f32s, int64s, mask_bits, without_gil};
 use crate::runtime;
 
-/// `x @ weights.T + bias`; int8 weights times a scale.
+/// `x @ weights.T + bias`; int8 weights times a scale. `groups` are (kept, of): so many of those neighbours of a row at most.
 #[pyfunction]
+#[pyo3(signature = (values, bitmask, row_offsets, shape, x, bias, weight_scale, out, groups=None))]
 #[expect(clippy::too_many_arguments, reason = "the interface that both backends have")]
 pub fn linear<'py>(
     py: Python<'py>,
@@ -25,6 +26,7 @@ pub fn linear<'py>(
     bias: Option<&Bound<'py, PyAny>>,
     weight_scale: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
+    groups: Option<(usize, usize)>,
 ) -> PyResult<Array<'py>> {
     let exec = runtime::exec(py, None)?;
     let values = Input::new(values, "values")?;
@@ -35,9 +37,10 @@ pub fn linear<'py>(
     let call = Call::new(&values, view, x, bias, weight_scale, out, &parts)?;
     let Call { x, output, work, .. } = &call;
     let (mask, bias, scale) = (array::words::<u8>(&bits), call.bias(), call.scale());
+    let groups = groups.and_then(|(keep, of)| Groups::equal(keep, of, view, values.array.len()));
     macro_rules! compute {
         ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
-            let weights = Weights { shape: view, values: array::words::<$W>(&values.array), mask, offsets };
+            let weights = Weights { shape: view, values: array::words::<$W>(&values.array), mask, offsets, groups };
             let x = array::words::<$Y>(&x.array);
             // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
             let out = unsafe { array::words_mut::<$Y>(output.array()) };
@@ -46,7 +49,7 @@ pub fn linear<'py>(
     }
     macro_rules! compute_int8 {
         ($compute:expr, $X:ty, $Y:ty) => {{
-            let weights = Weights { shape: view, values: array::words::<u8>(&values.array), mask, offsets };
+            let weights = Weights { shape: view, values: array::words::<u8>(&values.array), mask, offsets, groups };
             let layer = Scaled { weights, scale };
             let x = array::words::<$X>(&x.array);
             // SAFETY: as above.

@@ -50,7 +50,8 @@ pub fn index<'py>(
     let columns = array::empty_words::<u8>(py, &size)?;
     macro_rules! fill {
         ($W:ty) => {{
-            let weights = Weights { shape: view, values: array::words::<$W>(&values.array), mask, offsets };
+            let weights =
+                Weights { shape: view, values: array::words::<$W>(&values.array), mask, offsets, groups: None };
             // SAFETY: fresh.
             let (out, places) = unsafe { (array::words_mut::<$W>(&laid), array::words_mut::<u8>(&columns)) };
             without_gil(py, view.len(), || indexed::index(weights, to, begins, exec, out, places))

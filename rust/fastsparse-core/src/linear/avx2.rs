@@ -9,7 +9,7 @@ use super::real::Real;
 use super::task::{ChunkMask, fold};
 use crate::element::DType;
 use crate::isa::{Avx2, Isa, Kernel};
-use crate::vector::avx2::{expand_lanes, expand_pairs, places};
+use crate::vector::avx2::{compress, expand_lanes, expand_pairs, places};
 
 /// Weights are widened to float32 and multiplied with float32.
 #[derive(Clone, Copy)]
@@ -50,11 +50,11 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m256 {
+    unsafe fn expand(self, from: *const E::Bits, keep: u32, half: usize) -> __m256 {
         // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
         unsafe {
             match E::DTYPE {
-                DType::F32 => _mm256_castsi256_ps(expand_lanes(from.cast(), keep as usize & 0xff)),
+                DType::F32 => _mm256_castsi256_ps(expand_lanes(from.cast(), keep as u8, half)),
                 DType::F16 => _mm256_cvtph_ps(expand_pairs(from.cast(), keep as u8)),
                 _ => {
                     let wide = _mm256_cvtepu16_epi32(expand_pairs(from.cast(), keep as u8));
@@ -62,6 +62,18 @@ impl<E: Real> Engine for Floats<E> {
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(self, from: *const E::Bits) -> __m256 {
+        // SAFETY: eight elements are readable (the caller's promise).
+        unsafe { Lanes::widen::<E>(self.0, from) }
+    }
+
+    #[inline(always)]
+    unsafe fn compress(self, from: *const f32, keep: u32, to: *mut f32) {
+        // SAFETY: the token proves the features; the rest is the caller's promise.
+        unsafe { compress::<u32>(from.cast(), keep as u8, to.cast()) }
     }
 
     #[inline(always)]

@@ -48,10 +48,22 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m512 {
+    unsafe fn expand(self, from: *const E::Bits, keep: u32, _: usize) -> __m512 {
         assert!(E::Bits::BYTES == 4);
         // SAFETY: the token proves the features; sixteen elements are readable (the caller's promise).
         unsafe { _mm512_castsi512_ps(_mm512_mask_expand_epi32(zero(), keep as u16, load_apart(from))) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(self, from: *const E::Bits) -> __m512 {
+        // SAFETY: sixteen elements are readable (the caller's promise).
+        unsafe { Lanes::widen::<E>(self.0, from) }
+    }
+
+    #[inline(always)]
+    unsafe fn compress(self, from: *const f32, keep: u32, to: *mut f32) {
+        // SAFETY: the token proves the features; sixteen elements are readable and writable (the caller's promise).
+        unsafe { _mm512_storeu_ps(to, _mm512_maskz_compress_ps(keep as u16, _mm512_loadu_ps(from))) }
     }
 
     #[inline(always)]
@@ -129,10 +141,11 @@ impl<E: Real> Engine for Halves<E> {
     const LANES: usize = 32;
     const DIRECT: usize = 4;
     const BATCH: usize = 4;
+    const ORDERED: bool = matches!(E::DTYPE, DType::F16);
 
     #[inline(always)]
     fn place(i: usize) -> usize {
-        if E::DTYPE == DType::BF16 { i & !31 | (i & 1) << 4 | (i & 31) >> 1 } else { i }
+        if !Self::ORDERED { i & !31 | (i & 1) << 4 | (i & 31) >> 1 } else { i }
     }
 
     #[inline(always)]
@@ -148,7 +161,7 @@ impl<E: Real> Engine for Halves<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> [__m512; 2] {
+    unsafe fn expand(self, from: *const E::Bits, keep: u32, _: usize) -> [__m512; 2] {
         assert!(E::Bits::BYTES == 2);
         // SAFETY: the token proves the features; 32 elements are readable (the caller's promise).
         unsafe {
@@ -159,6 +172,23 @@ impl<E: Real> Engine for Halves<E> {
             }
             let odd = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
             [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)), _mm512_castsi512_ps(odd)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(self, from: *const E::Bits) -> [__m512; 2] {
+        // SAFETY: 32 elements are readable (the caller's promise).
+        unsafe { [Lanes::widen::<E>(self.0, from), Lanes::widen::<E>(self.0, from.add(16))] }
+    }
+
+    #[inline(always)]
+    unsafe fn compress(self, from: *const f32, keep: u32, to: *mut f32) {
+        // SAFETY: the token proves the features; 32 elements are readable and writable (the caller's promise).
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(keep as u16, low));
+            let passed = (keep as u16).count_ones() as usize;
+            _mm512_storeu_ps(to.add(passed), _mm512_maskz_compress_ps((keep >> 16) as u16, high));
         }
     }
 
@@ -233,10 +263,22 @@ impl<E: Real> Engine for Pairs<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m512i {
+    unsafe fn expand(self, from: *const E::Bits, keep: u32, _: usize) -> __m512i {
         assert!(E::Bits::BYTES == 2);
         // SAFETY: the token proves the features; 32 elements are readable (the caller's promise).
         unsafe { _mm512_mask_expand_epi16(zero(), keep, load_apart(from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(self, from: *const E::Bits) -> __m512i {
+        // SAFETY: the token proves the features; 32 elements are readable (the caller's promise).
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn compress(self, from: *const u16, keep: u32, to: *mut u16) {
+        // SAFETY: the token proves the features; 32 elements are readable and writable (the caller's promise).
+        unsafe { _mm512_storeu_si512(to.cast(), _mm512_maskz_compress_epi16(keep, _mm512_loadu_si512(from.cast()))) }
     }
 
     #[inline(always)]

@@ -1,13 +1,6 @@
 //! The vector kernel, once for all engines.
 //!
-//! Columns go by chunks of 512. A few rows of activations, in registers:
-//! ```text
-//! for each four rows of weights, for each chunk, for each vector of it:
-//!     w[r] = expand(bits of the vector, next values of row r)
-//!     sums[r][b] += w[r] · x[b]
-//! ```
-//! Four rows share each load of x, unless so many vectors of the chunk have no weight at all (blocks, runs of zeros) that each row
-//! had better go through its own.
+//! Columns go by chunks of 512. A few rows of activations are multiplied while the weights are expanded: [`super::direct`].
 //!
 //! More of them: some rows are expanded to a tile that stays in the first cache, and all the activations go over it:
 //! ```text
@@ -17,19 +10,24 @@
 //! ```
 //! The sums of a row lie in the lanes of one vector to the end and are then folded in halves.
 
+use super::Groups;
 use super::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
-use super::task::{ChunkMask, Row, Task};
+use super::direct::{Counted, Equal, Pace};
+use super::task::{ChunkMask, Task};
 use crate::element::Word;
 use crate::isa::{Isa, Kernel};
 
 /// Rows of weights that share a load of x.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
+
+/// Blocks of the activations of a chunk, and one for what compressing writes behind them.
+pub(super) const KEPT: usize = CHUNK + 1;
 
 /// Bytes of a tile: half of the first cache.
 const TILE_BYTES: usize = 16 << 10;
 
 /// How far ahead of its use each stream of values is fetched, in bytes.
-const AHEAD: usize = 1024;
+pub(super) const AHEAD: usize = 1024;
 
 /// Vectors of an instruction set, and how weights and activations meet in them.
 pub(super) trait Engine: Copy + Send + Sync {
@@ -48,6 +46,9 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// Rows of activations, at most six, for whose sums with four rows of weights there are registers.
     const BATCH: usize;
 
+    /// Whether columns stay in order, so that activations can be compressed.
+    const ORDERED: bool = true;
+
     /// Where column `i` of a block is put.
     #[inline(always)]
     fn place(i: usize) -> usize {
@@ -57,11 +58,23 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn zero(self) -> Self::Sums;
     /// A bit for each vector of a chunk whose mask is not zero.
     fn used(self, mask: &ChunkMask) -> u64;
-    /// The next elements at `from` in the columns that the low bits of `keep` select, zeros elsewhere.
+    /// The next elements at `from` in the columns that the low bits of `keep` select, zeros elsewhere. `half` is the number of those in the
+    /// lower half of the vector.
     ///
     /// # Safety
     /// `from` is valid for reading `LANES` elements.
-    unsafe fn expand(self, from: *const Self::Weight, keep: u32) -> Self::Vector;
+    unsafe fn expand(self, from: *const Self::Weight, keep: u32, half: usize) -> Self::Vector;
+    /// The elements at `from`, of which none is missing.
+    ///
+    /// # Safety
+    /// `from` is valid for reading `LANES` elements.
+    unsafe fn widen(self, from: *const Self::Weight) -> Self::Vector;
+    /// Writes the activations at `from` that the low bits of `keep` select to `to`, side by side, and something behind them, `LANES` in
+    /// all.
+    ///
+    /// # Safety
+    /// `from` is valid for reading and `to` for writing `LANES` elements.
+    unsafe fn compress(self, from: *const Self::Lane, keep: u32, to: *mut Self::Lane);
     /// Loads a vector.
     ///
     /// # Safety
@@ -83,7 +96,7 @@ pub(super) trait Engine: Copy + Send + Sync {
 }
 
 /// Vectors of a chunk.
-const fn vectors<V: Engine>() -> usize {
+pub(super) const fn vectors<V: Engine>() -> usize {
     CHUNK_COLS / V::LANES
 }
 
@@ -92,22 +105,9 @@ const fn tile_rows<V: Engine>() -> usize {
     TILE_BYTES / (CHUNK_COLS * size_of::<V::Lane>())
 }
 
-/// Rows for columns. An array that a loop indexes lies in memory, where every addition would be stored; so sums get there this way,
-/// and those that are added to stay in registers.
-#[inline(always)]
-fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T; A]; B] {
-    let mut to = [[from[0][0]; A]; B];
-    for a in 0..A {
-        for b in 0..B {
-            to[b][a] = from[a][b];
-        }
-    }
-    to
-}
-
 /// The bits of a vector.
 #[inline(always)]
-fn keep<V: Engine>(mask: &ChunkMask, vector: usize) -> u32 {
+pub(super) fn keep<V: Engine>(mask: &ChunkMask, vector: usize) -> u32 {
     match V::LANES {
         8 => mask[vector] as u32,
         16 => u16::from_le_bytes(mask.as_chunks().0[vector]) as u32,
@@ -118,8 +118,10 @@ fn keep<V: Engine>(mask: &ChunkMask, vector: usize) -> u32 {
 /// What a thread keeps between its tasks.
 pub(super) struct Scratch<V: Engine> {
     /// Values of a row behind which there are not enough more.
-    values: [[V::Weight; CHUNK_COLS]; ROWS],
-    masks: [ChunkMask; ROWS],
+    pub values: [[V::Weight; CHUNK_COLS]; ROWS],
+    pub masks: [ChunkMask; ROWS],
+    /// Activations of the columns that four rows keep.
+    pub kept: Vec<Block<V::Lane>>,
     tile: Vec<Block<V::Lane>>,
     sums: Vec<[V::Sums; ROWS]>,
 }
@@ -131,6 +133,7 @@ impl<V: Engine> Scratch<V> {
         Scratch {
             values: [[V::Weight::default(); CHUNK_COLS]; ROWS],
             masks: [[0; CHUNK_COLS / 8]; ROWS],
+            kept: vec![Block([V::Lane::default(); BLOCK]); KEPT * batch.min(V::DIRECT)],
             tile: vec![Block([V::Lane::default(); BLOCK]); tile * CHUNK],
             sums: vec![[engine.zero(); ROWS]; sums / ROWS],
         }
@@ -162,10 +165,18 @@ impl<V: Engine> Kernel for Work<'_, V> {
         for first in self.task.rows.clone().step_by(together::<V>(batch)) {
             agreed &= match batch {
                 0 => true,
-                1 => self.direct::<1>(first),
-                2 if const { V::DIRECT >= 2 } => self.direct::<2>(first),
-                3 if const { V::DIRECT >= 3 } => self.direct::<3>(first),
-                4 if const { V::DIRECT >= 4 } => self.direct::<4>(first),
+                1 => match self.task.weights.groups {
+                    Some(Groups { keep, of }) if V::LANES / 2 % of == 0 => {
+                        self.direct::<1, _>(first, Equal::<true> { kept: V::LANES / of * keep })
+                    }
+                    Some(Groups { keep, of }) if V::LANES % of == 0 => {
+                        self.direct::<1, _>(first, Equal::<false> { kept: V::LANES / of * keep })
+                    }
+                    _ => self.direct::<1, _>(first, Counted),
+                },
+                2 if const { V::DIRECT >= 2 } => self.direct::<2, _>(first, Counted),
+                3 if const { V::DIRECT >= 3 } => self.direct::<3, _>(first, Counted),
+                4 if const { V::DIRECT >= 4 } => self.direct::<4, _>(first, Counted),
                 _ => self.tiled(first),
             };
         }
@@ -175,88 +186,6 @@ impl<V: Engine> Kernel for Work<'_, V> {
 
 #[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
 impl<V: Engine> Work<'_, V> {
-    /// Four rows of weights from `first` on, `B` rows of activations, sums in registers.
-    #[inline(always)]
-    fn direct<const B: usize>(&mut self, first: usize) -> bool {
-        let (engine, cols) = (self.engine, self.task.weights.shape.cols);
-        let mut rows: [Row<'_, V::Weight>; ROWS] = std::array::from_fn(|r| self.task.row(first + r));
-        let mut sums = [[engine.zero(); B]; ROWS];
-        let Scratch { masks, values, .. } = &mut *self.scratch;
-        for chunk in 0..self.x.chunks() {
-            let (width, x) = self.x.chunk(chunk);
-            let ([m0, m1, m2, m3], [v0, v1, v2, v3]) = (&mut *masks, &mut *values);
-            let masks = [
-                rows[0].mask(chunk, cols, m0),
-                rows[1].mask(chunk, cols, m1),
-                rows[2].mask(chunk, cols, m2),
-                rows[3].mask(chunk, cols, m3),
-            ];
-            let starts: [*const V::Weight; ROWS] = [
-                rows[0].window(v0).as_ptr(),
-                rows[1].window(v1).as_ptr(),
-                rows[2].window(v2).as_ptr(),
-                rows[3].window(v3).as_ptr(),
-            ];
-            let mut from = starts;
-            let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
-            let used = [engine.used(masks[0]), engine.used(masks[1]), engine.used(masks[2]), engine.used(masks[3])];
-            let vectors = width * (vectors::<V>() / CHUNK);
-            let many = used[0].count_ones() + used[1].count_ones() + used[2].count_ones() + used[3].count_ones();
-            if many as usize > ROWS * vectors * 3 / 4 {
-                for vector in 0..vectors {
-                    let at = vector * V::LANES;
-                    // SAFETY: a vector of the chunk, here and below.
-                    let mut loaded = [unsafe { engine.load(x[0].add(at)) }; B];
-                    for b in 1..B {
-                        // SAFETY: as above.
-                        loaded[b] = unsafe { engine.load(x[b].add(at)) };
-                    }
-                    for r in 0..ROWS {
-                        let keep = keep::<V>(masks[r], vector);
-                        // SAFETY: as many bits as `at` have been passed at most, and 512 values are there.
-                        let w = unsafe { engine.expand(from[r], keep) };
-                        for b in 0..B {
-                            sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
-                        }
-                        engine.prefetch(from[r].wrapping_byte_add(AHEAD));
-                        from[r] = from[r].wrapping_add(keep.count_ones() as usize);
-                    }
-                }
-            } else {
-                let mut others = transposed(sums);
-                for r in 0..ROWS {
-                    let mut left = used[r];
-                    while left != 0 {
-                        let vector = left.trailing_zeros() as usize;
-                        left &= left - 1;
-                        let keep = keep::<V>(masks[r], vector);
-                        // SAFETY: as above.
-                        let w = unsafe { engine.expand(from[r], keep) };
-                        from[r] = from[r].wrapping_add(keep.count_ones() as usize);
-                        for b in 0..B {
-                            // SAFETY: a vector of the chunk: there are no bits behind it.
-                            let x = unsafe { engine.load(x[b].add(vector * V::LANES)) };
-                            others[b][r] = engine.add(others[b][r], w, x);
-                        }
-                    }
-                }
-                sums = transposed(others);
-            }
-            for r in 0..ROWS {
-                rows[r].skip((from[r].addr() - starts[r].addr()) / V::Weight::BYTES);
-            }
-        }
-        let len = ROWS.min(self.task.rows.end - first);
-        for (b, sums) in transposed(sums).iter().enumerate() {
-            let mut totals = [0.0; ROWS];
-            for r in 0..ROWS {
-                totals[r] = engine.total(sums[r]);
-            }
-            (self.emit)(first, b, &totals[..len]);
-        }
-        rows.iter().all(Row::complete)
-    }
-
     /// A tile of rows of weights from `first` on, all activations.
     #[inline(always)]
     fn tiled(&mut self, first: usize) -> bool {
@@ -318,8 +247,9 @@ impl<V: Engine> Work<'_, V> {
             let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..].as_mut_ptr().cast();
             for vector in 0..vectors {
                 let keep = keep::<V>(mask, vector);
+                let half = Counted.half::<V>(keep);
                 // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
-                unsafe { engine.store(tile.add(vector * V::LANES), engine.expand(from, keep)) };
+                unsafe { engine.store(tile.add(vector * V::LANES), engine.expand(from, keep, half)) };
                 engine.prefetch(from.wrapping_byte_add(AHEAD));
                 from = from.wrapping_add(keep.count_ones() as usize);
             }

@@ -18,6 +18,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod direct;
 pub mod indexed;
 mod int8;
 #[cfg(target_arch = "x86_64")]
@@ -53,6 +55,26 @@ pub struct Weights<'a, W> {
     pub mask: &'a [u8],
     /// Where each row begins in `values`, and the end.
     pub offsets: &'a [i64],
+    /// The groups of columns that they are known to have, if any.
+    pub groups: Option<Groups>,
+}
+
+/// Of each `of` neighbouring columns of a row, from the first on, `keep` are kept: at least one column, no more kept than there are.
+/// Where the mask does not keep to it the result is unspecified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    /// Weights kept in each group.
+    pub keep: usize,
+    /// Columns of a group.
+    pub of: usize,
+}
+
+impl Groups {
+    /// The groups of a matrix with `kept` weights, where each has at most that many: it has as many if the sum is that of full groups.
+    pub fn equal(keep: usize, of: usize, shape: Matrix, kept: usize) -> Option<Groups> {
+        let full = of > 0 && keep <= of && shape.cols.is_multiple_of(of) && kept == shape.len() / of * keep;
+        full.then_some(Groups { keep, of })
+    }
 }
 
 /// Rows of activations from which on tiles are used, where there are some: up to four the sums of the vector kernel stay in registers.
@@ -69,8 +91,9 @@ pub fn linear<E: Real, X: Real>(
     exec: Exec,
     out: &mut [X::Bits],
 ) -> Result<()> {
-    let Weights { shape, values, mask, offsets } = weights;
+    let Weights { shape, values, mask, offsets, .. } = weights;
     assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1);
+    assert!(weights.groups.is_none_or(|groups| groups.of > 0 && groups.keep <= groups.of));
     assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
     let batch = out.len().checked_div(shape.rows).unwrap_or(0);
     assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));

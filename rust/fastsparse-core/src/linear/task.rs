@@ -32,7 +32,7 @@ impl<'a, W: Word> Task<'a, W> {
     /// A row of the matrix from its first column on; one without weights behind the end.
     #[inline(always)]
     pub fn row(&self, row: usize) -> Row<'a, W> {
-        let Weights { shape, values, mask, offsets } = self.weights;
+        let Weights { shape, values, mask, offsets, .. } = self.weights;
         if row >= self.rows.end {
             return Row { bits: &[], values, at: 0, end: 0 };
         }

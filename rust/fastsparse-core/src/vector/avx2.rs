@@ -201,14 +201,18 @@ pub(crate) unsafe fn expand<W: Word, const STREAM: bool>(from: *const W, keep: u
                 store::<STREAM>(to.cast(), v);
             }
             4 => {
-                store::<STREAM>(to.cast(), expand_lanes(from.cast(), low as usize));
-                store::<STREAM>(to.add(8).cast(), expand_lanes(next.cast(), high as usize));
+                for (from, keep, to) in [(from, low, to), (next, high, to.add(8))] {
+                    let half = (keep & 15).count_ones() as usize;
+                    store::<STREAM>(to.cast(), expand_lanes(from.cast(), keep, half));
+                }
             }
             _ => {
                 for (from, keep, to) in [(from, low, to), (next, high, to.add(8))] {
                     let next = from.add((keep & 15).count_ones() as usize);
-                    store::<STREAM>(to.cast(), expand_lanes(from.cast(), doubled(keep)));
-                    store::<STREAM>(to.add(4).cast(), expand_lanes(next.cast(), doubled(keep >> 4)));
+                    for (from, keep, to) in [(from, keep & 15, to), (next, keep >> 4, to.add(4))] {
+                        let half = 2 * (keep & 3).count_ones() as usize;
+                        store::<STREAM>(to.cast(), expand_lanes(from.cast(), doubled(keep) as u8, half));
+                    }
                 }
             }
         }
@@ -241,21 +245,20 @@ pub(crate) unsafe fn expand_pairs(from: *const u8, keep: u8) -> __m128i {
     }
 }
 
-/// Eight 32-bit lanes: the next of `from` where `keep` (< 256) has a bit, zero elsewhere.
+/// Eight 32-bit lanes: the next of `from` where `keep` has a bit, zero elsewhere; `half` of them, at most four, in the lower four.
 ///
 /// Each half of the bits shuffles a load of its own: `pshufb` makes zeros by itself, which `vpermd` does not.
 ///
 /// # Safety
 /// `from` is valid for reading 32 bytes.
-#[target_feature(enable = "avx2,popcnt")]
+#[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) unsafe fn expand_lanes(from: *const u8, keep: usize) -> __m256i {
-    let passed = (keep & 15).count_ones() as usize;
+pub(crate) unsafe fn expand_lanes(from: *const u8, keep: u8, half: usize) -> __m256i {
     // SAFETY: 32 readable bytes in the table and at `from` (the caller's promise), of which the second load begins in the middle at most.
     unsafe {
         let low = _mm256_castsi128_si256(_mm_loadu_si128(from.cast()));
-        let both = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(from.add(4 * passed).cast()));
-        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_QUADS[keep & 255].as_ptr().cast()))
+        let both = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(from.add(4 * half).cast()));
+        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_QUADS[keep as usize].as_ptr().cast()))
     }
 }
 

@@ -111,7 +111,7 @@ fn multiply<Y: Real>(
     out: &mut [Y::Bits],
 ) -> Result<()> {
     let Scaled { weights, scale } = layer;
-    let Weights { shape, values, mask, offsets } = weights;
+    let Weights { shape, values, mask, offsets, .. } = weights;
     let batch = out.len().checked_div(shape.rows).unwrap_or(0);
     assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1 && scale.len() == shape.rows);
     assert!(bias.is_none_or(|bias| bias.len() == shape.rows));

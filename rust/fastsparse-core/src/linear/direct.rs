@@ -1,0 +1,279 @@
+//! A few rows of activations, multiplied while weights are expanded, sums in registers.
+//!
+//! ```text
+//! for each four rows of weights, for each chunk, for each vector of it:
+//!     w[r] = expand(bits of the vector, next values of row r)
+//!     sums[r][b] += w[r] · x[b]
+//! ```
+//! Four rows share each load of x. Two kinds of chunks go another way:
+//! - The masks of the four rows are the same, as in blocks of four and more rows: x is compressed once, and the values are multiplied as
+//!   they lie.
+//! - So many vectors have no weight at all (wide blocks, runs of zeros) that each row had better go through its own.
+//!
+//! Where each group of columns keeps as many, the values of the next vector begin at a known place: nothing is counted on the way to
+//! them.
+
+use super::activations::CHUNK_COLS;
+use super::kernel::{AHEAD, Engine, KEPT, ROWS, Work, keep, vectors};
+use super::task::{ChunkMask, Row};
+use crate::element::Word;
+use crate::matrix::low;
+
+/// How many values a vector of columns takes.
+pub(super) trait Pace: Copy {
+    /// Where the values of a vector are, if those before were passed up to `from`, and those of the first vector are at `start`.
+    fn place<W: Word>(self, start: *const W, from: *const W, vector: usize) -> *const W;
+    /// Those of the bits `keep`.
+    fn passed(self, keep: u32) -> usize;
+    /// Those of the bits of the lower half of a vector.
+    fn half<V: Engine>(self, keep: u32) -> usize;
+    /// All values from `start` to `from`, which lie in the columns of `mask`.
+    fn all<W: Word>(self, start: *const W, from: *const W, mask: &ChunkMask) -> usize;
+}
+
+/// As many as there are bits.
+#[derive(Clone, Copy)]
+pub(super) struct Counted;
+
+impl Pace for Counted {
+    #[inline(always)]
+    fn place<W: Word>(self, _: *const W, from: *const W, _: usize) -> *const W {
+        from
+    }
+
+    #[inline(always)]
+    fn passed(self, keep: u32) -> usize {
+        keep.count_ones() as usize
+    }
+
+    #[inline(always)]
+    fn half<V: Engine>(self, keep: u32) -> usize {
+        (keep & low(V::LANES / 2) as u32).count_ones() as usize
+    }
+
+    #[inline(always)]
+    fn all<W: Word>(self, start: *const W, from: *const W, _: &ChunkMask) -> usize {
+        (from.addr() - start.addr()) / W::BYTES
+    }
+}
+
+/// `kept` in each vector; half of them in each half, if `HALVES`.
+#[derive(Clone, Copy)]
+pub(super) struct Equal<const HALVES: bool> {
+    pub kept: usize,
+}
+
+impl<const HALVES: bool> Pace for Equal<HALVES> {
+    /// One offset for all rows, which leaves registers for the rest.
+    #[inline(always)]
+    fn place<W: Word>(self, start: *const W, _: *const W, vector: usize) -> *const W {
+        start.wrapping_add(vector * self.kept)
+    }
+
+    #[inline(always)]
+    fn passed(self, _: u32) -> usize {
+        self.kept
+    }
+
+    #[inline(always)]
+    fn half<V: Engine>(self, keep: u32) -> usize {
+        if HALVES { self.kept / 2 } else { Counted.half::<V>(keep) }
+    }
+
+    /// The last group of a row may be shorter, and a promise may not be kept.
+    #[inline(always)]
+    fn all<W: Word>(self, _: *const W, _: *const W, mask: &ChunkMask) -> usize {
+        let mut count = 0;
+        for word in mask.as_chunks().0 {
+            count += u64::from_le_bytes(*word).count_ones() as usize;
+        }
+        count
+    }
+}
+
+/// Rows for columns. An array that a loop indexes lies in memory, where every addition would be stored; so sums get there this way,
+/// and those that are added to stay in registers.
+#[inline(always)]
+fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T; A]; B] {
+    let mut to = [[from[0][0]; A]; B];
+    for a in 0..A {
+        for b in 0..B {
+            to[b][a] = from[a][b];
+        }
+    }
+    to
+}
+
+/// A chunk of four rows, and activations.
+struct Chunk<'a, V: Engine, const B: usize> {
+    masks: [&'a ChunkMask; ROWS],
+    from: [*const V::Weight; ROWS],
+    x: [*const V::Lane; B],
+    /// Vectors that have columns.
+    vectors: usize,
+}
+
+type Sums<V, const B: usize> = [[<V as Engine>::Sums; B]; ROWS];
+
+#[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
+impl<V: Engine, const B: usize> Chunk<'_, V, B> {
+    /// Four rows at a time.
+    ///
+    /// # Safety
+    /// The values of a chunk are readable at `from`, the vectors at `x`. `pace` takes no more than a vector has columns.
+    #[inline(always)]
+    unsafe fn all<P: Pace>(&mut self, engine: V, pace: P, mut sums: Sums<V, B>) -> Sums<V, B> {
+        let start = self.from;
+        for vector in 0..self.vectors {
+            let at = vector * V::LANES;
+            // SAFETY: the caller's promise, here and below.
+            let mut loaded = [unsafe { engine.load(self.x[0].add(at)) }; B];
+            for b in 1..B {
+                // SAFETY: as above.
+                loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
+            }
+            for r in 0..ROWS {
+                let keep = keep::<V>(self.masks[r], vector);
+                let from = pace.place(start[r], self.from[r], vector);
+                // SAFETY: as above; no more values than columns have been passed.
+                let w = unsafe { engine.expand(from, keep, pace.half::<V>(keep)) };
+                for b in 0..B {
+                    sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
+                }
+                engine.prefetch(from.wrapping_byte_add(AHEAD));
+                self.from[r] = self.from[r].wrapping_add(pace.passed(keep));
+            }
+        }
+        sums
+    }
+
+    /// Each row by the vectors that hold anything, which are the bits of `used`.
+    ///
+    /// # Safety
+    /// As for `all`.
+    #[inline(always)]
+    unsafe fn each(&mut self, engine: V, used: [u64; ROWS], sums: Sums<V, B>) -> Sums<V, B> {
+        let mut others = transposed(sums);
+        for r in 0..ROWS {
+            let mut left = used[r];
+            while left != 0 {
+                let vector = left.trailing_zeros() as usize;
+                left &= left - 1;
+                let keep = keep::<V>(self.masks[r], vector);
+                // SAFETY: as in `all`.
+                let w = unsafe { engine.expand(self.from[r], keep, Counted.half::<V>(keep)) };
+                self.from[r] = self.from[r].wrapping_add(Counted.passed(keep));
+                for b in 0..B {
+                    // SAFETY: as in `all`: there are no bits behind the columns.
+                    let x = unsafe { engine.load(self.x[b].add(vector * V::LANES)) };
+                    others[b][r] = engine.add(others[b][r], w, x);
+                }
+            }
+        }
+        transposed(others)
+    }
+
+    /// Four rows that share the vectors of `used` and their mask: activations are compressed to `kept`, of `KEPT` blocks each.
+    ///
+    /// # Safety
+    /// As for `all`; `kept` is valid for reading and writing `B` rows.
+    #[inline(always)]
+    unsafe fn shared(&mut self, engine: V, used: u64, kept: *mut V::Lane, mut sums: Sums<V, B>) -> Sums<V, B> {
+        const ROW: usize = KEPT * super::activations::BLOCK;
+        let (mut left, mut count) = (used, 0);
+        while left != 0 {
+            let vector = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let keep = keep::<V>(self.masks[0], vector);
+            for b in 0..B {
+                // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
+                unsafe { engine.compress(self.x[b].add(vector * V::LANES), keep, kept.add(b * ROW + count)) };
+            }
+            count += Counted.passed(keep);
+        }
+        for at in (0..count).step_by(V::LANES) {
+            let whole = count - at >= V::LANES;
+            // SAFETY: as above, and of values there are as many as columns.
+            unsafe {
+                let mut loaded = [engine.load(kept.add(at)); B];
+                for b in 1..B {
+                    loaded[b] = engine.load(kept.add(b * ROW + at));
+                }
+                for r in 0..ROWS {
+                    let w = if whole {
+                        engine.widen(self.from[r].add(at))
+                    } else {
+                        let keep = low(count - at) as u32;
+                        engine.expand(self.from[r].add(at), keep, Counted.half::<V>(keep))
+                    };
+                    for b in 0..B {
+                        sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
+                    }
+                    engine.prefetch(self.from[r].add(at).wrapping_byte_add(AHEAD));
+                }
+            }
+        }
+        for r in 0..ROWS {
+            self.from[r] = self.from[r].wrapping_add(count);
+        }
+        sums
+    }
+}
+
+#[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
+impl<V: Engine> Work<'_, V> {
+    /// Four rows of weights from `first` on, `B` rows of activations. Answers whether mask and offsets agree.
+    #[inline(always)]
+    pub(super) fn direct<const B: usize, P: Pace>(&mut self, first: usize, pace: P) -> bool {
+        let (engine, cols) = (self.engine, self.task.weights.shape.cols);
+        let mut rows: [Row<'_, V::Weight>; ROWS] = std::array::from_fn(|r| self.task.row(first + r));
+        let mut sums = [[engine.zero(); B]; ROWS];
+        for chunk in 0..self.x.chunks() {
+            let (width, x) = self.x.chunk(chunk);
+            let ([m0, m1, m2, m3], [v0, v1, v2, v3]) = (&mut self.scratch.masks, &mut self.scratch.values);
+            let masks = [
+                rows[0].mask(chunk, cols, m0),
+                rows[1].mask(chunk, cols, m1),
+                rows[2].mask(chunk, cols, m2),
+                rows[3].mask(chunk, cols, m3),
+            ];
+            let from: [*const V::Weight; ROWS] = [
+                rows[0].window(v0).as_ptr(),
+                rows[1].window(v1).as_ptr(),
+                rows[2].window(v2).as_ptr(),
+                rows[3].window(v3).as_ptr(),
+            ];
+            let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
+            let used = [engine.used(masks[0]), engine.used(masks[1]), engine.used(masks[2]), engine.used(masks[3])];
+            let mut work = Chunk { masks, from, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
+            let many = used[0].count_ones() + used[1].count_ones() + used[2].count_ones() + used[3].count_ones();
+            let same = masks[0] == masks[1] && masks[0] == masks[2] && masks[0] == masks[3];
+            // SAFETY: 512 values are there and the vectors of the chunk; `kept` is as long.
+            unsafe {
+                if V::ORDERED && same {
+                    sums = work.shared(engine, used[0], self.scratch.kept.as_mut_ptr().cast(), sums);
+                } else if many as usize > ROWS * work.vectors * 3 / 4 {
+                    sums = work.all(engine, pace, sums);
+                    for r in 0..ROWS {
+                        rows[r].skip(pace.all(from[r], work.from[r], masks[r]));
+                    }
+                    continue;
+                } else {
+                    sums = work.each(engine, used, sums);
+                }
+            }
+            for r in 0..ROWS {
+                rows[r].skip(Counted.all(from[r], work.from[r], masks[r]));
+            }
+        }
+        let len = ROWS.min(self.task.rows.end - first);
+        for (b, sums) in transposed(sums).iter().enumerate() {
+            let mut totals = [0.0; ROWS];
+            for r in 0..ROWS {
+                totals[r] = engine.total(sums[r]);
+            }
+            (self.emit)(first, b, &totals[..len]);
+        }
+        rows.iter().all(Row::complete)
+    }
+}
