@@ -44,8 +44,10 @@ _POPCOUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(a
 # Arguments
 
 
-def _as_array(x: ArrayLike, arg: str) -> NDArray[Any]:
+def _as_array(x: Any, arg: str) -> NDArray[Any]:
     try:
+        if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+            return np.from_dlpack(x)
         return np.asarray(x)
     except ValueError as error:
         raise FastSparseError(f"{arg}: cannot be read as an array: {error}") from error
