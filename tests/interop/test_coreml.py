@@ -58,7 +58,7 @@ class TestSelection:
 
     @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 1.0])
     @pytest.mark.parametrize("axis", [0, 1])
-    @pytest.mark.parametrize("length", [2, 3, 4, 5, 8])
+    @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 19, 129])
     def test_blocks(self, shape, kind, ties, length, axis, share):
         w = weights(shape, kind, ties)
         params = theirs.compress_by_magnitude(w, share, length, axis)
@@ -91,7 +91,7 @@ def test_norms_that_leave_float16(scale):
 def test_params(shape):
     w = fs.prune(weights(shape, np.float16, False), "50%")
     s = fs.pack(w)
-    new, old = coreml.to_sparse_params(s), coreml.to_sparse_params(s, ios=16)
+    new, old = coreml.to_sparse_params(s, ios=18), coreml.to_sparse_params(s)
     assert isinstance(new, SparseParams)
     assert isinstance(old, SparseParamsIos16)
     assert types.builtin_to_string(types.numpy_type_to_builtin_type(new.mask.dtype)) == "uint1"
@@ -99,8 +99,16 @@ def test_params(shape):
         assert np.array_equal(theirs.decompress(params), w)
         assert coreml.from_sparse_params(params) == s
     assert coreml.from_sparse_params(theirs._produce_sparse_param(w)) == s
+    peer = theirs._produce_sparse_param(w)
+    assert old.nonzero_data.tobytes() == peer.nonzero_data.tobytes()
+    assert np.array_equal(old.mask, peer.mask)
+    assert old.shape == peer.shape
     with pytest.raises(fs.FastSparseError, match="expected 16 or 18"):
         coreml.to_sparse_params(s, ios=17)
+    with pytest.raises(
+        fs.FastSparseError, match="Core ML has sparse weights of float32, float16, int8, uint8, got float64"
+    ):
+        coreml.to_sparse_params(fs.pack(w.astype(np.float64)))
 
 
 class TestWeightFiles:
