@@ -2,12 +2,14 @@
 
     magnitude   zero where |w| <= np.percentile(|w|, 100 q): every tie goes
     blocks      the same with |w| replaced by the l2 norm of its block, computed in the dtype of the weights
-    n:m         the n smallest of each m along a dimension, zeros behind the last ones included
+    n:m         the n smallest of each m along a dimension, zeros behind the last ones included; of equal ones those
+                that the sorting of NumPy puts first
     threshold   zero where |w| <= the threshold, rounded to the dtype of the weights
 
 and of what that keeps only what is not zero. Nothing is sorted for a percentile: selecting k zeros and k + 2 differs in
 two elements, those in the places k and k + 1. Norms are added up in the order of NumPy, because that shows in the last
-bit.
+bit. Up to 16 float16 NumPy sorts by insertion, which leaves equal ones in order; how it sorts others depends on the
+machine, and equal ones among them keep the lower index here.
 """
 
 import math
@@ -24,6 +26,10 @@ from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Nonzero, Threshold
 
 __all__ = ["by_block", "by_magnitude", "by_n_m", "by_threshold"]
+
+
+_INSERTION = 16
+"""Up to how many float16 NumPy sorts by insertion."""
 
 
 def by_threshold(w: NDArray[Any], threshold: float) -> BitmaskArray:
@@ -71,15 +77,32 @@ def by_block(w: NDArray[Any], sparsity: float, length: int, axis: int) -> Bitmas
 
 def by_n_m(w: NDArray[Any], zeros: int, of: int, axis: int) -> BitmaskArray:
     """What n:m along an axis, 0 or 1, keeps; zeros behind the last elements make the groups full."""
-    mask = ops.select(w, NM(zeros=zeros, of=of, axis=axis, tail="keep"))
     rest = w.shape[axis] % of
-    left = zeros - (of - rest)
-    if rest and left > 0:
-        keep = mask.to_bool()
-        tail = (slice(None),) * axis + (slice(w.shape[axis] - rest, None),)
-        keep[tail] = ops.select(w[tail], NM(zeros=left, of=rest, axis=axis)).to_bool()
-        mask = Bitmask.from_bool(keep)
+    in_rest = max(zeros - (of - rest), 0) if rest else 0
+    if w.dtype == np.float16 and of <= _INSERTION:
+        # What goes is the largest of -|w|, of equal ones the first.
+        lowest = (w.view(np.uint16) | 0x8000).view(np.float16)
+        try:
+            mask = ~_in_groups(w, lowest, of - zeros, of, axis, rest - in_rest)
+        except FastSparseError:
+            ops.select(w, "50%")  # says where, and of w
+            raise
+    else:
+        mask = _in_groups(w, None, zeros, of, axis, in_rest)
     return _without_zeros(w, mask)
+
+
+def _in_groups(w: NDArray[Any], scores: NDArray[Any] | None, zeros: int, of: int, axis: int, in_rest: int) -> Bitmask:
+    """n:m with that many zeros in the last, shorter group."""
+    mask = ops.select(w, NM(zeros=zeros, of=of, axis=axis, tail="keep"), scores=scores)
+    rest = w.shape[axis] % of
+    if not rest or not in_rest:
+        return mask
+    keep = mask.to_bool()
+    tail = (slice(None),) * axis + (slice(w.shape[axis] - rest, None),)
+    last = NM(zeros=in_rest, of=rest, axis=axis)
+    keep[tail] = ops.select(w[tail], last, scores=None if scores is None else scores[tail]).to_bool()
+    return Bitmask.from_bool(keep)
 
 
 def _without_zeros(w: NDArray[Any], mask: Bitmask) -> BitmaskArray:

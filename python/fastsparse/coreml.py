@@ -146,7 +146,8 @@ def prune_weights(mlmodel: Any, config: Any, *, compat: str | None = None, joint
         skipped with a warning, coremltools decides.
     compat : {None, "coremltools"}
         By default counts are exact, ties keep the lower index and blocks rank by float64 norms. ``"coremltools"`` keeps
-        what coremltools keeps, bit for bit, where that is defined: its order among ties of n:m is not.
+        what coremltools keeps, bit for bit, where that is defined: its order among ties of n:m is not for float32 or
+        more than 16.
     joint_compression : bool
         As there.
 
