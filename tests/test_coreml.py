@@ -211,6 +211,19 @@ class TestTheirSelection:
                 assert found.dtype == np.float32
                 assert np.array_equal(found, numpy_norms(w, length, axis).astype(np.float32)), (axis, length)
 
+    @given(w=weights(), share=st.integers(0, 8), of=st.integers(1, 8), axis=st.sampled_from([0, 1]))
+    def test_n_m(self, backend, w, share, of, axis):
+        """Ties of float16 stay in order; there are none for float32, whose order is not defined."""
+        zeros = min(share, of)
+        if w.dtype == np.float32:
+            w = (np.random.default_rng(4).permutation(w.size) + 1).reshape(w.shape).astype(np.float32)
+        last = np.moveaxis(w, axis, -1)
+        groups = np.pad(np.abs(last), [(0, 0)] * (w.ndim - 1) + [(0, -last.shape[-1] % of)])
+        groups = groups.reshape(*last.shape[:-1], -1, of)
+        keep = np.argsort(np.argsort(groups, axis=-1, kind="stable"), axis=-1, kind="stable") >= zeros
+        keep = keep.reshape(*last.shape[:-1], -1)[..., : last.shape[-1]]
+        assert _coreml_select.by_n_m(w, zeros, of, axis) == unpruned(w, np.moveaxis(keep, -1, axis))
+
     def test_places(self, backend):
         rng = np.random.default_rng(2)
         for values in (rng.standard_normal(300).astype("f"), rng.integers(0, 3, 77).astype(np.float16)):
