@@ -29,6 +29,8 @@ __all__ = [
     "__version__",
     "apply_mask",
     "available_isas",
+    "block_norms",
+    "blocks_above",
     "build_profile",
     "check_bits",
     "check_parts",
