@@ -254,6 +254,7 @@ def test_any_choice_of_slots_is_read_and_kept(backend):
     compressed, bitmask = np.float32([[7, 3, 5, 56.3], [1, 2, 0, -0.0]]), np.uint8([[0xCA], [0xC3]])
     s = compressed_tensors.from_sparse24(compressed, bitmask, (2, 8))
     assert np.array_equal(s.to_dense(), np.float32([[0, 7, 0, 3, 0, 0, 5, 56.3], [1, 2, 0, 0, 0, 0, 0, 0]]))
+    assert compressed_tensors.from_sparse24(compressed, bitmask, np.int64([[2], [8]])) == s  # as in files
     back = compressed_tensors.to_sparse24(s)
     assert same_bits(back[0], compressed)
     assert np.array_equal(back[1], bitmask)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracle import same_bits
 
 import fastsparse as fs
-from fastsparse import _coreml_select, coreml
+from fastsparse import _backend, _coreml_select, coreml
 
 SHAPES = [(3, 16), (5, 13), (7,), (), (2, 3, 5), (4, 3, 2, 8), (0, 5), (3, 0), (1, 9), (64, 100)]
 
@@ -152,6 +152,14 @@ def unpruned(w, keep):
     return fs.pack(np.where(keep, w, 0).astype(w.dtype))
 
 
+def numpy_norms(w, length, axis):
+    """The norms of blocks as coremltools has NumPy compute them."""
+    w = np.swapaxes(np.abs(w), 0, axis)
+    w = np.pad(w, [(0, -len(w) % length)] + [(0, 0)] * (w.ndim - 1))
+    w = w.reshape(-1, length, *w.shape[1:])
+    return np.swapaxes(np.sqrt(np.sum(w * w, axis=1)), 0, axis)
+
+
 @st.composite
 def weights(draw):
     shape = tuple(draw(st.lists(st.integers(1, 12), min_size=2, max_size=4)))
@@ -179,13 +187,54 @@ class TestTheirSelection:
     def test_threshold(self, backend, w, threshold):
         assert _coreml_select.by_threshold(w, threshold) == unpruned(w, ~(np.abs(w) <= threshold))
 
+    @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.4.0", reason="older percentiles round otherwise")
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+    @given(w=weights(), length=st.integers(1, 6), axis=st.sampled_from([0, 1]), share=SHARES)
+    def test_blocks(self, backend, w, length, axis, share):
+        each, q = (
+            np.repeat(numpy_norms(w, length, axis), length, axis=axis).take(range(w.shape[axis]), axis),
+            share * 100,
+        )
+        keep = ~(each <= np.percentile(each, q)) if q else w != 0
+        assert _coreml_select.by_block(w, share, length, axis) == unpruned(w, keep & (q != 100))
+
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+    @pytest.mark.parametrize("kind", [np.float32, np.float16])
+    @pytest.mark.parametrize("shape", [(700, 300), (3, 700), (700, 3), (5, 300, 1, 1), (300, 5, 3), (6, 5000), (1, 40)])
+    def test_norms(self, backend, shape, kind):
+        """To the last bit, with subnormal squares and sums that overflow."""
+        rng = np.random.default_rng(6)
+        w = (rng.standard_normal(shape) * np.exp(rng.uniform(-9, 6, shape))).astype(kind)
+        for axis in (0, 1):
+            for length in (1, 2, 3, 4, 7, 8, 17, 130, 300):
+                found = _backend.active.block_norms(w, length, axis)
+                assert found.dtype == np.float32
+                assert np.array_equal(found, numpy_norms(w, length, axis).astype(np.float32)), (axis, length)
+
+    @given(w=weights(), share=st.integers(0, 8), of=st.integers(1, 8), axis=st.sampled_from([0, 1]))
+    def test_n_m(self, backend, w, share, of, axis):
+        """Ties of float16 stay in order; there are none for float32, whose order is not defined."""
+        zeros = min(share, of)
+        if w.dtype == np.float32:
+            w = (np.random.default_rng(4).permutation(w.size) + 1).reshape(w.shape).astype(np.float32)
+        last = np.moveaxis(w, axis, -1)
+        groups = np.pad(np.abs(last), [(0, 0)] * (w.ndim - 1) + [(0, -last.shape[-1] % of)])
+        groups = groups.reshape(*last.shape[:-1], -1, of)
+        keep = np.argsort(np.argsort(groups, axis=-1, kind="stable"), axis=-1, kind="stable") >= zeros
+        keep = keep.reshape(*last.shape[:-1], -1)[..., : last.shape[-1]]
+        assert _coreml_select.by_n_m(w, zeros, of, axis) == unpruned(w, np.moveaxis(keep, -1, axis))
+
     def test_places(self, backend):
         rng = np.random.default_rng(2)
         for values in (rng.standard_normal(300).astype("f"), rng.integers(0, 3, 77).astype(np.float16)):
             order = sorted(np.abs(values).tolist())
             for place, pair in enumerate(itertools.pairwise(order)):
-                assert _coreml_select._in_order(values, place, place) == (order[place], order[place])
-                assert _coreml_select._in_order(values, place, place + 1) == pair
+                assert _coreml_select._in_order(values, place, place)[0] == (order[place], order[place])
+                found, rest = _coreml_select._in_order(values, place, place + 1)
+                assert found == pair
+                assert rest.count == values.size - place - 1
+                if pair[0] < pair[1]:
+                    assert np.array_equal(rest.to_bool(), np.abs(values) >= pair[1])
 
     def test_special_values(self, backend):
         w = np.float32([[1, np.nan], [2, 3]])

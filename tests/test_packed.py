@@ -473,6 +473,28 @@ def test_the_parts_cross_by_dlpack():
             assert np.shares_memory(np.from_dlpack(bits), s.values)
 
 
+class OnlyDlpack:
+    """An array of a framework that NumPy knows nothing else of."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_arrays_come_in_by_dlpack(backend):
+    w = np.random.default_rng(1).standard_normal((8, 16)).astype(np.float32)
+    assert fs.compress(OnlyDlpack(w), "2:4") == fs.compress(w, "2:4")
+    assert fs.pack(OnlyDlpack(w), OnlyDlpack(w > 0)) == fs.pack(w, w > 0)
+    s = fs.pack(w)
+    assert np.array_equal(fs.linear(OnlyDlpack(w[:3]), s), fs.linear(w[:3], s))
+    assert fs.BitmaskArray.from_parts(OnlyDlpack(s.values.copy()), OnlyDlpack(s.bitmask.copy()), s.shape) == s
+
+
 def test_nothing_becomes_dense_by_accident():
     s = fs.pack(np.eye(3, dtype=np.float32))
     for call in (np.sum, np.abs, lambda s: np.ones(3) + s, lambda s: np.ones((3, 3)) @ s, np.exp):

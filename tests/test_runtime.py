@@ -36,6 +36,13 @@ def test_exports_are_public_and_complete():
     assert public == set(fs.__all__)
 
 
+def test_modules_are_there_without_an_import():
+    code = "import fastsparse as fs; fs.compressed_tensors.from_sparse24, fs.checkpoint.Recipe, fs.coreml.from_flat"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'tensorflow'"):
+        fs.tensorflow  # noqa: B018
+
+
 def test_every_public_name_is_documented_with_an_example():
     finder = doctest.DocTestFinder(recurse=False)
     for name in fs.__all__:

@@ -1,5 +1,6 @@
 """Prune neural-network weights on the CPU, store them as a bit mask plus the kept values, and compute with them."""
 
+import importlib
 from typing import Any
 
 from fastsparse import _backend
@@ -36,7 +37,13 @@ __all__ = [
 ]
 
 
+_SUBMODULES = ("checkpoint", "compressed_tensors", "coreml", "cutlass", "torch")
+"""Imported when they are asked for: some need packages that are optional."""
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _backend.version()
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

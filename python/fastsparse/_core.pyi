@@ -29,6 +29,8 @@ __all__ = [
     "__version__",
     "apply_mask",
     "available_isas",
+    "block_norms",
+    "blocks_above",
     "build_profile",
     "check_bits",
     "check_parts",
@@ -134,6 +136,12 @@ def linear_indexed(
     out: NDArray[Any] | None,
 ) -> NDArray[Any]:
     """As `linear`."""
+
+def block_norms(w: ArrayLike, length: int, axis: int) -> NDArray[np.float32]:
+    """The l2 norms of blocks along an axis, to the bit those that NumPy computes in float32 or float16, as float32."""
+
+def blocks_above(norms: NDArray[np.float32], shape: _Shape, value: float, length: int, axis: int) -> _Mask:
+    """The mask of the blocks along an axis whose norm is above a number."""
 
 def check_parts(values: ArrayLike, bitmask: ArrayLike, shape: _Shape) -> _Parts:
     """Checks parts from outside and computes the offsets; FormatError. Contiguous parts are not copied."""

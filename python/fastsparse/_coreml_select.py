@@ -2,18 +2,18 @@
 
     magnitude   zero where |w| <= np.percentile(|w|, 100 q): every tie goes
     blocks      the same with |w| replaced by the l2 norm of its block, computed in the dtype of the weights
-    n:m         the n smallest of each m along a dimension, zeros behind the last ones included
+    n:m         the n smallest of each m along a dimension, zeros behind the last ones included; of equal ones those
+                that the sorting of NumPy puts first
     threshold   zero where |w| <= the threshold, rounded to the dtype of the weights
 
 and of what that keeps only what is not zero. Nothing is sorted for a percentile: selecting k zeros and k + 2 differs in
-two elements, those in the places k and k + 1. Norms are made by the very operations that coremltools has NumPy do,
-because the order of the additions shows in the last bit, but a few rows at a time, which stay in the cache.
+two elements, those in the places k and k + 1. Norms are added up in the order of NumPy, because that shows in the last
+bit. Up to 16 float16 NumPy sorts by insertion, which leaves equal ones in order; how it sorts others depends on the
+machine, and equal ones among them keep the lower index here.
 """
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from fastsparse import _backend, ops
 from fastsparse._errors import FastSparseError
-from fastsparse.masks import Bitmask
+from fastsparse.masks import Bitmask, matrix_view, new_mask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Nonzero, Threshold
 
 __all__ = ["by_block", "by_magnitude", "by_n_m", "by_threshold"]
 
-_SLAB = 1 << 20
-"""Bytes of weights whose norms are computed at a time: they and their squares fit into the second-level cache."""
+
+_INSERTION = 16
+"""Up to how many float16 NumPy sorts by insertion."""
 
 
 def by_threshold(w: NDArray[Any], threshold: float) -> BitmaskArray:
@@ -42,10 +43,10 @@ def by_magnitude(w: NDArray[Any], sparsity: float) -> BitmaskArray:
         return ops.pack(w)
     if sparsity * 100 == 100:
         return ops.pack(np.zeros_like(w))
-    cut = _percentile(lambda *places: _in_order(w, *places), w.size, sparsity * 100)
+    cut, (_, b), rest = _percentile(lambda *places: _in_order(w, *places), w.size, sparsity * 100)
     if not math.isfinite(cut):
         raise FastSparseError(f"w: infinities leave the {sparsity:%} percentile of the magnitudes undefined")
-    return ops.compress(w, Threshold(float(cut)))
+    return ops.pack(w, rest) if cut < b else ops.compress(w, Threshold(float(cut)))
 
 
 def by_block(w: NDArray[Any], sparsity: float, length: int, axis: int) -> BitmaskArray:
@@ -54,93 +55,94 @@ def by_block(w: NDArray[Any], sparsity: float, length: int, axis: int) -> Bitmas
         return ops.pack(w)
     if sparsity * 100 == 100:
         return ops.pack(np.zeros_like(w))
-    norms = _norms(w, length, axis)
+    norms = _backend.active.block_norms(w, length, axis)
     if np.isnan(norms).any():
         ops.select(w, "50%")  # says where
-    channels, rest = w.shape[axis], w.shape[axis] % length
-    if rest:
+    channels = w.shape[axis]
+    if channels % length:
         # Each norm counts once for every element of its block, and the last block of a channel has fewer.
-        of_each = np.repeat(norms, length, axis=axis).take(range(channels), axis)
-        cut = _percentile(lambda *places: _in_order(of_each, *places), w.size, sparsity * 100)
+        each, times = np.repeat(norms, length, axis=axis).take(range(channels), axis), 1
     else:
-        cut = _percentile(lambda *places: _in_order(norms, *(p // length for p in places)), w.size, sparsity * 100)
-    keep = np.repeat(~(norms <= cut), length, axis=axis)
-    if rest:
-        keep = keep[:channels] if axis == 0 else keep[:, :channels]
-    return _without_zeros(w, Bitmask.from_bool(keep))
+        each, times = norms, length
+
+    def in_order(*places: int) -> tuple[tuple[Any, ...], Bitmask]:
+        pair, rest = _in_order(each, *(place // times for place in places))
+        return tuple(map(w.dtype.type, pair)), rest
+
+    cut, *_ = _percentile(in_order, w.size, sparsity * 100)
+    if np.isnan(cut):  # between infinite norms: nothing is below that
+        return ops.pack(w)
+    return _without_zeros(w, new_mask(*_backend.active.blocks_above(norms, w.shape, float(cut), length, axis)))
 
 
 def by_n_m(w: NDArray[Any], zeros: int, of: int, axis: int) -> BitmaskArray:
     """What n:m along an axis, 0 or 1, keeps; zeros behind the last elements make the groups full."""
-    mask = ops.select(w, NM(zeros=zeros, of=of, axis=axis, tail="keep"))
     rest = w.shape[axis] % of
-    left = zeros - (of - rest)
-    if rest and left > 0:
-        keep = mask.to_bool()
-        tail = (slice(None),) * axis + (slice(w.shape[axis] - rest, None),)
-        keep[tail] = ops.select(w[tail], NM(zeros=left, of=rest, axis=axis)).to_bool()
-        mask = Bitmask.from_bool(keep)
+    in_rest = max(zeros - (of - rest), 0) if rest else 0
+    if w.dtype == np.float16 and of <= _INSERTION:
+        # What goes is the largest of -|w|, of equal ones the first.
+        lowest = (w.view(np.uint16) | 0x8000).view(np.float16)
+        try:
+            mask = ~_in_groups(w, lowest, of - zeros, of, axis, rest - in_rest)
+        except FastSparseError:
+            ops.select(w, "50%")  # says where, and of w
+            raise
+    else:
+        mask = _in_groups(w, None, zeros, of, axis, in_rest)
     return _without_zeros(w, mask)
 
 
+def _in_groups(w: NDArray[Any], scores: NDArray[Any] | None, zeros: int, of: int, axis: int, in_rest: int) -> Bitmask:
+    """n:m with that many zeros in the last, shorter group."""
+    mask = ops.select(w, NM(zeros=zeros, of=of, axis=axis, tail="keep"), scores=scores)
+    rest = w.shape[axis] % of
+    if not rest or not in_rest:
+        return mask
+    keep = mask.to_bool()
+    tail = (slice(None),) * axis + (slice(w.shape[axis] - rest, None),)
+    last = NM(zeros=in_rest, of=rest, axis=axis)
+    keep[tail] = ops.select(w[tail], last, scores=None if scores is None else scores[tail]).to_bool()
+    return Bitmask.from_bool(keep)
+
+
 def _without_zeros(w: NDArray[Any], mask: Bitmask) -> BitmaskArray:
+    kept = ops.pack(w, mask)
+    if ops.select(kept.values, Nonzero()).count == kept.nnz:
+        return kept
     return ops.pack(w, mask & ops.select(w, Nonzero()))
 
 
-def _in_order(values: NDArray[Any], place: int, following: int) -> tuple[Any, Any]:
-    """The magnitudes in two places of all magnitudes in order, the same or neighbours; 0 is the smallest."""
-    flat = values.reshape(-1)
-    fewer, more = (
-        _backend.active.select(flat, ("exact", zeros), None, None, None)[1][0] for zeros in (place, following + 1)
+def _in_order(values: NDArray[Any], place: int, following: int) -> tuple[tuple[Any, ...], Bitmask]:
+    """The magnitudes in two places of all in order, the same or neighbours, and a mask of what is from the second on.
+
+    The smallest is in place 0. The mask is one of several where the two are equal.
+    """
+    (shape, fewer, _), (_, more, _) = (
+        _backend.active.select(values, ("exact", zeros), None, None, None) for zeros in (place, following + 1)
     )
-    differ = fewer ^ more
+    differ, matrix = fewer ^ more, values.reshape(matrix_view(shape))
     found = [
-        flat[8 * byte + bit] for byte in np.flatnonzero(differ != 0) for bit in range(8) if differ[byte] >> bit & 1
+        (abs(matrix[row, 8 * byte + bit]), row, byte, 1 << bit)
+        for row, byte in (divmod(at, differ.shape[1]) for at in np.flatnonzero(differ.reshape(-1) != 0))
+        for bit in range(8)
+        if differ[row, byte] >> bit & 1
     ]
-    a, *_, b = sorted(abs(value) for value in 2 * found)
-    return a, b
+    (a, *_), *_, (b, row, byte, bit) = sorted(2 * found)
+    rest = more.copy()
+    rest[row, byte] |= bit
+    rest.flags.writeable = False
+    return (a, b), new_mask(shape, rest, values.size - following)
 
 
-def _percentile(in_order: Callable[[int, int], tuple[Any, Any]], count: int, q: float) -> Any:
-    """`np.percentile` of `count` values, given those in two places: linear, in the dtype of the values."""
+def _percentile(
+    in_order: Callable[[int, int], tuple[tuple[Any, ...], Bitmask]], count: int, q: float
+) -> tuple[Any, tuple[Any, ...], Bitmask]:
+    """`np.percentile` of `count` values, given those in two places: linear, in the dtype of the values. And those."""
     where = (count - 1) * (q / 100)
     place = math.floor(where)
     share = where - place
-    a, b = in_order(place, min(place + 1, count - 1))
+    (a, b), rest = in_order(place, min(place + 1, count - 1))
     with np.errstate(invalid="ignore"):  # infinite norms
         distance, kind = b - a, b.dtype.type
-        return b - distance * kind(1 - share) if share >= 0.5 else a + distance * kind(share)
-
-
-def _norms(w: NDArray[Any], length: int, axis: int) -> NDArray[Any]:
-    """The l2 norms of the blocks: shape of `w`, along the axis one for each block."""
-    row = max(w.nbytes // w.shape[0], 1)
-    step = max(_SLAB // row, 2)
-    if axis == 0:
-        step = -(-step // length) * length
-    # A slab of a single row would be laid out, and summed, in another order than one of several.
-    slabs = [*pairwise([*range(0, max(w.shape[0] - 1, 1), step), w.shape[0]])]
-    threads = min(_backend.active.get_num_threads(), len(slabs))
-    shares = [slabs[len(slabs) * i // threads : len(slabs) * (i + 1) // threads] for i in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        norms = [*chain.from_iterable(pool.map(lambda own: _norms_of(w, own, length, axis), shares))]
-    return np.concatenate(norms)
-
-
-def _norms_of(w: NDArray[Any], slabs: list[tuple[int, int]], length: int, axis: int) -> list[NDArray[Any]]:
-    """Those of some slabs of rows, one slab after the other in the same memory."""
-    norms = []
-    squares = np.empty(0)
-    for start, stop in slabs:
-        first = np.swapaxes(w[start:stop], 0, 1) if axis == 1 else w[start:stop]
-        missing = -first.shape[0] % length
-        if missing:
-            first = np.pad(first, [(0, missing)] + [(0, 0)] * (w.ndim - 1))
-        blocks = first.reshape(first.shape[0] // length, length, *first.shape[1:])
-        if squares.shape != blocks.shape or squares.strides != blocks.strides:
-            squares = np.empty_like(blocks)
-        with np.errstate(over="ignore", under="ignore"):
-            np.multiply(blocks, blocks, out=squares)
-            found = np.sqrt(np.sum(squares, axis=1))
-        norms.append(np.swapaxes(found, 0, 1) if axis == 1 else found)
-    return norms
+        cut = b - distance * kind(1 - share) if share >= 0.5 else a + distance * kind(share)
+    return cut, (a, b), rest

@@ -44,8 +44,10 @@ _POPCOUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(a
 # Arguments
 
 
-def _as_array(x: ArrayLike, arg: str) -> NDArray[Any]:
+def _as_array(x: Any, arg: str) -> NDArray[Any]:
     try:
+        if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+            return np.from_dlpack(x)
         return np.asarray(x)
     except ValueError as error:
         raise FastSparseError(f"{arg}: cannot be read as an array: {error}") from error
@@ -824,3 +826,40 @@ def available_isas() -> list[str]:
 def build_profile() -> str:
     """There is nothing to build."""
     return "python"
+
+
+# Blocks as coremltools ranks them
+
+
+def block_norms(w: ArrayLike, length: int, axis: int) -> NDArray[np.float32]:
+    """The l2 norms of blocks along an axis, in the order of NumPy's sums, as float32."""
+    weights = _supported(w, "w")
+    inner, blocks = math.prod(weights.shape[axis + 1 :]), -(-weights.shape[axis] // length)
+    lines = weights.reshape(-1, weights.shape[axis], inner)
+    squares = np.zeros((len(lines), blocks * length, inner), weights.dtype)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        np.multiply(lines, lines, out=squares[:, : lines.shape[1]])
+        parts = [squares[:, i::length] for i in range(length)]
+        if inner == 1:  # side by side: float16 is added up in float32
+            total = _pairwise([part.astype(np.float32) for part in parts]).astype(weights.dtype)
+        else:
+            total = sum(parts[1:], parts[0].copy())
+        norms: NDArray[np.float32] = np.sqrt(total).astype(np.float32)
+    return norms.reshape(*weights.shape[:axis], blocks, *weights.shape[axis + 1 :])
+
+
+def _pairwise(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    if len(parts) < 8:
+        return sum(parts[1:], parts[0])
+    if len(parts) > 128:
+        half = len(parts) // 16 * 8
+        return _pairwise(parts[:half]) + _pairwise(parts[half:])
+    full = len(parts) // 8 * 8
+    a, b, c, d, e, f, g, h = (sum(parts[i + 8 : full : 8], parts[i]) for i in range(8))
+    return sum(parts[full:], ((a + b) + (c + d)) + ((e + f) + (g + h)))
+
+
+def blocks_above(norms: NDArray[np.float32], shape: Shape, value: float, length: int, axis: int) -> Mask:
+    """The mask of the blocks along an axis whose norm is above a number."""
+    keep = np.repeat(norms > np.float64(value), length, axis=axis).take(range(shape[axis]), axis)
+    return _mask(shape, keep)

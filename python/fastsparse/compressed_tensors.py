@@ -123,7 +123,7 @@ def from_sparse24(compressed: ArrayLike, bitmask: ArrayLike, shape: tuple[int, .
     bitmask : array_like of uint8, ``[rows, ceil(cols/8)]``
         Two bits in every four, in whichever places.
     shape : tuple of int
-        Rows and columns.
+        Rows and columns; the array ``[2, 1]`` of files is taken as well.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def from_sparse24(compressed: ArrayLike, bitmask: ArrayLike, shape: tuple[int, .
     array([[ 0. ,  7. ,  0. ,  3. ,  0. ,  0. ,  5. , 56.3],
            [ 1. ,  2. ,  0. ,  0. ,  0. ,  0. ,  0. , -0. ]], dtype=float32)
     """
-    size, values = checked_shape(shape), np.asarray(compressed)
+    size, values = checked_shape(np.ravel(shape)), np.asarray(compressed)
     if len(size) != 2 or size[1] % 4:
         raise FormatError(f"shape: expected a matrix with a multiple of 4 columns, got {size}")
     if values.shape != (size[0], size[1] // 2):

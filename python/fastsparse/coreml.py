@@ -17,6 +17,7 @@ from fastsparse.packed import BitmaskArray
 
 __all__ = [
     "Blob",
+    "Flat",
     "from_flat",
     "from_sparse_params",
     "prune_weights",
@@ -25,6 +26,9 @@ __all__ = [
     "to_sparse_params",
     "write_blobs",
 ]
+
+
+_DTYPES = ("float32", "float16", "int8", "uint8")
 
 
 class Flat(NamedTuple):
@@ -81,27 +85,30 @@ def from_flat(nonzero_data: ArrayLike, mask: ArrayLike, shape: tuple[int, ...]) 
     return BitmaskArray.from_parts(nonzero_data, from_flat_bits(bits, size).bits, size)
 
 
-def to_sparse_params(s: BitmaskArray, *, ios: int = 18) -> Any:
+def to_sparse_params(s: BitmaskArray, *, ios: int = 16) -> Any:
     """The tensor as the params of coremltools.
 
     Parameters
     ----------
     s : BitmaskArray
         Of a dtype that Core ML has: float32, float16, int8 or uint8.
-    ios : {18, 16}
-        Whose operation: `SparseParams` for iOS 18, with a mask of uint1 in the shape of the tensor, or
-        `SparseParamsIos16`, as `to_flat` gives them.
+    ios : {16, 18}
+        Whose operation. For iOS 16 `SparseParamsIos16`, as coremltools' own pruning makes them: `nonzero_data`, `mask`
+        in one stream of bits, `shape`. For iOS 18 `SparseParams`: `nonzero_data`, and `mask` of uint1 in the shape of
+        the tensor.
 
     Raises
     ------
     FastSparseError
-        If `ios` is something else.
+        If `ios` is something else, or Core ML lacks the dtype.
     """
     from coremltools.converters.mil.mil import types  # optional, and seconds to import
     from coremltools.optimize._utils import SparseParams, SparseParamsIos16
 
     if ios not in (16, 18):
         raise FastSparseError(f"ios: expected 16 or 18, got {ios!r}")
+    if s.dtype.name not in _DTYPES:
+        raise FastSparseError(f"s: Core ML has sparse weights of {', '.join(_DTYPES)}, got {s.dtype}")
     if ios == 16:
         return SparseParamsIos16(*to_flat(s))
     return SparseParams(s.values, s.mask.to_bool().view(types.np_uint1_dtype))
@@ -139,7 +146,8 @@ def prune_weights(mlmodel: Any, config: Any, *, compat: str | None = None, joint
         skipped with a warning, coremltools decides.
     compat : {None, "coremltools"}
         By default counts are exact, ties keep the lower index and blocks rank by float64 norms. ``"coremltools"`` keeps
-        what coremltools keeps, bit for bit, where that is defined: its order among ties of n:m is not.
+        what coremltools keeps, bit for bit, where that is defined: its order among ties of n:m is not for float32 or
+        more than 16.
     joint_compression : bool
         As there.
 

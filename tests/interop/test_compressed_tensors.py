@@ -21,11 +21,14 @@ from fastsparse import checkpoint, compressed_tensors
 DATA = Path(__file__).parents[1] / "data" / "compressed_tensors"
 
 KINDS = {
+    "float64": torch.float64,
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
     "int8": torch.int8,
+    "uint8": torch.uint8,
 }
 SHAPES = [(3, 16), (5, 13), (64, 100), (1, 1), (7, 8)]
 
@@ -33,7 +36,7 @@ SHAPES = [(3, 16), (5, 13), (64, 100), (1, 1), (7, 8)]
 def weights(shape, kind):
     """Small integers, a good half of them zero."""
     rng = np.random.default_rng(5)
-    w = rng.integers(-4, 5, shape) * (rng.random(shape) < 0.5)
+    w = rng.integers(0 if kind == "uint8" else -4, 5, shape) * (rng.random(shape) < 0.5)
     return w.astype(getattr(ml_dtypes, kind, None) or kind)
 
 

@@ -58,21 +58,23 @@ class TestSelection:
 
     @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 1.0])
     @pytest.mark.parametrize("axis", [0, 1])
-    @pytest.mark.parametrize("length", [2, 3, 4, 5, 8])
+    @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 19, 129])
     def test_blocks(self, shape, kind, ties, length, axis, share):
         w = weights(shape, kind, ties)
         params = theirs.compress_by_magnitude(w, share, length, axis)
         if params is not None:
             assert_same(_coreml_select.by_block(w, share, length, axis), params)
 
-    @pytest.mark.parametrize(("zeros", "of"), [(1, 2), (2, 4), (3, 4), (1, 5), (4, 5), (6, 8)])
+    @pytest.mark.parametrize(("zeros", "of"), [(1, 2), (2, 4), (3, 4), (4, 4), (1, 5), (4, 5), (6, 8)])
     @pytest.mark.parametrize("axis", [0, 1])
     def test_n_m(self, shape, kind, ties, zeros, of, axis):
-        """Its order among ties is not defined, so there are none."""
-        w = np.arange(1, 1 + np.prod(shape)) * 7919 % 30_011
-        w = (w.reshape(shape) if kind == np.float32 else w.reshape(shape) % 2039).astype(kind)
+        """Ties stay in order for float16; for float32 theirs is not defined, so there are none."""
+        if kind == np.float16:
+            w = weights(shape, kind, ties)
+        else:
+            w = (np.arange(1, 1 + np.prod(shape)) * 7919 % 200_003).astype(kind).reshape(shape)
         params = theirs.compress_by_nm_sparsity(w, (zeros, of), axis)
-        if params is not None and not ties and (kind == np.float32 or w.size < 2039):
+        if params is not None:
             assert_same(_coreml_select.by_n_m(w, zeros, of, axis), params)
 
 
@@ -91,7 +93,7 @@ def test_norms_that_leave_float16(scale):
 def test_params(shape):
     w = fs.prune(weights(shape, np.float16, False), "50%")
     s = fs.pack(w)
-    new, old = coreml.to_sparse_params(s), coreml.to_sparse_params(s, ios=16)
+    new, old = coreml.to_sparse_params(s, ios=18), coreml.to_sparse_params(s)
     assert isinstance(new, SparseParams)
     assert isinstance(old, SparseParamsIos16)
     assert types.builtin_to_string(types.numpy_type_to_builtin_type(new.mask.dtype)) == "uint1"
@@ -99,8 +101,16 @@ def test_params(shape):
         assert np.array_equal(theirs.decompress(params), w)
         assert coreml.from_sparse_params(params) == s
     assert coreml.from_sparse_params(theirs._produce_sparse_param(w)) == s
+    peer = theirs._produce_sparse_param(w)
+    assert old.nonzero_data.tobytes() == peer.nonzero_data.tobytes()
+    assert np.array_equal(old.mask, peer.mask)
+    assert old.shape == peer.shape
     with pytest.raises(fs.FastSparseError, match="expected 16 or 18"):
         coreml.to_sparse_params(s, ios=17)
+    with pytest.raises(
+        fs.FastSparseError, match="Core ML has sparse weights of float32, float16, int8, uint8, got float64"
+    ):
+        coreml.to_sparse_params(fs.pack(w.astype(np.float64)))
 
 
 class TestWeightFiles:

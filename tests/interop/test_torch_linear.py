@@ -178,6 +178,24 @@ def test_tracers_and_modes_see_the_operator():
             assert plain(mode.from_tensor(x)).shape == (2, 64)
 
 
+def test_autocast_takes_any_dtype():
+    _, layer = pair()
+    x = torch.randn(2, 100).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert torch.equal(y, layer(x.float()))
+    with pytest.raises(fs.FastSparseError, match="x: expected dtype float32 with weights of float32, got bfloat16"):
+        layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # it calls once for each
+def test_vmap():
+    _, layer = pair()
+    x = torch.randn(3, 2, 100)
+    with torch.no_grad():
+        assert torch.equal(torch.vmap(layer)(x), layer(x))
+
+
 def test_copies_are_apart():
     plain = model("2:4")
     x = torch.randn(2, 64)

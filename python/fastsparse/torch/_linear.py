@@ -207,6 +207,8 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x @ weight.T + bias`` for x of shape ``(…, in_features)``."""
+        if torch.is_autocast_enabled("cpu") and x.dtype not in (self.values.dtype, torch.float32):
+            x = x.to(self.values.dtype)  # autocast lets dense layers take any dtype
         bias = self.bias
         if _is_plain(x, bias):
             b = None if bias is None else as_array(bias)
@@ -303,12 +305,13 @@ class SparseLinear(nn.Module):
 
 
 def _is_plain(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether a call is eager, needs no gradient and nothing looks on: no compiler, no tracer, no dispatch mode."""
+    """Whether a call is eager, needs no gradient and nothing looks on: no compiler, tracer, transform or mode."""
     return (
         type(x) is Tensor
         and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
         and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.jit.is_tracing()
     )
 

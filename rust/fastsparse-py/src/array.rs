@@ -37,13 +37,15 @@ fn type_numbers(py: Python<'_>) -> PyResult<&'static [(i32, DType); 8]> {
     })
 }
 
-/// `numpy.asarray(object)`; an array is passed through.
+/// `numpy.asarray(object)`, or `numpy.from_dlpack(object)` of what has nothing else; an array is passed through.
 pub fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
     if let Ok(array) = object.cast::<PyUntypedArray>() {
         return Ok(array.clone());
     }
     let py = object.py();
-    let array = py.import(intern!(py, "numpy"))?.call_method1(intern!(py, "asarray"), (object,));
+    let only_dlpack = object.hasattr(intern!(py, "__dlpack__"))? && !object.hasattr(intern!(py, "__array__"))?;
+    let function = if only_dlpack { intern!(py, "from_dlpack") } else { intern!(py, "asarray") };
+    let array = py.import(intern!(py, "numpy"))?.call_method1(function, (object,));
     match array {
         Ok(array) => Ok(array.cast_into::<PyUntypedArray>()?),
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyValueError>(py) => {

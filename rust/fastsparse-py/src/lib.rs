@@ -23,7 +23,8 @@ mod _core {
     use crate::linear::linear;
     #[pymodule_export]
     use crate::ops::{
-        apply_mask, check_bits, check_parts, check_pattern, compress, from_bool, pack, prune, select, to_bool, unpack,
+        apply_mask, block_norms, blocks_above, check_bits, check_parts, check_pattern, compress, from_bool, pack,
+        prune, select, to_bool, unpack,
     };
     #[pymodule_export]
     use crate::prepared::{index, linear_indexed, prefers_indices, unindex};

@@ -1,6 +1,7 @@
 //! The operations: arrays in, kernels run without the GIL, arrays out.
 
 use fastsparse_core::element::{DType, Element, Elements};
+use fastsparse_core::element::{F16, F32};
 use fastsparse_core::error::Error;
 use fastsparse_core::keys::{ColumnScale, Ranking};
 use fastsparse_core::matrix::{self, Matrix};
@@ -551,4 +552,61 @@ pub fn to_bool<'py>(py: Python<'py>, shape: Vec<usize>, bits: &Array<'py>) -> Py
     let mask = array::words(&bits);
     without_gil(py, view.len(), || matrix::to_bool(view, mask, exec, bytes));
     Ok(bools)
+}
+
+/// `axis` of a tensor of this shape, cut into blocks of `length`.
+fn runs(shape: &[usize], length: usize, axis: usize) -> block::Blocks {
+    let inner = shape[axis + 1..].iter().product();
+    let axis = nm::Axis { outer: shape[..axis].iter().product(), len: shape[axis], inner };
+    block::Blocks { axis, tall: length, wide: 1 }
+}
+
+/// The l2 norms of blocks along an axis as NumPy computes them in float32 or float16, as float32.
+#[pyfunction]
+pub fn block_norms<'py>(py: Python<'py>, w: &Bound<'py, PyAny>, length: usize, axis: usize) -> PyResult<Array<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let input = Input::new(w, "w")?;
+    let mut shape = input.shape().to_vec();
+    let blocks = runs(&shape, length, axis);
+    shape[axis] = shape[axis].div_ceil(length);
+    let norms = array::empty_words::<f32>(py, &shape)?;
+    // SAFETY: fresh, nobody else has it, and every bit pattern is a float.
+    let out = unsafe { array::words_mut::<u32>(&norms) };
+    // SAFETY: same size and alignment.
+    let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), out.len()) };
+    match input.elements() {
+        Elements::F32(w) => without_gil(py, w.len(), || block::l2_like_numpy::<F32>(w, blocks.axis, length, exec, out)),
+        Elements::F16(w) => without_gil(py, w.len(), || block::l2_like_numpy::<F16>(w, blocks.axis, length, exec, out)),
+        _ => return Err(errors::general(py, "w: expected float32 or float16".into())),
+    }
+    Ok(norms)
+}
+
+/// The mask of the blocks whose norm is above a value.
+#[pyfunction]
+pub fn blocks_above<'py>(
+    py: Python<'py>,
+    norms: &Bound<'py, PyAny>,
+    shape: Vec<usize>,
+    value: f64,
+    length: usize,
+    axis: usize,
+) -> PyResult<Mask<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let norms = Input::new(norms, "norms")?;
+    let (view, blocks) = (checked_view(py, &shape)?, runs(&shape, length, axis));
+    let Elements::F32(words) = norms.elements() else {
+        return Err(errors::general(py, "norms: expected float32".into()));
+    };
+    if words.len() != blocks.grid().len() {
+        return Err(errors::general(py, format!("norms: {} for {} blocks", words.len(), blocks.grid().len())));
+    }
+    let bits = array::empty_words::<u8>(py, &[view.rows, view.row_bytes()])?;
+    // SAFETY: fresh, nobody else has it.
+    let bytes = unsafe { array::words_mut::<u8>(&bits) };
+    without_gil(py, view.len(), || block::above_value(words, view, blocks, value, exec, bytes))
+        .map_err(|error| errors::kernel(py, error, "norms", norms.shape()))?;
+    array::freeze(&bits);
+    let count = matrix::popcount(array::words(&bits));
+    Ok((shape_tuple(py, &shape)?, bits, count))
 }

@@ -7,14 +7,17 @@
 //! those with the higher index.
 
 mod keys;
+mod like_numpy;
 mod mask;
 mod norms;
 mod widen;
 
 pub use keys::BlockKeys;
+pub use like_numpy::l2_like_numpy;
 
+use crate::element::F32;
 use crate::error::{Error, Result};
-use crate::keys::Ranking;
+use crate::keys::{Magnitude, Ranking};
 use crate::matrix::{self, Matrix};
 use crate::nm::Axis;
 use crate::parallel::Exec;
@@ -107,6 +110,26 @@ pub fn select(
     }
     let mut kept = vec![0u8; grid.mask_bytes()];
     select::smallest(&BlockKeys::new(ranking, shape, blocks, norm, exec.isa), grid, zeros, exec, &mut kept)?;
+    mask::expand(&kept, shape, blocks, exec, bits);
+    Ok(())
+}
+
+/// Keeps the blocks whose norm, a float32 ≥ 0 by its bits, is above `value`.
+pub fn above_value(
+    norms: &[u32],
+    shape: Matrix,
+    blocks: Blocks,
+    value: f64,
+    exec: Exec,
+    bits: &mut [u8],
+) -> Result<()> {
+    let blocks = blocks.normal(shape);
+    let grid = blocks.grid();
+    if grid.is_empty() {
+        return Ok(());
+    }
+    let mut kept = vec![0u8; grid.mask_bytes()];
+    select::above_value(&Magnitude::<F32>(norms), grid, value, exec, &mut kept)?;
     mask::expand(&kept, shape, blocks, exec, bits);
     Ok(())
 }
