@@ -32,8 +32,8 @@ pub enum Isa {
     Avx512(Avx512),
 }
 
-/// Names of the ISAs, lowest first, as `FASTSPARSE_ISA` takes them. All are known everywhere; not all run everywhere.
-pub const NAMES: [&str; 3] = ["scalar", "avx2", "avx512"];
+/// Names that [`Isa::up_to`] takes on some machine.
+pub const CEILINGS: [&str; 5] = ["amx", "avx512", "avx2", "neon", "scalar"];
 
 impl Isa {
     /// The best ISA of this machine.
@@ -59,12 +59,17 @@ impl Isa {
         found
     }
 
-    /// The ISA called `name`, if this machine runs it.
-    pub fn named(name: &str) -> Result<Isa> {
-        Isa::available().into_iter().find(|isa| isa.name() == name).ok_or(Error::IsaUnavailable)
+    /// The best ISA that is not above the one called `name`, if this machine runs that. AMX and NEON have no kernels of their own:
+    /// below the first is all there is, below the second what its target guarantees.
+    pub fn up_to(name: &str) -> Result<Isa> {
+        match name {
+            "amx" if has_amx() => Ok(Isa::detect()),
+            "neon" if cfg!(target_arch = "aarch64") => Ok(Isa::Scalar),
+            _ => Isa::available().into_iter().find(|isa| isa.name() == name).ok_or(Error::IsaUnavailable),
+        }
     }
 
-    /// Name, as `FASTSPARSE_ISA` takes it.
+    /// Name, one of [`CEILINGS`].
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
@@ -98,6 +103,20 @@ impl Isa {
         }
         None
     }
+}
+
+/// Whether the CPU multiplies tiles of bfloat16 and of bytes. Detection by the standard library is not stable yet.
+fn has_amx() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+        #[allow(unused_unsafe, reason = "safe from Rust 1.94 on")]
+        // SAFETY: every x86-64 has the instruction; leaf 7 is asked for where leaf 0 says that there is one.
+        return unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8 };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Work in plain Rust that the compiler vectorises as well as the instruction set allows. `run`, and everything hot below it,
