@@ -260,8 +260,7 @@ def _column_scale(column_scale: ArrayLike, shape: Shape, working: np.dtype[Any])
         raise FastSparseError(f"column_scale: expected shape {allowed}, got {given.shape}")
     if given.dtype.kind not in "iuf" and given.dtype not in _LARGEST_KEY:
         raise FastSparseError(f"column_scale: expected real numbers, got dtype {_name(given.dtype)}")
-    with np.errstate(over="ignore", under="ignore"):
-        factors = given.astype(working)
+    factors = given.astype(working)
     bad = np.flatnonzero(~(factors >= 0))
     if bad.size:
         raise FastSparseError(f"column_scale: expected numbers ≥ 0, got {given[bad[0]]} at index {bad[0]}")
