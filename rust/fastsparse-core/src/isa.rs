@@ -106,16 +106,17 @@ impl Isa {
 }
 
 /// Whether the CPU multiplies tiles of bfloat16 and of bytes. Detection by the standard library is not stable yet.
+#[cfg(target_arch = "x86_64")]
+#[allow(unused_unsafe, reason = "the instruction is safe in newer versions of the standard library")]
 fn has_amx() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{__cpuid, __cpuid_count};
-        const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-        #[allow(unused_unsafe, reason = "safe from Rust 1.94 on")]
-        // SAFETY: every x86-64 has the instruction; leaf 7 is asked for where leaf 0 says that there is one.
-        return unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8 };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    // SAFETY: every x86-64 has the instruction; leaf 7 is asked for where leaf 0 says that there is one.
+    unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8 }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_amx() -> bool {
     false
 }
 
