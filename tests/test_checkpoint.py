@@ -448,9 +448,23 @@ def test_a_failure_leaves_nothing_behind(tmp_path, rng):
         checkpoint.open(tmp_path / "none")
     with pytest.raises(fs.FastSparseError, match=r"a folder without model\.safetensors"):
         checkpoint.open(tmp_path)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(fs.FastSparseError, match="not a regular file"):
-        checkpoint.open(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_neither_waited_for_nor_replaced(tmp_path, rng):
+    src, pipe = write(tmp_path / "src", {"a.weight": weights(rng, (64, 64))}), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for attempt in (
+        lambda: checkpoint.open(pipe),
+        lambda: checkpoint.compress(pipe, tmp_path / "dst", "50%"),
+        lambda: checkpoint.verify(src, pipe),
+        lambda: checkpoint.compress(src, pipe, "50%", overwrite=True),
+        lambda: checkpoint.save({"a": weights(rng, (4,))}, pipe, overwrite=True),
+    ):
+        with pytest.raises(fs.FastSparseError, match="pipe: not a regular file"):
+            attempt()
+    assert pipe.is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["pipe", "src"]
 
 
 def test_a_second_run_into_one_target_is_refused(tmp_path, rng):
@@ -495,7 +509,10 @@ def test_verify_finds_what_differs_from_the_source(tmp_path, rng):
     for tensors, why in (
         ({"a.weight": right, "b": bias + 1}, "'b': it differs from the source"),
         ({"a.weight": other, "b": bias}, "'a.weight': kept elements differ"),
-        ({"a.weight": wrong, "b": bias}, "'a.weight': the mask is not the one that 2:4 selects"),
+        (
+            {"a.weight": wrong, "b": bias},
+            "'a.weight': the mask is not the one that <NM 2:4: 2 zeros in every 4 .50 %.> selects",
+        ),
         ({"a.weight": right}, "'b' is missing"),
         ({"a.weight": right, "b": bias, "c": bias}, "'c': it is not a dense tensor of the source"),
         ({"a.weight": right, "b": bias.astype("f8")}, r"'b': the source has F32 \[64\]"),

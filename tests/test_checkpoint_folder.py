@@ -246,6 +246,16 @@ def test_a_link_to_a_folder_is_refused(tmp_path, src):
     assert not (tmp_path / "dst").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json", "tokenizer.json"])
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path, src, name):
+    (src / name).unlink(missing_ok=True)
+    os.mkfifo(src / name)
+    with pytest.raises(fs.FormatError, match=f"{name}: not a regular file"):
+        checkpoint.compress(src, tmp_path / "dst", "50%")
+    assert not (tmp_path / "dst").exists()
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path, src):
     before = sorted(os.listdir(tmp_path))
 

@@ -134,6 +134,13 @@ def test_the_module_is_the_program(src):
     assert subprocess.run([*command[:3], "--version"], capture_output=True, text=True).stdout.strip()
 
 
+def test_what_the_terminal_cannot_print_is_escaped(src):
+    command = [sys.executable, "-m", "fastsparse", "inspect", str(src)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb" \u2192 " in done.stdout
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra_it_says_what_to_install(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from fastsparse.cli import main; sys.exit(main(['inspect']))"

@@ -11,6 +11,14 @@ from fastsparse import _interrupt
 from fastsparse._run import Task, ahead, workers
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell that starts the tests in the background has them ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_waits_until_it_is_asked_for():
     before = signal.getsignal(signal.SIGINT)
     reached = []

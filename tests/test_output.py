@@ -88,7 +88,7 @@ WRONG = [
     (lambda: np.ones(15, np.float32), r"got shape \(15,\) and dtype float32"),
     (lambda: np.ones((3, 5), np.float64), r"got shape \(3, 5\) and dtype float64"),
     (lambda: np.ones((3, 5), np.int32), "dtype int32"),
-    (lambda: np.ones((3, 5), ">f4"), "dtype "),
+    (lambda: np.ones((3, 5), ">f4"), "dtype >f4"),
     (lambda: np.ones((5, 3), np.float32).T, "not C-contiguous"),
     (lambda: np.ones((3, 10), np.float32)[:, ::2], "not C-contiguous"),
     (lambda: np.zeros(61, np.uint8)[1:].view(np.float32).reshape(3, 5), "aligned"),

@@ -111,6 +111,12 @@ def test_without_a_mask_nan_is_kept_and_zeros_are_not(dtype):
     assert oracle.same_bits(kept.to_dense()[1:2], w[1:2])
 
 
+def test_unpack_takes_packed_tensors_only():
+    for wrong in (np.ones(3), None, fs.Bitmask.from_bool([True])):
+        with pytest.raises(fs.FastSparseError, match="s: expected a BitmaskArray, got "):
+            fs.unpack(wrong)
+
+
 def test_vectors_of_the_format():
     w = np.float32([[0, 7, 0, 0, 0, 0, 0, 56.3, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 2]])
     s = fs.pack(w)

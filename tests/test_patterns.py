@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import decimal
 import pickle
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -182,6 +184,22 @@ def test_n_is_the_number_of_zeros_and_says_so():
     assert fs.select(np.float32([[4, 3, 2, 1]]), "3:4").count == 1
 
 
+def test_messages_about_groups_say_what_goes(backend):
+    with pytest.raises(fs.FastSparseError, match=r"a shorter group of 3 zeros in every 4 \(75 %\)$"):
+        fs.select(np.ones(5), "3:4@tail=error")
+    with pytest.raises(fs.FormatError, match=r"not a multiple of 8: 7 zeros in every 8 \(87\.5 %\)$"):
+        fs.BitmaskArray.from_parts([1.0], np.uint8([[1]]), (5,), pattern="top1/8@tail=error")
+    for zeros, of, percent in ((2, 3, "66.6667"), (0, 4, "0"), (4, 4, "100"), (1, 10_000_000, "0")):
+        pattern = fs.NM(zeros=zeros, of=of)
+        said = f"{zeros} zeros in every {of} ({percent} %)"
+        assert said in repr(pattern)
+        keep = np.arange(of) < of - zeros
+        keep[0] ^= True
+        s = fs.pack(np.ones(of), keep)
+        with pytest.raises(fs.FormatError, match=re.escape(f"flat index 0 does not fit {said}")):
+            fs.BitmaskArray.from_parts(s.values, s.bitmask, s.shape, pattern=pattern)
+
+
 def test_integers_of_numpy_become_plain_ones():
     p = fs.NM(zeros=np.int8(2), of=np.uint16(4), axis=np.int64(0))
     assert [type(v) for v in (p.zeros, p.of, p.axis)] == [int, int, int]
@@ -191,7 +209,9 @@ def test_integers_of_numpy_become_plain_ones():
 
 @given(patterns())
 def test_patterns_are_values(pattern):
-    for twin in (copy.copy(pattern), copy.deepcopy(pattern), pickle.loads(pickle.dumps(pattern))):
+    pickled = [pickle.loads(pickle.dumps(pattern, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    rebuilt = type(pattern)(**dataclasses.asdict(pattern))
+    for twin in (copy.copy(pattern), copy.deepcopy(pattern), rebuilt, *pickled):
         assert twin == pattern
         assert hash(twin) == hash(pattern)
         assert twin._spec == pattern._spec
@@ -200,6 +220,24 @@ def test_patterns_are_values(pattern):
     for field in dataclasses.fields(pattern):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(pattern, field.name, 0)
+
+
+def test_fields_are_what_the_contract_names():
+    for kind, names in (
+        (fs.Unstructured, "sparsity per"),
+        (fs.TopK, "keep of axis tail"),
+        (fs.NM, "zeros of axis tail"),
+        (fs.Block, "shape sparsity axis norm"),
+        (fs.Threshold, "value"),
+        (fs.Nonzero, ""),
+    ):
+        assert [field.name for field in dataclasses.fields(kind)] == names.split()
+
+
+def test_short_forms_do_not_depend_on_the_decimal_context():
+    with decimal.localcontext(prec=2, Emax=1, Emin=-1):
+        for sparsity in (1 / 3, 0.123456789, 5e-324, 1 - 2**-53):
+            assert fs.pattern(str(fs.Unstructured(sparsity))).sparsity == sparsity
 
 
 def test_patterns_of_different_kinds_differ():

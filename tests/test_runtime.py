@@ -4,6 +4,7 @@ import doctest
 import inspect
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -123,14 +124,14 @@ def test_without_the_native_module_native_is_an_error():
 @pytest.mark.parametrize("backend_name", ["numpy", pytest.param("native", marks=NATIVE)])
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("FASTSPARSE_NUM_THREADS", v) for v in ("0", "-1", "two", "1.5")]
-    + [("FASTSPARSE_ISA", v) for v in ("sse2", "AVX2")],
+    [("FASTSPARSE_NUM_THREADS", v) for v in ("0", "-1", "two", "1.5", "\udcff")]
+    + [("FASTSPARSE_ISA", v) for v in ("sse2", "AVX2", "avx2\udcff")],
 )
 def test_environment_that_is_wrong(backend_name, variable, value):
     done = run(SHOW, FASTSPARSE_BACKEND=backend_name, **{variable: value})
     assert done.returncode == 1
     assert f"FastSparseError: {variable}: " in done.stderr
-    assert value in done.stderr.splitlines()[-1]
+    assert value.rstrip("\udcff") in done.stderr.splitlines()[-1]
 
 
 def test_backend_that_is_wrong():
@@ -151,6 +152,24 @@ def test_isa_from_the_environment_is_a_ceiling():
     for _, isa in BACKENDS[1:]:
         done = run(SHOW, FASTSPARSE_ISA=isa)
         assert f"ISA: {isa} (available: scalar" in done.stdout, done.stderr
+
+
+@NATIVE
+@pytest.mark.parametrize("name", ["amx", "avx512", "avx2", "neon"])
+def test_isa_that_the_cpu_lacks(name):
+    available = [isa for _, isa in BACKENDS[1:]]
+    if name == "amx" and os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            has = {"amx_tile", "amx_int8", "amx_bf16"} <= set(file.read().split())
+    else:
+        has = name in available or (name == "neon" and platform.machine() in ("aarch64", "arm64"))
+    done = run(SHOW, FASTSPARSE_ISA=name)
+    if has:
+        used = name if name in available else available[-1]  # no kernels of its own: the next lower
+        assert f"ISA: {used} (" in done.stdout, done.stderr
+    else:
+        assert done.returncode == 1
+        assert f'FastSparseError: FASTSPARSE_ISA: "{name}" cannot be used: this machine lacks it' in done.stderr
 
 
 # Settings

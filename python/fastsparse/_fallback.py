@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsparse._errors import FastSparseError, FormatError
+from fastsparse.patterns import zeros_in_every
 
 Shape = tuple[int, ...]
 Spec = tuple[Any, ...]
@@ -115,7 +116,8 @@ def _output(out: Any, shape: Shape, dtype: np.dtype[Any], **inputs: Any) -> NDAr
         if np.may_share_memory(given, out):
             same = given.ctypes.data == out.ctypes.data and given.flags.c_contiguous
             if not (arg == "w" and same and given.shape == shape and given.dtype == dtype):
-                raise FastSparseError(f"out overlaps {arg}; only the input itself is allowed")
+                but = "; only the input itself is allowed" if "w" in inputs else ""
+                raise FastSparseError(f"out overlaps {arg}{but}")
     return out
 
 
@@ -260,8 +262,7 @@ def _column_scale(column_scale: ArrayLike, shape: Shape, working: np.dtype[Any])
         raise FastSparseError(f"column_scale: expected shape {allowed}, got {given.shape}")
     if given.dtype.kind not in "iuf" and given.dtype not in _LARGEST_KEY:
         raise FastSparseError(f"column_scale: expected real numbers, got dtype {_name(given.dtype)}")
-    with np.errstate(over="ignore", under="ignore"):
-        factors = given.astype(working)
+    factors = given.astype(working)
     bad = np.flatnonzero(~(factors >= 0))
     if bad.size:
         raise FastSparseError(f"column_scale: expected numbers ≥ 0, got {given[bad[0]]} at index {bad[0]}")
@@ -314,7 +315,8 @@ def _select_groups(ranking: _Ranking, zeros: int, of: int, axis: int, tail: str)
     outer, length, inner = _along(ranking.keys.shape, axis)
     if tail == "error" and length % of:
         raise FastSparseError(
-            f'w: axis of length {length} is not a multiple of {of}; tail="error" forbids a shorter group'
+            f'w: axis of length {length} is not a multiple of {of}; tail="error" forbids a shorter group of '
+            + zeros_in_every(zeros, of)
         )
     ranking.reject_nan()
     keys = ranking.keys.reshape(outer, length, inner)
@@ -743,7 +745,7 @@ def check_pattern(shape: Shape, bits: NDArray[np.uint8], spec: Spec) -> None:
     zeros = of - number if kind == "topk" else number
     outer, length, inner = _along(shape, axis)
     if tail == "error" and length % of:
-        raise FormatError(f"pattern: an axis of length {length} is not a multiple of {of}")
+        raise FormatError(f"pattern: an axis of length {length} is not a multiple of {of}: {zeros_in_every(zeros, of)}")
     lines = np.moveaxis(keep.reshape(outer, length, inner), 1, 2)
     wrong = np.zeros((outer, inner, -(-length // of)), np.bool_)
     for first, end, size in _runs(length, of):
@@ -753,7 +755,7 @@ def check_pattern(shape: Shape, bits: NDArray[np.uint8], spec: Spec) -> None:
         at, line, group = np.argwhere(wrong)[0]
         flat = (at * length + group * of) * inner + line
         raise FormatError(
-            f"pattern: the group of the element at flat index {flat} does not keep as many as the pattern says"
+            f"pattern: the group of the element at flat index {flat} does not fit {zeros_in_every(zeros, of)}"
         )
 
 
@@ -779,7 +781,7 @@ def _threads_of_environment() -> int:
     given = os.environ.get("FASTSPARSE_NUM_THREADS")
     if given is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not given.isdecimal() or int(given) < 1:
+    if not (given.isascii() and given.strip().isdecimal()) or int(given) < 1:
         raise FastSparseError(f"FASTSPARSE_NUM_THREADS: expected an integer ≥ 1, got {given!r}")
     return int(given)
 

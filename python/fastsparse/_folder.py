@@ -64,7 +64,7 @@ class ModelFolder:
             If it is not a JSON object.
         """
         path = os.path.join(self.path, CONFIG)
-        return _read_json(path) if os.path.isfile(path) else None
+        return _read_json(path) if os.path.exists(path) else None
 
     def copy_side_files(self, folder: str, taken: Collection[str]) -> None:
         """Copies all but shards, index and `config.json`. Links to files are followed: hubs' caches are made of them.
@@ -72,7 +72,8 @@ class ModelFolder:
         Raises
         ------
         FormatError
-            If there is a link to a folder: it may lead anywhere, back to where it is too. If a name is one of `taken`.
+            If there is a link to a folder: it may lead anywhere, back to where it is too. If there is a pipe or a
+            device. If a name is one of `taken`.
         """
         for name in sorted(os.listdir(self.path)):
             if name in (INDEX, CONFIG, *self.shards, *_NOT_CARRIED):
@@ -116,6 +117,7 @@ def read_folder(path: str) -> ModelFolder:
 
 
 def _read_json(path: str) -> dict[str, Any]:
+    _refuse_special(path)
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -136,12 +138,19 @@ def write_json(path: str, content: Mapping[str, Any]) -> None:
 def _files(source: str, target: str) -> Iterator[tuple[str, str]]:
     """The file, or all files below the folder, and where each goes."""
     if not os.path.isdir(source):
+        _refuse_special(source)
         yield source, target
     elif os.path.islink(source):
         raise FormatError(f"{source}: a link to a folder is not carried over")
     else:
         for name in sorted(os.listdir(source)):
             yield from _files(os.path.join(source, name), os.path.join(target, name))
+
+
+def _refuse_special(path: str) -> None:
+    """Raises for what is there and no file: a pipe would be waited for, a device read without end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FormatError(f"{path}: not a regular file")
 
 
 def _flush(path: str) -> None:

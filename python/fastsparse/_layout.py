@@ -6,6 +6,7 @@ compressed-tensors have no such record, there the names alone decide.
 
 import json
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import UnionType
@@ -248,8 +249,8 @@ def _one_record(entries: Mapping[str, Entry], name: str, fields: Any) -> Packed:
         chosen = None if fields["pattern"] is None else pattern(fields["pattern"])
     except FastSparseError as error:
         raise fail(str(error)) from None
-    if any(type(length) is not int or length < 0 for length in fields["shape"]):
-        raise fail(f"shape {fields['shape']!r}")
+    if len(fields["shape"]) > 64 or any(type(n) is not int or not 0 <= n <= sys.maxsize for n in fields["shape"]):
+        raise fail(f"shape {fields['shape'][:65]!r}")
     shape, layout = tuple(fields["shape"]), fields.get("layout", "matrix")
     if layout not in LAYOUTS:
         raise fail(f"layout {layout!r} is unknown")

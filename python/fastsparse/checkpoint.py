@@ -365,5 +365,5 @@ def _check_kept(array: BitmaskArray, found: Packed, w: NDArray[Any]) -> float | 
     if not np.array_equal(flat_bytes(ops.pack(w, array.mask).values), flat_bytes(array.values)):
         raise FormatError("kept elements differ from the source")
     if found.pattern is not None and pack(w, found.pattern, found.exact).mask != array.mask:
-        raise FormatError(f"the mask is not the one that {found.pattern} selects")
+        raise FormatError(f"the mask is not the one that {found.pattern!r} selects")
     return kept_energy(array.values, w)

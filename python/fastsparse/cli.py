@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 __all__ = ["main"]
 
@@ -28,4 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "install it with: pip install 'fastsparse-py[cli]'"
         print(f"fastsparse: the command line needs {missing}; {advice}", file=sys.stderr)
         return 1
+    if arguments is None and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names and signs may be in no code page
     return run(arguments)

@@ -186,6 +186,8 @@ def unpack(s: BitmaskArray, out: NDArray[Any] | None = None) -> NDArray[Any]:
     >>> fs.unpack(fs.pack(np.int8([0, 3, 0])))
     array([0, 3, 0], dtype=int8)
     """
+    if not isinstance(s, BitmaskArray):
+        raise FastSparseError(f"s: expected a BitmaskArray, got {type(s).__name__}")
     return s.to_dense(out)
 
 

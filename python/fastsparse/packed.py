@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.masks import Bitmask, checked_shape, dimensions, matrix_view, new_mask, percent_sparse
-from fastsparse.patterns import NM, Block, Pattern, TopK, pattern
+from fastsparse.patterns import NM, Block, Pattern, TopK, integer, pattern
 
 if TYPE_CHECKING:
     from fastsparse.prepared import PreparedWeights
@@ -250,9 +250,7 @@ class BitmaskArray:
         """
         from fastsparse.prepared import prepared  # that module needs this one
 
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise FastSparseError(f"batch: expected an integer ≥ 1, got {batch!r}")
-        return prepared(self, batch)
+        return prepared(self, integer("batch", batch, 1))
 
     def rows(self, start: int, stop: int) -> "BitmaskArray":
         """Rows `start` to `stop` (exclusive) over the same memory; nothing else is touched.

@@ -8,7 +8,7 @@ import math
 import operator
 import re
 import sys
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from numbers import Real
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ _FORMS = '"50%", "50%/row", "2:4", "top8/64", "75%/4x1", "75%/8", "threshold=0.0
 class Pattern:
     """Base of all patterns; `isinstance(x, fs.Pattern)` tells one from its short form."""
 
-    __slots__ = ()
+    __slots__ = ("_spec",)
 
     _spec: tuple[Any, ...]
     """What the backends take, see `_core.pyi`."""
@@ -34,12 +34,15 @@ class Pattern:
     _lasting: ClassVar[bool] = False
     """Whether a packed tensor can be known to obey it, from its mask alone."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pattern, (str(self),)
+
 
 def _set_spec(p: Pattern, *spec: Any) -> None:
     object.__setattr__(p, "_spec", spec)
 
 
-def _integer(name: str, value: Any, least: int, most: int = sys.maxsize) -> int:
+def integer(name: str, value: Any, least: int, most: int = sys.maxsize) -> int:
     """`value` as an int between `least` and `most`."""
     try:
         number = operator.index(value)
@@ -52,7 +55,7 @@ def _integer(name: str, value: Any, least: int, most: int = sys.maxsize) -> int:
 
 
 def _axis(value: Any) -> int:
-    return _integer("axis", value, -64, 63)  # NumPy's arrays have at most 64 dimensions
+    return integer("axis", value, -64, 63)  # NumPy's arrays have at most 64 dimensions
 
 
 def _real(name: str, value: Any, least: float, most: float, allowed: str) -> float:
@@ -78,9 +81,16 @@ def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
 
 def _percent(sparsity: float) -> str:
     """`sparsity` in percent, as the shortest decimal that reads back as the same float64."""
-    from decimal import Decimal  # 3 ms that an import of the package need not pay
+    from decimal import Context, Decimal  # 3 ms that an import of the package need not pay
 
-    return f"{Decimal(repr(sparsity)).scaleb(2).normalize():f}%"
+    exact = Context(prec=17)  # what the caller's own context says does not count
+    return f"{Decimal(repr(sparsity)).scaleb(2, exact).normalize(exact):f}%"
+
+
+def zeros_in_every(zeros: int, of: int) -> str:
+    """What n:m is, as every message says it: ``3 zeros in every 4 (75 %)``."""
+    percent = f"{100 * zeros / of:.4f}".rstrip("0").rstrip(".")
+    return f"{zeros} zeros in every {of} ({percent} %)"
 
 
 def _options(**options: tuple[Any, Any]) -> str:
@@ -113,7 +123,6 @@ class Unstructured(Pattern):
 
     sparsity: float
     per: str = "tensor"
-    _spec: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", _sparsity(self.sparsity))
@@ -153,11 +162,10 @@ class TopK(Pattern):
     of: int
     axis: int = -1
     tail: str = "proportional"
-    _spec: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "of", _integer("of", self.of, 1))
-        object.__setattr__(self, "keep", _integer("keep", self.keep, 0, self.of))
+        object.__setattr__(self, "of", integer("of", self.of, 1))
+        object.__setattr__(self, "keep", integer("keep", self.keep, 0, self.of))
         object.__setattr__(self, "axis", _axis(self.axis))
         _choice("tail", self.tail, _TAILS)
         _set_spec(self, "topk", self.keep, self.of, self.axis, self.tail)
@@ -198,11 +206,10 @@ class NM(Pattern):
     of: int
     axis: int = -1
     tail: str = "proportional"
-    _spec: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "of", _integer("of", self.of, 1))
-        object.__setattr__(self, "zeros", _integer("zeros", self.zeros, 0, self.of))
+        object.__setattr__(self, "of", integer("of", self.of, 1))
+        object.__setattr__(self, "zeros", integer("zeros", self.zeros, 0, self.of))
         object.__setattr__(self, "axis", _axis(self.axis))
         _choice("tail", self.tail, _TAILS)
         _set_spec(self, "nm", self.zeros, self.of, self.axis, self.tail)
@@ -211,7 +218,7 @@ class NM(Pattern):
         return f"{self.zeros}:{self.of}" + _options(axis=(self.axis, -1), tail=(self.tail, "proportional"))
 
     def __repr__(self) -> str:
-        return f"<NM {self}: {self.zeros} zeros in every {self.of} ({100 * self.zeros / self.of:g} %)>"
+        return f"<NM {self}: {zeros_in_every(self.zeros, self.of)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,16 +249,15 @@ class Block(Pattern):
     sparsity: float
     axis: int = -1
     norm: str = "l2"
-    _spec: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape: int | tuple[int, int]
         if isinstance(self.shape, tuple | list):
             if len(self.shape) != 2:
                 raise FastSparseError(f"shape: expected an integer or a pair (rows, columns), got {self.shape!r}")
-            shape = (_integer("shape[0]", self.shape[0], 1), _integer("shape[1]", self.shape[1], 1))
+            shape = (integer("shape[0]", self.shape[0], 1), integer("shape[1]", self.shape[1], 1))
         else:
-            shape = _integer("shape", self.shape, 1)
+            shape = integer("shape", self.shape, 1)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "sparsity", _sparsity(self.sparsity))
         object.__setattr__(self, "axis", _axis(self.axis))
@@ -281,7 +287,6 @@ class Threshold(Pattern):
     """
 
     value: float
-    _spec: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", _real("value", self.value, -_MAX, _MAX, "a finite number"))
@@ -300,8 +305,6 @@ class Nonzero(Pattern):
     >>> str(Nonzero())
     'nonzero'
     """
-
-    _spec: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _set_spec(self, "nonzero")

@@ -34,7 +34,8 @@ impl Writer {
     ) -> Result<Writer> {
         let (header, start) = Header::lay_out(entries, metadata)?;
         match std::fs::symlink_metadata(target) {
-            Ok(found) if found.is_dir() => return Err(Error::NotAFile),
+            // Nor does anything take the place of a pipe or a device.
+            Ok(found) if !found.is_file() && !found.is_symlink() => return Err(Error::NotAFile),
             Ok(_) if !overwrite => return Err(Error::Exists),
             _ => {}
         }

@@ -1,5 +1,7 @@
 //! Everything that can go wrong in a kernel.
 
+use crate::nm::Groups;
+
 /// The error of every operation of this crate. Indices are flat, row-major.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -29,13 +31,13 @@ pub enum Error {
         /// What the pattern says.
         expected: usize,
     },
-    /// A group or block does not fit and `tail="error"` was asked for.
-    #[error("an axis of length {len} is not a multiple of {of}")]
+    /// A group does not fit and `tail="error"` was asked for.
+    #[error("an axis of length {len} is not a multiple of {}: {groups}", groups.of)]
     Tail {
         /// Length of the axis.
         len: usize,
-        /// Length of a group.
-        of: usize,
+        /// The groups.
+        groups: Groups,
     },
     /// A padding bit behind the last column of a mask row is set.
     #[error("padding bits of mask row {row} are set")]
@@ -62,10 +64,12 @@ pub enum Error {
         expected: usize,
     },
     /// A group keeps another number of elements than its pattern says.
-    #[error("the group of the element at flat index {first} does not keep as many as the pattern says")]
+    #[error("the group of the element at flat index {first} does not fit {groups}")]
     Group {
         /// Flat index of the group's first element.
         first: usize,
+        /// What the pattern says.
+        groups: Groups,
     },
     /// A buffer changed under a kernel that reads it.
     #[error("the data changed while it was read")]

@@ -46,8 +46,8 @@ pub enum Isa {
     Avx512(Avx512),
 }
 
-/// Names of the ISAs, lowest first, as `FASTSPARSE_ISA` takes them. All are known everywhere; not all run everywhere.
-pub const NAMES: [&str; 4] = ["scalar", "avx2", "avx512", "amx"];
+/// Names that [`Isa::up_to`] takes on some machine.
+pub const CEILINGS: [&str; 5] = ["amx", "avx512", "avx2", "neon", "scalar"];
 
 impl Isa {
     /// The best ISA of this machine.
@@ -76,12 +76,18 @@ impl Isa {
         found
     }
 
-    /// The ISA called `name`, if this machine runs it.
-    pub fn named(name: &str) -> Result<Isa> {
-        Isa::available().into_iter().find(|isa| isa.name() == name).ok_or(Error::IsaUnavailable)
+    /// The best ISA that is not above the one called `name`, if this machine runs that. NEON has no kernels of its own: below it is what
+    /// its target guarantees. Where the system does not give the tiles of AMX to this process, what is below them is taken.
+    pub fn up_to(name: &str) -> Result<Isa> {
+        match name {
+            #[cfg(target_arch = "x86_64")]
+            "amx" if amx_instructions() => Ok(Isa::detect()),
+            "neon" if cfg!(target_arch = "aarch64") => Ok(Isa::Scalar),
+            _ => Isa::available().into_iter().find(|isa| isa.name() == name).ok_or(Error::IsaUnavailable),
+        }
     }
 
-    /// Name, as `FASTSPARSE_ISA` takes it.
+    /// Name, one of [`CEILINGS`].
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
@@ -127,12 +133,14 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 static TILES: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| amx_instructions() && amx_permission());
 
-/// Whether the CPU has them.
+/// Whether the CPU has them. Detection by the standard library is not stable yet.
 #[cfg(target_arch = "x86_64")]
+#[allow(unused_unsafe, reason = "the instruction is safe in newer versions of the standard library")]
 fn amx_instructions() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
     const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8
+    // SAFETY: every x86-64 has the instruction; leaf 7 is asked for where leaf 0 says that there is one.
+    unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8 }
 }
 
 /// Asks the kernel for the tile registers of this process. Linux since 5.16 gives them to those who ask.

@@ -247,9 +247,11 @@ fn the_first_nan_is_named() {
 fn a_tail_may_be_an_error() {
     let exec = Exec::single(Isa::detect());
     let strict = Groups { zeros: 2, of: 4, tail: Tail::Error };
-    for (len, expected) in
-        [(8, Ok(())), (9, Err(Error::Tail { len: 9, of: 4 })), (3, Err(Error::Tail { len: 3, of: 4 }))]
-    {
+    for (len, expected) in [
+        (8, Ok(())),
+        (9, Err(Error::Tail { len: 9, groups: strict })),
+        (3, Err(Error::Tail { len: 3, groups: strict })),
+    ] {
         let case = Case::new(&[2, len], 1, strict);
         let data = vec![1u8; 2 * len];
         let mut mask = vec![0; case.shape.mask_bytes()];
@@ -280,7 +282,7 @@ fn first_wrong(case: &Case, mask: &[u8]) -> Option<Error> {
             }
         }
     }
-    wrong.into_iter().min().map(|first| Error::Group { first })
+    wrong.into_iter().min().map(|first| Error::Group { first, groups: case.groups })
 }
 
 #[test]

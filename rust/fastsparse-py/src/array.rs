@@ -9,6 +9,7 @@ use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMet
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyString;
 
 use crate::errors;
 
@@ -129,8 +130,13 @@ fn known_dtype<'py>(
         return Ok(*dtype);
     }
     let known = KNOWN.map(|known| known.1).join(", ");
-    let found = if descr.is_native_byteorder() == Some(false) { descr.str()? } else { descr.getattr("name")?.str()? };
+    let found = dtype_text(&descr)?;
     Err(error(py, format!("{name}: dtype {found} is not supported; expected one of {known}")))
+}
+
+/// A dtype for messages; NumPy's `name` hides a foreign byte order.
+pub fn dtype_text<'py>(descr: &Bound<'py, PyArrayDescr>) -> PyResult<Bound<'py, PyString>> {
+    if descr.is_native_byteorder() == Some(false) { descr.str() } else { descr.getattr("name")?.str() }
 }
 
 /// Start and length in bytes of a contiguous array.
@@ -264,7 +270,7 @@ impl<'py> Output<'py> {
                     Ok(array) => format!(
                         "shape {} and dtype {}{}{}",
                         shape_text(array.shape()),
-                        array.dtype().getattr("name")?,
+                        dtype_text(&array.dtype())?,
                         if array.is_c_contiguous() && array.is_aligned() {
                             ""
                         } else {
@@ -279,7 +285,7 @@ impl<'py> Output<'py> {
                     format!(
                         "out: expected a writeable C-contiguous array of shape {} and dtype {}, got {got}",
                         shape_text(shape),
-                        descr.getattr("name")?
+                        dtype_text(&descr)?
                     ),
                 ));
             }
@@ -292,7 +298,8 @@ impl<'py> Output<'py> {
                 continue;
             }
             if overlap(&array, input)? {
-                return Err(errors::general(py, format!("out overlaps {name}; only the input itself is allowed")));
+                let but = if in_place { "; only the input itself is allowed" } else { "" };
+                return Err(errors::general(py, format!("out overlaps {name}{but}")));
             }
         }
         Ok(if same { Output::InPlace(array) } else { Output::Given(array) })

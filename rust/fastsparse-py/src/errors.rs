@@ -31,9 +31,12 @@ pub fn kernel(py: Python<'_>, error: Error, name: &str, shape: &[usize]) -> PyEr
     match error {
         Error::Nan { index } => general(py, format!("{name} contains NaN at index {}", index_text(index, shape))),
         Error::BlockNan { block } => general(py, format!("{name}: the mean of block {block} is NaN (inf − inf)")),
-        Error::Tail { len, of } => general(
+        Error::Tail { len, groups } => general(
             py,
-            format!("w: axis of length {len} is not a multiple of {of}; tail=\"error\" forbids a shorter group"),
+            format!(
+                "w: axis of length {len} is not a multiple of {}; tail=\"error\" forbids a shorter group of {groups}",
+                groups.of
+            ),
         ),
         Error::Changed => general(py, format!("{name} was changed by another thread during the call")),
         other => format(py, other.to_string()),

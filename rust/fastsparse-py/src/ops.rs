@@ -5,7 +5,6 @@ use fastsparse_core::element::{F16, F32};
 use fastsparse_core::error::Error;
 use fastsparse_core::keys::{ColumnScale, Ranking};
 use fastsparse_core::matrix::{self, Matrix};
-use fastsparse_core::nm::Tail;
 use fastsparse_core::parallel::Exec;
 use fastsparse_core::select as selection;
 use fastsparse_core::{block, dispatch, nm, pack as packing, unpack as unpacking, with_keys};
@@ -14,7 +13,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::array::{self, Input, Output, shape_text};
+use crate::array::{self, Input, Output, dtype_text, shape_text};
 use crate::errors;
 use crate::runtime;
 use crate::spec::{self, Spec};
@@ -142,7 +141,7 @@ impl<'py> Scale<'py> {
         let kind: String = given.dtype().getattr(intern!(py, "kind"))?.extract()?;
         let known = Input::new(given.as_any(), "column_scale").is_ok();
         if !known && !matches!(kind.as_str(), "f" | "i" | "u") {
-            let message = format!("column_scale: expected real numbers, got dtype {}", given.dtype().getattr("name")?);
+            let message = format!("column_scale: expected real numbers, got dtype {}", dtype_text(&given.dtype())?);
             return Err(errors::general(py, message));
         }
         let target = if weights.dtype == DType::F64 { "float64" } else { "float32" };
@@ -236,7 +235,7 @@ pub(crate) fn mask_bits<'py>(bits: &Array<'py>, name: &str, view: Matrix) -> PyR
         let message = format!(
             "{name}: expected uint8 of shape {}, got {} of shape {}",
             shape_text(&want),
-            bits.dtype().getattr("name")?,
+            dtype_text(&bits.dtype())?,
             shape_text(bits.shape())
         );
         return Err(errors::format(py, message));
@@ -505,9 +504,6 @@ pub fn check_pattern(py: Python<'_>, shape: Vec<usize>, bits: &Array<'_>, spec: 
     let bits = mask_bits(bits, "bits", view)?;
     let mask = array::words(&bits);
     match Spec::new(spec, &shape)? {
-        Spec::Groups { axis, groups } if groups.tail == Tail::Error && axis.len % groups.of != 0 => {
-            Err(Error::Tail { len: axis.len, of: groups.of })
-        }
         Spec::Groups { axis, groups } => without_gil(py, view.len(), || nm::obeys(view, axis, groups, mask, exec)),
         Spec::Blocks { blocks, zeros, .. } => {
             without_gil(py, view.len(), || block::obeys(view, blocks, zeros, mask, exec))
@@ -523,7 +519,7 @@ pub fn from_bool<'py>(py: Python<'py>, mask: &Bound<'py, PyAny>) -> PyResult<Mas
     let exec = runtime::exec(py, None)?;
     let mask = array::as_array(mask, "mask")?;
     if mask.dtype().num() != numpy::dtype::<bool>(py).num() {
-        let message = format!("mask: expected dtype bool, got {}", mask.dtype().getattr("name")?);
+        let message = format!("mask: expected dtype bool, got {}", dtype_text(&mask.dtype())?);
         return Err(errors::general(py, message));
     }
     let mask = array::contiguous(mask)?;

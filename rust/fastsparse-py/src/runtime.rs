@@ -3,14 +3,11 @@
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use fastsparse_core::isa::{Isa, NAMES};
+use fastsparse_core::isa::{CEILINGS, Isa};
 use fastsparse_core::parallel::Exec;
 use pyo3::prelude::*;
 
 use crate::errors;
-
-/// Names that `FASTSPARSE_ISA` may hold on some machine; kernels without a version for one take the next lower.
-const ISA_NAMES: [&str; 5] = ["amx", "avx512", "avx2", "neon", "scalar"];
 
 /// Set by [`init`].
 static ISA: RwLock<Option<Isa>> = RwLock::new(None);
@@ -53,9 +50,9 @@ fn num_threads() -> usize {
 /// Reads the environment; called once, when the module is imported.
 pub fn init(py: Python<'_>) -> PyResult<()> {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
-    let default = match std::env::var("FASTSPARSE_NUM_THREADS") {
-        Err(_) => available,
-        Ok(text) => match text.trim().parse::<usize>() {
+    let default = match variable("FASTSPARSE_NUM_THREADS") {
+        None => available,
+        Some(text) => match text.trim().parse::<usize>() {
             Ok(threads) if threads >= 1 => threads.min(MAX_THREADS),
             _ => {
                 return Err(errors::general(
@@ -66,15 +63,20 @@ pub fn init(py: Python<'_>) -> PyResult<()> {
         },
     };
     DEFAULT_THREADS.store(default, Ordering::Relaxed);
-    match std::env::var("FASTSPARSE_ISA") {
-        Ok(name) => set(py, &name, "FASTSPARSE_ISA"),
-        Err(_) => set(py, Isa::detect().name(), "isa"),
+    match variable("FASTSPARSE_ISA") {
+        Some(name) => set(py, &name, "FASTSPARSE_ISA"),
+        None => set(py, Isa::detect().name(), "isa"),
     }
 }
 
+/// A variable of the environment; what is not Unicode in it becomes what no setting is.
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|text| text.to_string_lossy().into_owned())
+}
+
 fn set(py: Python<'_>, name: &str, source: &str) -> PyResult<()> {
-    let Ok(isa) = Isa::named(name) else {
-        let why = if ISA_NAMES.contains(&name) { "this machine lacks it" } else { "no such name" };
+    let Ok(isa) = Isa::up_to(name) else {
+        let why = if CEILINGS.contains(&name) { "this machine lacks it" } else { "no such name" };
         let have: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
         let message = format!("{source}: {name:?} cannot be used: {why}; available: {}", have.join(", "));
         return Err(errors::general(py, message));
@@ -112,7 +114,6 @@ pub fn get_isa() -> &'static str {
 /// The instruction sets of this machine, lowest first.
 #[pyfunction]
 pub fn available_isas() -> Vec<&'static str> {
-    debug_assert!(NAMES.iter().all(|name| ISA_NAMES.contains(name)));
     Isa::available().into_iter().map(Isa::name).collect()
 }
 

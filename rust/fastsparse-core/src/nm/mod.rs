@@ -21,6 +21,7 @@ mod quads;
 mod scalar;
 mod vector;
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::geometry::Geometry;
@@ -66,6 +67,15 @@ pub struct Groups {
     pub tail: Tail,
 }
 
+/// What they are, as every message says it: `3 zeros in every 4 (75 %)`.
+impl fmt::Display for Groups {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = format!("{:.4}", 100.0 * self.zeros as f64 / self.of as f64);
+        let percent = percent.trim_end_matches('0').trim_end_matches('.');
+        write!(formatter, "{} zeros in every {} ({percent} %)", self.zeros, self.of)
+    }
+}
+
 impl Groups {
     /// Zeros in a group of `length` items, which is `of` or, at the end of the axis, less.
     pub fn zeros_in(self, length: usize) -> usize {
@@ -89,7 +99,7 @@ impl Groups {
     /// The same groups along an axis of `len`, with groups that are never longer than the axis.
     fn within(self, len: usize) -> Result<Groups> {
         if self.tail == Tail::Error && !len.is_multiple_of(self.of) {
-            return Err(Error::Tail { len, of: self.of });
+            return Err(Error::Tail { len, groups: self });
         }
         if len < self.of {
             return Ok(Groups { zeros: self.zeros_in(len), of: len, ..self });

@@ -21,6 +21,7 @@ pub fn obeys(shape: Matrix, axis: Axis, groups: Groups, mask: &[u8], exec: Exec)
     assert!(mask.len() == shape.mask_bytes(), "the mask is as large as the tensor");
     assert!(axis.outer * axis.len * axis.inner == shape.len(), "the axis is one of the tensor");
     assert!(groups.zeros <= groups.of && groups.of > 0, "a group has items, and not more zeros than those");
+    let asked = groups;
     let groups = groups.within(axis.len)?;
     if shape.is_empty() {
         return Ok(());
@@ -38,7 +39,7 @@ pub fn obeys(shape: Matrix, axis: Axis, groups: Groups, mask: &[u8], exec: Exec)
     });
     match first.into_inner() {
         usize::MAX => Ok(()),
-        first => Err(Error::Group { first }),
+        first => Err(Error::Group { first, groups: asked }),
     }
 }
 
