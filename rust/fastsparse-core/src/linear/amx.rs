@@ -142,14 +142,16 @@ impl<K: Numbers> Scratch<K> {
     }
 }
 
-/// A task on its way into a function that names the features. Answers whether mask and offsets agree. It emits (row, batch, sums of the
-/// rows from there on).
+/// Takes (row, batch, sums of the rows from there on).
+type Emit<'a, S> = dyn Fn(usize, usize, &[S]) + 'a;
+
+/// A task on its way into a function that names the features. Answers whether mask and offsets agree.
 pub(super) struct Work<'a, K: Numbers> {
     pub numbers: K,
     pub task: &'a Task<'a, K::Bits>,
     pub x: &'a Tiles,
     pub scratch: &'a mut Scratch<K>,
-    pub emit: &'a dyn Fn(usize, usize, &[K::Sum]),
+    pub emit: &'a Emit<'a, K::Sum>,
 }
 
 impl<K: Numbers> Work<'_, K> {

@@ -220,7 +220,6 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
     }
 }
 
-#[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
 impl<V: Engine> Work<'_, V> {
     /// Four rows of weights from `first` on, `B` rows of activations. Answers whether mask and offsets agree.
     #[inline(always)]

@@ -300,7 +300,6 @@ impl<V: Engine> Work<'_, V> {
 /// # Safety
 /// All of these are valid for reading a vector at `at`.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
 unsafe fn multiplied<V: Engine, const B: usize>(
     engine: V,
     mut sums: [[V::Sums; ROWS]; B],
