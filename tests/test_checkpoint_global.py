@@ -47,7 +47,7 @@ def check(report, opened, tensors, kept):
         expected = np.where(kept[row.name], w, np.zeros((), w.dtype))
         assert row.reason is None or "larger" in row.reason
         assert np.array_equal(found.to_dense() if row.reason is None else found, expected)
-        assert row.sparsity == np.mean(expected == 0)
+        assert round(row.sparsity * row.elements) == np.count_nonzero(expected == 0)
     assert any(row.reason is None for row in report.tensors)
 
 
@@ -89,18 +89,18 @@ def test_ties_are_kept_by_name_then_index(tmp_path, data):
 def test_a_tensor_that_stays_dense_loses_its_share_too(tmp_path):
     """Else fewer zeros would be made than were asked for."""
     rng = np.random.default_rng(8)
-    scales = {"a.weight": 1, "b.weight": 20, "c.weight": 1e6}
+    scales = {"a.weight": 1, "b.weight": 50, "c.weight": 1e6}
     tensors = {name: (scale * rng.standard_normal((64, 64))).astype(np.float32) for name, scale in scales.items()}
     report, opened = compress(tmp_path, tensors, default="34%")
     check(report, opened, tensors, oracle(tensors, 0.34))
     small, middle, large = report.tensors
     assert (small.reason, large.sparsity) == (None, 0)
     assert "larger" in middle.reason
-    assert 0 < middle.sparsity < 0.1
+    assert 0 < middle.sparsity < 0.06
     assert 0 < 1 - middle.kept_energy < 1e-4
     assert report.sparsity == pytest.approx(0.34, abs=1e-4)
     assert sum(round(row.sparsity * row.elements) for row in report.tensors) == round(0.34 * 3 * 64 * 64)
-    assert (report.packed, small.pattern) == (1, "100%")
+    assert report.packed == 1
     stored = checkpoint.inspect(tmp_path / "dst").tensors
     assert [(row.name, row.pattern, row.sparsity) for row in sorted(stored, key=lambda row: row.name)] == [
         (row.name, row.pattern, row.sparsity) for row in report.tensors
