@@ -115,6 +115,7 @@ import resource, sys
 from fastsparse import checkpoint
 checkpoint.compress(sys.argv[1], sys.argv[2], sys.argv[3])
 checkpoint.decompress(sys.argv[2], sys.argv[2] + "-dense")
+checkpoint.verify(sys.argv[2], sys.argv[1])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
@@ -148,21 +149,22 @@ def patterns(path, against):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_run_that_is_killed_leaves_the_old_or_the_new(tmp_path, folder):
-    dst = tmp_path / "dst"
-    seconds = max(checkpoint.compress(folder, dst, form, overwrite=True).seconds for form in ("50%", "2:4"))
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_run_that_is_killed_leaves_the_old_or_the_new(tmp_path, folder, kind):
+    source, dst = folder if kind == "folder" else folder / "model.safetensors", tmp_path / "dst"
+    seconds = max(checkpoint.compress(source, dst, form, overwrite=True).seconds for form in ("50%", "2:4"))
     rng = np.random.default_rng(11)
     for _ in range(24):
         child = multiprocessing.get_context("fork").Process(
-            target=checkpoint.compress, args=(folder, dst, "50%"), kwargs={"overwrite": True}
+            target=checkpoint.compress, args=(source, dst, "50%"), kwargs={"overwrite": True}
         )
         child.start()
         time.sleep(rng.uniform(0, 1.2 * seconds))
         child.kill()
         child.join()
-        assert patterns(dst, folder) in ({"2:4"}, {"50%"})
-    checkpoint.compress(folder, dst, "50%", overwrite=True)
-    assert patterns(dst, folder) == {"50%"}
+        assert patterns(dst, source) in ({"2:4"}, {"50%"})
+    checkpoint.compress(source, dst, "50%", overwrite=True)
+    assert patterns(dst, source) == {"50%"}
     assert sorted(os.listdir(tmp_path)) == ["dst", "folder", "src"]
 
 
