@@ -107,6 +107,7 @@ def whole(place: Path, gigabytes: float, rounds: int) -> None:
             shutil.rmtree(target)
             os.sync()
             results.setdefault(name, []).append((copied, seconds, peak))
+            print(f"{name}: cp {copied:.2f} s, {seconds:.2f} s, {peak / 1e6:.0f} MB", file=sys.stderr, flush=True)
     for name, rows in results.items():
         copied, seconds = (statistics.median(row[i] for row in rows) for i in (0, 1))
         ratio = statistics.median(row[0] / row[1] for row in rows)

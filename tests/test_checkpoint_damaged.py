@@ -189,6 +189,28 @@ def test_records_that_do_not_fit(tmp_path, text):
         read(save(tmp_path / "x", parts(), text))
 
 
+@pytest.mark.parametrize(
+    "pruned",
+    [
+        [],
+        {"m.weight": {"pattern": "80%", "density": 0.2}},
+        {"none": {"pattern": "80%", "density": 0.2}},
+        {"b": None},
+        {"b": {"pattern": "80%"}},
+        {"b": {"pattern": "80%", "density": 1}},
+        {"b": {"density": 0.5}},
+        {"b": {"pattern": "80 percent", "density": 0.5}},
+    ],
+)
+def test_records_of_dense_tensors_that_do_not_fit(tmp_path, pruned):
+    tensors = {**parts(), "b": np.float32([0, 1])}
+    fits = {"b": {"pattern": "50%", "density": 0.5}}
+    assert len(read(save(tmp_path / "x", tensors, {**record(), "pruned": fits}))) == 2
+    checkpoint.verify(tmp_path / "x")
+    with pytest.raises(fs.FormatError, match="x: "):
+        read(save(tmp_path / "x", tensors, {**record(), "pruned": pruned}))
+
+
 def test_a_record_that_fits_is_read(tmp_path):
     assert list(read(save(tmp_path / "x", parts(), record()))) == ["m.weight"]
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import signal
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import checkpoint
+from fastsparse import _folder, checkpoint
 
 INDEX = "model.safetensors.index.json"
 SHARDS = {
@@ -270,6 +271,27 @@ def test_a_failure_leaves_nothing_behind(tmp_path, src):
         with pytest.raises(KeyboardInterrupt):
             checkpoint.compress(src, tmp_path / "dst", "50%", progress=stop, overwrite=overwrite)
         assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_interrupt_does_not_wait_for_side_files(tmp_path, src, monkeypatch):
+    """Weights in another format may be among them, of any size."""
+    (src / "pytorch_model.bin").write_bytes(bytes(1000))
+    flush, flushed = _folder._flush, []
+
+    def interrupted(file):
+        flush(file)
+        if "pytorch_model" in file.name:
+            flushed.append(file.tell())
+            if len(flushed) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_folder, "_BLOCK", 100)
+    monkeypatch.setattr(_folder, "_flush", interrupted)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.compress(src, tmp_path / "dst", "50%")
+    assert flushed == [100, 200]
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_what_has_the_temporary_name_stays(tmp_path, src):

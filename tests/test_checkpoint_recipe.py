@@ -54,7 +54,11 @@ def test_toml(tmp_path):
         """
         default = "50%"
         include = ["lm_head"]
+        exclude = ["router"]
         min_size = 100
+        scope = "global"
+        min_sparsity = 0.25
+        max_sparsity = 0.75
         [[rule]]
         match = "norm"
         skip = true
@@ -64,7 +68,16 @@ def test_toml(tmp_path):
         """
     )
     rules = (Rule("norm", skip=True), Rule("attn", "2:4"))
-    assert Recipe.from_toml(path) == Recipe(rules=rules, default="50%", include=["lm_head"], min_size=100)
+    assert Recipe.from_toml(path) == Recipe(
+        rules=rules,
+        default="50%",
+        include=["lm_head"],
+        exclude=["router"],
+        min_size=100,
+        scope="global",
+        min_sparsity=0.25,
+        max_sparsity=0.75,
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,7 @@ import resource, sys
 from fastsparse import checkpoint
 checkpoint.compress(sys.argv[1], sys.argv[2], sys.argv[3])
 checkpoint.decompress(sys.argv[2], sys.argv[2] + "-dense")
+checkpoint.verify(sys.argv[2], sys.argv[1])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
@@ -147,31 +149,33 @@ def patterns(path, against):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_run_that_is_killed_leaves_the_old_or_the_new(tmp_path, folder):
-    dst = tmp_path / "dst"
-    seconds = max(checkpoint.compress(folder, dst, form, overwrite=True).seconds for form in ("50%", "2:4"))
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_run_that_is_killed_leaves_the_old_or_the_new(tmp_path, folder, kind):
+    source, dst = folder if kind == "folder" else folder / "model.safetensors", tmp_path / "dst"
+    seconds = max(checkpoint.compress(source, dst, form, overwrite=True).seconds for form in ("50%", "2:4"))
     rng = np.random.default_rng(11)
     for _ in range(24):
         child = multiprocessing.get_context("fork").Process(
-            target=checkpoint.compress, args=(folder, dst, "50%"), kwargs={"overwrite": True}
+            target=checkpoint.compress, args=(source, dst, "50%"), kwargs={"overwrite": True}
         )
         child.start()
         time.sleep(rng.uniform(0, 1.2 * seconds))
         child.kill()
         child.join()
-        assert patterns(dst, folder) in ({"2:4"}, {"50%"})
-    checkpoint.compress(folder, dst, "50%", overwrite=True)
-    assert patterns(dst, folder) == {"50%"}
+        assert patterns(dst, source) in ({"2:4"}, {"50%"})
+    checkpoint.compress(source, dst, "50%", overwrite=True)
+    assert patterns(dst, source) == {"50%"}
     assert sorted(os.listdir(tmp_path)) == ["dst", "folder", "src"]
 
 
 COMPRESS = """
 import signal
 import sys
-from fastsparse import checkpoint
+from fastsparse import _commands
+from fastsparse.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background hands it down as ignored
 print("started", flush=True)
-checkpoint.compress(sys.argv[1], sys.argv[2], "50%")
+sys.exit(main(["compress", sys.argv[1], sys.argv[2], "--pattern", "50%"]))
 """
 
 
@@ -193,7 +197,10 @@ def test_an_interrupted_run_cleans_up(tmp_path, folder):
         if dst.exists():
             assert patterns(dst, folder) == {"50%"}
             break
-        assert "KeyboardInterrupt" in messages
+        assert process.returncode == 130
+        assert [line for line in messages.splitlines() if "left" not in line] == [
+            "fastsparse: interrupted; what was begun is removed"
+        ]
         assert sorted(os.listdir(tmp_path)) == ["folder", "src"]
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
@@ -208,8 +215,46 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path, src, folder):
         process = start(source, tmp_path / "dst", preexec_fn=limit)
         _, messages = process.communicate()
         assert process.returncode == 1
-        assert "OSError: [Errno 27] File too large" in messages
+        assert re.search(
+            r"^fastsparse: \[Errno 27\] File too large: .*; .* name another target$", messages, re.MULTILINE
+        )
         assert sorted(os.listdir(tmp_path)) == ["folder", "src"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with 200 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", place], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if mounted.returncode:
+        pytest.skip(f"mounting is not allowed: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 40, 100, 150])
+def test_a_disk_without_room_is_as_it_was(small_disk, folder, room):
+    """Full from the start, in the middle of the shards, and when what is left is too little for the second model."""
+    (folder / "tokenizer.json").write_bytes(bytes(80_000))
+    old = small_disk / "dst"
+    old.mkdir()
+    (old / "ballast").write_bytes(bytes(1000 * (190 - room)))
+    checkpoint.save({"a": np.arange(3)}, old / "model.safetensors")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    process = subprocess.run(
+        [sys.executable, "-m", "fastsparse", "compress", folder, old, "--pattern", "50%", "--overwrite"],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert re.search(r"^fastsparse: \[Errno 28\] No space left .*; make room and run it again", process.stderr, re.M)
+    assert "Traceback" not in process.stderr
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    assert os.listdir(small_disk) == ["dst"]
 
 
 def as_nobody():

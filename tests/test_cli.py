@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from fastsparse import checkpoint
+from fastsparse import _commands, checkpoint
 from fastsparse.cli import main
 
 
@@ -102,6 +103,24 @@ def test_failures_are_one_line_on_stderr(run, src, tmp_path):
         assert err.splitlines()[-1].startswith("fastsparse: ")
         assert why in err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("command", ["compress", "verify"])
+def test_an_interrupt_is_one_line(run, src, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(_commands._Lines, "tick", lambda *_: signal.raise_signal(signal.SIGINT))
+    code, out, err = run(command, src, *([tmp_path / "dst", "--pattern", "50%"] if command == "compress" else []))
+    assert (code, out, err) == (130, "", "fastsparse: interrupted; what was begun is removed\n")
+    assert os.listdir(tmp_path) == ["src"]
+
+
+def test_an_interrupt_while_it_is_loaded_is_one_line(run, monkeypatch):
+    class Interrupted:
+        @property
+        def run(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "fastsparse._commands", Interrupted())
+    assert run("inspect", "x") == (130, "", "fastsparse: interrupted; what was begun is removed\n")
 
 
 @pytest.mark.parametrize(

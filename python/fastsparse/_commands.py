@@ -1,5 +1,6 @@
 """The commands: data goes to stdout, messages and progress to stderr."""
 
+import errno
 import json
 import re
 import sys
@@ -35,11 +36,24 @@ def run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="fastsparse")
     except SystemExit as error:
+        if error.code == 130:  # typer's way, without a word, to say that it was interrupted
+            raise KeyboardInterrupt from None
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except (FastSparseError, OSError, MemoryError) as error:
-        print(f"fastsparse: {error or type(error).__name__}", file=sys.stderr)
+        advice = _ADVICE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+        print(f"fastsparse: {str(error) or type(error).__name__}{advice}", file=sys.stderr)
         return 1
     return 0
+
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room and run it again, nothing was left behind"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "; check who may read and write there"),
+    errno.EROFS: "; name a target on a disk that can be written",
+    errno.EFBIG: "; the disk or a limit allows no file of that size, name another target",
+    errno.EIO: "; the disk is failing, read or write elsewhere",
+}
+"""What to do about a refusal of the operating system that does not say so itself."""
 
 
 def _pattern(text: str) -> Pattern:
@@ -296,7 +310,7 @@ def _show(report: checkpoint.Report, as_json: bool) -> None:
         print("  ".join(map(str.format, _CELLS, row, widths)).rstrip())
     change = f"{report.bytes_after / report.bytes_before:.1%}" if report.bytes_before else "100.0%"
     print(
-        f"{len(report.tensors)} tensors, {report.packed} packed with {report.sparsity:.1%} zeros: "
+        f"{len(report.tensors)} tensors, {report.packed} packed, {report.sparsity:.1%} zeros where pruned: "
         f"{_size(report.bytes_before)} → {_size(report.bytes_after)} ({change}) in {report.seconds:.2f} s"
         + (f", {len(report.resumed)} finished shards of a killed run taken over" if report.resumed else "")
     )

@@ -36,14 +36,14 @@ def sparse_config(
     if not isinstance(section, dict) or section.get("quant_method") != _METHOD["quant_method"]:
         return dict(config)
     rows = list(tensors)
-    packed = [row for row in rows if row.sparsity is not None]
+    packed = [row for row in rows if row.reason is None]
     elements = sum(row.elements for row in packed)
     zeros = sum(row.elements * row.sparsity for row in packed if row.sparsity is not None)
     sparsity = {
         "registry_requires_subclass": False,
         "format": form,
         "targets": ["Linear"],
-        "ignore": [row.name.removesuffix(".weight") for row in rows if row.sparsity is None and len(row.shape) == 2],
+        "ignore": [row.name.removesuffix(".weight") for row in rows if row.reason is not None and len(row.shape) == 2],
         "global_sparsity": zeros / elements if elements else 0.0,
         "sparsity_structure": "2:4" if packed and all(row.pattern == "2:4" for row in packed) else "unstructured",
     }

@@ -177,8 +177,8 @@ def count_magnitudes(w: ArrayLike, low: int, shift: int) -> tuple[int, NDArray[n
     """Counts |w| by the bits of its float64: how many are below `low`, and in the window of 2^21 bins of `1 << shift`
     that starts there which bins are not empty, in order, and how many each has."""
 
-def rank_magnitudes(w: ArrayLike, low: int) -> tuple[int, int]:
-    """How many |w| are below the number whose float64 has the bits `low`, and how many equal it."""
+def rank_magnitudes(w: ArrayLike, low: int) -> tuple[int, int, int]:
+    """How many |w| are below the number whose float64 has the bits `low`, how many equal it, and how many are zero."""
 
 @final
 class CheckpointReader:
@@ -210,7 +210,9 @@ class CheckpointWriter:
         metadata: dict[str, str],
         overwrite: bool,
     ) -> CheckpointWriter: ...
-    def write(self, name: str, data: NDArray[np.uint8]) -> None: ...
+    def write(self, name: str, data: NDArray[np.uint8]) -> None:
+        """Writes the next bytes of a tensor."""
+
     def flush(self) -> None:
         """Hands what was written so far to the disk; from any thread, beside writes."""
 

@@ -5,8 +5,9 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
+from fastsparse import _interrupt
 from fastsparse._errors import FormatError
 from fastsparse._foreign import hint
 
@@ -17,6 +18,8 @@ SINGLE = "model.safetensors"
 CONFIG = "config.json"
 _NOT_CARRIED = (".git", ".cache")
 """Folders of version control and of download tools; they describe the source, not the model."""
+_BLOCK = 64 << 20
+"""Bytes of a side file that are copied at once."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,7 @@ class ModelFolder:
                 raise FormatError(f"{os.path.join(self.path, name)}: the name is needed while the target is written")
             for source, target in _files(os.path.join(self.path, name), os.path.join(folder, name)):
                 os.makedirs(os.path.dirname(target), exist_ok=True)
-                shutil.copyfile(source, target)
-                _flush(target)
+                _copy(source, target)
                 shutil.copymode(source, target)
 
 
@@ -132,7 +134,7 @@ def write_json(path: str, content: Mapping[str, Any]) -> None:
     """Writes a JSON file as transformers lays it out, flushed."""
     with open(path, "x", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _flush(path)
+        _flush(file)
 
 
 def _files(source: str, target: str) -> Iterator[tuple[str, str]]:
@@ -153,6 +155,15 @@ def _refuse_special(path: str) -> None:
         raise FormatError(f"{path}: not a regular file")
 
 
-def _flush(path: str) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+def _copy(source: str, target: str) -> None:
+    """Copies a file, flushed block by block: it may be weights of another format, and an interrupt does not wait."""
+    with open(source, "rb") as reading, open(target, "xb") as writing:
+        while block := reading.read(_BLOCK):
+            writing.write(block)
+            _flush(writing)
+            _interrupt.deliver()
+
+
+def _flush(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Global pruning: how many zeros each tensor gets when all compete, exact, without ever holding all of them.
+"""Global pruning: how many elements of each tensor go when all compete, exact, without ever holding all of them.
 
 Magnitudes are counted as the 63 bits of their float64 values, 21 bits a pass: each pass finds the bin of the threshold
 and the next looks into that bin. Types of up to 16 bits need one pass, float32 two, float64 three; one more counts what
@@ -35,8 +35,8 @@ def spread(
     floor: float | None,
     ceiling: float | None,
     each: Callable[..., Iterator[tuple[str, Any]]],
-) -> dict[str, int]:
-    """The zeros of each tensor.
+) -> dict[str, tuple[int, int]]:
+    """How many elements of each tensor go, and how many are zero already.
 
     Parameters
     ----------
@@ -84,16 +84,16 @@ def spread(
         # bin: fewer than wanted are there.
         threshold += int(np.searchsorted(np.cumsum(table), wanted)) << shift
         shift -= _WINDOW
-    zeros, ties = {}, {}
-    for name, (below, equal) in each("rank_magnitudes", threshold):
+    goes, ties, zeros = {}, {}, {}
+    for name, (below, equal, zero) in each("rank_magnitudes", threshold):
         sums = clipped(name, below, np.array([equal], np.int64))
-        zeros[name], ties[name] = int(sums[0]), int(sums[-1] - sums[0])
-    missing = total - sum(zeros.values())
-    for name in reversed(zeros):
+        goes[name], ties[name], zeros[name] = int(sums[0]), int(sums[-1] - sums[0]), zero
+    missing = total - sum(goes.values())
+    for name in reversed(goes):
         taken = min(missing, ties[name])
-        zeros[name] += taken
+        goes[name] += taken
         missing -= taken
-    return zeros
+    return {name: (goes[name], zeros[name]) for name in goes}
 
 
 def _size(entry: Entry) -> int:

@@ -30,6 +30,7 @@ __all__ = [
     "dtype_name",
     "prefix_for",
     "read_keys",
+    "read_pruned",
     "refuse_marlin",
     "write_record",
 ]
@@ -156,8 +157,10 @@ def prefix_for(name: str, taken: Collection[str]) -> str | None:
     return None
 
 
-def write_record(packed: Iterable[tuple[Packed, float]]) -> str:
-    """What the metadata says about packed tensors and their densities."""
+def write_record(
+    packed: Iterable[tuple[Packed, float]], pruned: Mapping[str, tuple[Pattern, float]] | None = None
+) -> str:
+    """What the metadata says about packed tensors and about those that are pruned and yet dense; with densities."""
     records = {
         tensor.name: {
             "prefix": tensor.prefix,
@@ -170,7 +173,37 @@ def write_record(packed: Iterable[tuple[Packed, float]]) -> str:
         }
         for tensor, density in packed
     }
-    return json.dumps({"format": FORMAT_VERSION, "packed": records}, ensure_ascii=False)
+    document: dict[str, Any] = {"format": FORMAT_VERSION, "packed": records}
+    if pruned:
+        document["pruned"] = {
+            name: {"pattern": str(pattern), "density": density} for name, (pattern, density) in pruned.items()
+        }
+    return json.dumps(document, ensure_ascii=False)
+
+
+def read_pruned(tensors: Mapping[str, Packed | Entry], record: str) -> dict[str, tuple[Pattern, float]]:
+    """The patterns and densities of dense tensors that are pruned, from a record that `read_keys` has read.
+
+    Raises
+    ------
+    FormatError
+        If what the record says of them is not valid, or one is not there.
+    """
+    records = json.loads(record).get("pruned", {})
+    if not isinstance(records, dict):
+        raise FormatError(f"metadata {METADATA_KEY!r}: 'pruned' is not an object")
+    found = {}
+    for name, fields in records.items():
+        if not isinstance(tensors.get(name), Entry):
+            raise FormatError(f"tensor {name!r}: metadata: there is no such dense tensor")
+        form, share = (fields.get(key) if isinstance(fields, dict) else None for key in ("pattern", "density"))
+        if not isinstance(form, str) or not isinstance(share, float):
+            raise FormatError(f"tensor {name!r}: metadata: pattern {form!r} with density {share!r}")
+        try:
+            found[name] = pattern(form), share
+        except FastSparseError as error:
+            raise FormatError(f"tensor {name!r}: metadata: {error}") from None
+    return found
 
 
 def read_keys(

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse._folder import read_folder
 from fastsparse._foreign import refuse_foreign
-from fastsparse._layout import DTYPES, METADATA_KEY, Entry, Packed, read_keys
+from fastsparse._layout import DTYPES, METADATA_KEY, Entry, Packed, read_keys, read_pruned
 from fastsparse.masks import Bitmask, matrix_view
 from fastsparse.packed import BitmaskArray
-from fastsparse.patterns import NM, Block, TopK
+from fastsparse.patterns import NM, Block, Pattern, TopK
 
 __all__ = ["Checkpoint", "StrPath", "matrix_bits", "native", "open"]
 
@@ -52,6 +52,7 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
         if self._folder is not None:
             self._folder.check(keys)
         self._metadata: dict[str, dict[str, str]] = {shard: reader.metadata for shard, reader in self._shards.items()}
+        self._pruned: dict[str, tuple[Pattern, float]] = {}
         self._tensors = self._read_tensors(keys)
 
     def _read_entries(self, shard: str) -> dict[str, Entry]:
@@ -79,10 +80,13 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
         tensors: dict[str, Packed | Entry] = {}
         with self._blame():
             for entries, record in parts:
-                for name, found in read_keys(entries, record, self._shape).items():
+                own = read_keys(entries, record, self._shape)
+                for name, found in own.items():
                     if name in tensors:
                         raise FormatError(f"tensor {name!r} occurs twice")
                     tensors[name] = found
+                if record is not None:
+                    self._pruned.update(read_pruned(own, record))
         place = {shard: at for at, shard in enumerate(keys)}
         return dict(sorted(tensors.items(), key=lambda item: place[self._shard_of(item[1])]))
 

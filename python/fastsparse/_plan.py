@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from fastsparse._open import Checkpoint, StrPath, native
 from fastsparse._report import Report, TensorReport
 from fastsparse._resume import Done
 from fastsparse._run import Task, ahead, workers
+from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Nonzero, Pattern, TopK, Unstructured
 from fastsparse.recipe import Recipe
@@ -32,6 +33,7 @@ __all__ = [
     "flat_bytes",
     "kept_energy",
     "make_plan",
+    "mask_of",
     "pack",
     "parts_of",
     "plan",
@@ -47,7 +49,7 @@ class Job:
     """What becomes of one tensor. Plain data: it pickles, and with the source it says all that there is to do.
 
     `shard` is the file of a model folder that the tensor is in, empty for a single file. `packed` is None for tensors
-    that stay dense, and `reason` says why.
+    that stay dense, and `reason` says why; `pruned` is what makes zeros in such a tensor all the same.
     """
 
     name: str
@@ -56,6 +58,17 @@ class Job:
     packed: Packed | None = None
     kept: int = 0
     reason: str | None = None
+    pruned: Pattern | None = None
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """What makes the zeros; None where none are made."""
+        return self.pruned if self.packed is None else self.packed.pattern
+
+    @property
+    def density(self) -> float:
+        """Share of elements that are kept."""
+        return density(self.kept, self.entry.shape)
 
     @property
     def entries(self) -> list[Entry]:
@@ -68,8 +81,8 @@ class Job:
             self.name,
             self.entry.shape,
             self.entry.dtype,
-            None if self.packed is None else str(self.packed.pattern),
-            None if self.packed is None else 1 - density(self.kept, self.entry.shape),
+            None if self.pattern is None else str(self.pattern),
+            None if self.pattern is None else 1 - self.density,
             self.entry.nbytes,
             sum(entry.nbytes for entry in self.entries),
             kept_energy,
@@ -114,7 +127,7 @@ def plan(
     """What `compress` would do.
 
     Reads the tensors that are to be pruned once, because a checkpoint stores no zeros: what a pattern keeps of a tensor
-    that has zeros already is known only from its data. Global pruning reads them two to four times more, to count.
+    that has zeros already is known only from its data. Global pruning reads those that compete two to four times.
 
     Parameters
     ----------
@@ -146,19 +159,20 @@ def plan(
 class Choice:
     """The source, and for each tensor its pattern or the reason for having none.
 
-    `scope` names the tensors that global pruning spreads its zeros over.
+    `scope` names the tensors that global pruning spreads its zeros over, in the order in which ties are kept.
     """
 
     source: Checkpoint
     recipe: Recipe
     patterns: dict[str, Pattern | str]
-    scope: tuple[str, ...]
+    scope: Mapping[str, None]
 
     @property
     def bytes_to_plan(self) -> int:
         """How much of the source planning reads."""
         entries = self.source._entries
-        pruned = sum(entries[name].nbytes for name, chosen in self.patterns.items() if isinstance(chosen, Pattern))
+        alone = [name for name, chosen in self.patterns.items() if isinstance(chosen, Pattern)]
+        pruned = sum(entries[name].nbytes for name in alone if name not in self.scope)
         counted = [entries[name] for name in self.scope]
         return pruned + passes(entry.dtype for entry in counted) * sum(entry.nbytes for entry in counted)
 
@@ -173,38 +187,40 @@ def choose(src: StrPath, recipe: Recipe | Pattern | str) -> Choice:
             raise FastSparseError(f"{source.path}: tensor {name!r} is packed already; decompress the checkpoint first")
         choices[name] = wanted.choose(name, found.dtype, found.shape)
     scope = [name for name, chosen in choices.items() if isinstance(chosen, Pattern) and wanted.competes(name)]
-    return Choice(source, wanted, choices, tuple(sorted(scope)))
+    return Choice(source, wanted, choices, dict.fromkeys(sorted(scope)))
 
 
 def make_plan(chosen: Choice, pool: Executor, ticker: Ticker) -> Plan:
     """The plan for these choices, computed on the workers of the pool."""
     started = time.perf_counter()
     source = chosen.source
-    patterns = {**chosen.patterns, **_global_patterns(chosen, pool, ticker)}
-    pruned = {name: pattern for name, pattern in patterns.items() if isinstance(pattern, Pattern)}
-    largest = max((source._entries[name].nbytes for name in pruned), default=0)
-    tasks = (
-        Task(_count, (source, name, pattern), peak=source._entries[name].nbytes) for name, pattern in pruned.items()
-    )
-    counts = {}
+    shares, counts = _spread(chosen, pool, ticker)
+    patterns = {**chosen.patterns, **shares}
+    alone = {name: found for name, found in patterns.items() if isinstance(found, Pattern) and name not in shares}
+    largest = max((source._entries[name].nbytes for name in alone), default=0)
+    tasks = (Task(_count, (source, name, found), peak=source._entries[name].nbytes) for name, found in alone.items())
     with closing(ahead(pool, tasks, largest)) as results:
-        for name, count in zip(pruned, results, strict=True):
+        for name, count in zip(alone, results, strict=True):
             counts[name] = count
             ticker.tick(source._entries[name].nbytes, name)
     taken = set(source._entries)
     jobs = []
     for name, pattern in patterns.items():
-        job = _job(source, name, pattern, taken, counts.get(name))
+        job = _job(source, name, pattern, taken, counts.get(name), name in shares)
         if job.packed is not None:
             taken.update(job.packed.keys)
         jobs.append(job)
     return Plan(source.path, tuple(jobs), time.perf_counter() - started)
 
 
-def _global_patterns(chosen: Choice, pool: Executor, ticker: Ticker) -> dict[str, Pattern]:
-    """What each tensor in the scope of global pruning is pruned by: its own share, exact."""
+_Counts = dict[str, tuple[int, bool]]
+"""By name how many elements a pattern keeps that are not zero, and whether those are all that it keeps."""
+
+
+def _spread(chosen: Choice, pool: Executor, ticker: Ticker) -> tuple[dict[str, Pattern], _Counts]:
+    """What each tensor in the scope of global pruning is pruned by, its own share, exact; and what that keeps."""
     if not chosen.scope:
-        return {}
+        return {}, {}
     source, recipe = chosen.source, chosen.recipe
     entries = {name: source._entries[name] for name in chosen.scope}
     largest = max(entry.nbytes for entry in entries.values())
@@ -218,8 +234,14 @@ def _global_patterns(chosen: Choice, pool: Executor, ticker: Ticker) -> dict[str
 
     assert isinstance(recipe.default, Unstructured), "the recipe has checked that"
     with source._blame():
-        zeros = spread(entries, recipe.default.sparsity, recipe.min_sparsity, recipe.max_sparsity, each)
-    return {name: Unstructured(zeros[name] / max(math.prod(entry.shape), 1)) for name, entry in entries.items()}
+        spreading = spread(entries, recipe.default.sparsity, recipe.min_sparsity, recipe.max_sparsity, each)
+    shares: dict[str, Pattern] = {}
+    counts = {}
+    for name, (goes, zeros) in spreading.items():
+        size = math.prod(entries[name].shape)
+        shares[name] = Unstructured(goes / max(size, 1))
+        counts[name] = (size - max(goes, zeros), goes >= zeros)
+    return shares, counts
 
 
 def _measure(source: Checkpoint, name: str, function: str, arguments: tuple[int, ...]) -> Any:
@@ -230,19 +252,28 @@ def _measure(source: Checkpoint, name: str, function: str, arguments: tuple[int,
     return found
 
 
-def _job(source: Checkpoint, name: str, chosen: Pattern | str, taken: set[str], count: tuple[int, bool] | None) -> Job:
+def _job(
+    source: Checkpoint,
+    name: str,
+    chosen: Pattern | str,
+    taken: set[str],
+    count: tuple[int, bool] | None,
+    competes: bool,
+) -> Job:
+    """What becomes of a tensor. One that competes with others loses its share even where it stays dense."""
     entry = source._entries[name]
     shard = source._shard_of(entry)
     if not isinstance(chosen, Pattern) or count is None:
         return Job(name, entry, shard, reason=str(chosen))
+    kept, exact = count
+    pruned = chosen if competes else None
     prefix = prefix_for(name, taken)
     if prefix is None:
-        return Job(name, entry, shard, reason="other tensors have the names of its parts")
-    kept, exact = count
+        return Job(name, entry, shard, None, kept, "other tensors have the names of its parts", pruned)
     job = Job(name, entry, shard, Packed(name, prefix, entry.dtype, entry.shape, chosen, exact), kept)
     size = sum(part.nbytes for part in job.entries)
     if size > entry.nbytes:
-        return Job(name, entry, shard, reason=f"packed it would be larger, {size} bytes")
+        return Job(name, entry, shard, None, kept, f"packed it would be larger, {size} bytes", pruned)
     return job
 
 
@@ -287,6 +318,8 @@ def _fixed_count(chosen: Pattern, shape: tuple[int, ...]) -> int | None:
 
 def task(source: Checkpoint, job: Job) -> Task[Done]:
     """A job as something to do."""
+    if job.pruned is not None:
+        return Task(_with_zeros, (source, job), peak=2 * job.entry.nbytes, held=job.entry.nbytes)
     if job.packed is None:
         return Task(_as_it_is, (source, job), peak=job.entry.nbytes, held=job.entry.nbytes, here=True)
     packed = sum(part.nbytes for part in job.entries)
@@ -295,6 +328,16 @@ def task(source: Checkpoint, job: Job) -> Task[Done]:
 
 def _as_it_is(source: Checkpoint, job: Job) -> Done:
     return Done({job.entry.key: source._raw(job.entry)}, source.digest(job.name))
+
+
+def _with_zeros(source: Checkpoint, job: Job) -> Done:
+    assert job.pruned is not None
+    w = source._array(job.entry)
+    with source._blame(job.name):
+        dense = ops.prune(w, job.pruned)
+    done = Done({job.entry.key: flat_bytes(dense)}, source.digest(job.name), kept_energy(dense, w))
+    source.release(job.name)
+    return done
 
 
 def run(source: Checkpoint, job: Job) -> Done:
@@ -317,7 +360,15 @@ def pack(w: NDArray[Any], chosen: Pattern, exact: bool) -> BitmaskArray:
         return ops.pack(w)
     if exact:
         return ops.compress(w, chosen)
-    return ops.pack(w, ops.select(w, chosen) & ops.select(w, Nonzero()))
+    return ops.pack(w, mask_of(w, chosen, exact))
+
+
+def mask_of(w: NDArray[Any], chosen: Pattern, exact: bool) -> Bitmask:
+    """The mask of what `pack` gives."""
+    if isinstance(chosen, Nonzero):
+        return ops.pack(w).mask  # `select` refuses NaN, which is not zero
+    mask = ops.select(w, chosen)
+    return mask if exact else mask & ops.select(w, Nonzero())
 
 
 def parts_of(packed: Packed, array: BitmaskArray) -> dict[str, NDArray[np.uint8]]:

@@ -19,9 +19,9 @@ class TensorReport:
     dtype : str
         Its dtype, by the name that safetensors gives it.
     pattern : str or None
-        Short form of the pattern by which it was pruned; None where it is dense or no pattern is recorded.
+        Short form of the pattern by which it was pruned; None where it was not, or no pattern is recorded.
     sparsity : float or None
-        Share of zeros; None where it is dense.
+        Share of zeros; None where it is dense. Global pruning makes zeros in some that stay dense: theirs counts.
     bytes_before, bytes_after : int
         Size of the dense data, and as stored.
     kept_energy : float or None
@@ -86,14 +86,14 @@ class Report:
     @property
     def packed(self) -> int:
         """Number of packed tensors."""
-        return sum(tensor.sparsity is not None for tensor in self.tensors)
+        return sum(tensor.reason is None for tensor in self.tensors)
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros over the packed tensors; 0 where there are none."""
-        packed = [(tensor.elements, tensor.sparsity) for tensor in self.tensors if tensor.sparsity is not None]
-        elements = sum(size for size, _ in packed)
-        return sum(size * sparsity for size, sparsity in packed) / elements if elements else 0.0
+        """Share of zeros over the tensors that were pruned; 0 where there are none."""
+        pruned = [(tensor.elements, tensor.sparsity) for tensor in self.tensors if tensor.sparsity is not None]
+        elements = sum(size for size, _ in pruned)
+        return sum(size * sparsity for size, sparsity in pruned) / elements if elements else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for `json.dumps`."""

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from fastsparse import _backend, _interrupt, ops
 
-__all__ = ["Task", "ahead", "workers"]
+__all__ = ["Task", "ahead", "result_of", "workers"]
 
 T = TypeVar("T")
 _SLACK = 160 << 20
@@ -77,7 +77,7 @@ def ahead(executor: Executor, tasks: Iterable[Task[T]], largest: int) -> Generat
         admit(0)
         while waiting:
             task, future = waiting.popleft()
-            result = _result(future)
+            result = result_of(future)
             admit(task.held)
             yield result
             del future, result
@@ -87,7 +87,7 @@ def ahead(executor: Executor, tasks: Iterable[Task[T]], largest: int) -> Generat
             future.cancel()
 
 
-def _result(future: "Future[T]") -> T:
+def result_of(future: "Future[T]") -> T:
     """Waits for the result, looking up for an interrupt now and then."""
     _interrupt.deliver()
     while not future.done():

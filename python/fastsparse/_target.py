@@ -1,6 +1,7 @@
 """Writing: a file, or a folder of the shape of the source; under a temporary name until all of it is there."""
 
 import os
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fastsparse import _interrupt
 from fastsparse._config import check_config, dense_config, sparse_config
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse._folder import CONFIG, read_folder, write_json
@@ -15,9 +17,12 @@ from fastsparse._layout import Entry, refuse_marlin
 from fastsparse._open import Checkpoint, StrPath, native
 from fastsparse._report import Report
 from fastsparse._resume import Done, Record, Shard, record_name, resume
-from fastsparse._run import Task, ahead
+from fastsparse._run import Task, ahead, result_of
 
 __all__ = ["Target", "check_formats", "check_target", "writing"]
+
+_BLOCK = 16 << 20
+"""Bytes that are written at once: a slow disk takes them in a fraction of a second, and then an interrupt comes."""
 
 
 def check_target(source: Checkpoint, dst: StrPath, overwrite: bool) -> None:
@@ -127,7 +132,9 @@ class Target:
     def _write(self, shard: str, name: str, done: Done) -> None:
         self._move_to(shard)
         for key, part in done.parts.items():
-            self._writer.write(key, part)
+            for start in range(0, len(part), _BLOCK):
+                _interrupt.deliver()
+                self._writer.write(key, part[start : start + _BLOCK])
         # Else the system gathers gigabytes, and the end of the shard waits for the disk while nothing computes.
         if self._flushing is None or self._flushing.done():
             self._wait_for_flush()
@@ -140,12 +147,15 @@ class Target:
     ) -> None:
         try:
             if kind is not None:
-                self._flusher.shutdown()
                 self._open.__exit__(kind, error, trace)
                 return
             if self._current is None and not self.resumed:
                 self._move_to(next(iter(self._shards)))
-            self._close()
+            try:
+                self._close()
+            except BaseException:
+                self._open.__exit__(*sys.exc_info())
+                raise
             if self._folder is not None:
                 for shard in self._shards:
                     Path(self._folder.partial, record_name(shard)).unlink(missing_ok=True)
@@ -157,9 +167,9 @@ class Target:
 
     def _wait_for_flush(self) -> None:
         """Lets the flush that is under way come to its end, or to its error."""
-        flushing, self._flushing = self._flushing, None
-        if flushing is not None:
-            flushing.result()
+        if self._flushing is not None:
+            result_of(self._flushing)
+            self._flushing = None
 
     def _move_to(self, shard: str) -> None:
         """Finishes the shard at hand and begins another."""
@@ -172,8 +182,11 @@ class Target:
         self._writer = self._open.enter_context(writing(path, wanted.entries, wanted.metadata, self._overwrite))
 
     def _close(self) -> None:
-        """Finishes the shard at hand, if there is one."""
+        """Finishes the shard at hand, if there is one. Most of the waiting is done where an interrupt comes through."""
         self._wait_for_flush()
+        if self._current is not None:
+            self._flushing = self._flusher.submit(self._writer.flush)
+            self._wait_for_flush()
         self._open.close()
         if self._folder is not None and self._current is not None:
             self._record.write(str(self._folder.partial), self._shards[self._current])

@@ -7,7 +7,7 @@ module, whichever backend computes.
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import replace
@@ -29,7 +29,7 @@ from fastsparse._plan import (
     flat_bytes,
     kept_energy,
     make_plan,
-    pack,
+    mask_of,
     parts_of,
     plan,
     task,
@@ -38,8 +38,9 @@ from fastsparse._report import Report, TensorReport
 from fastsparse._resume import Done, Shard
 from fastsparse._run import Task, workers
 from fastsparse._target import Target, check_formats, check_target, writing
+from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
-from fastsparse.patterns import Pattern
+from fastsparse.patterns import Nonzero, Pattern
 from fastsparse.recipe import Recipe, Rule
 
 __all__ = [
@@ -59,6 +60,10 @@ __all__ = [
     "save",
     "verify",
 ]
+
+
+_PIECE = 64 << 20
+"""Bytes of a tensor that `verify` holds against the source at once."""
 
 
 def compress(
@@ -141,8 +146,9 @@ def compress(
 def _packed_shard(source: Checkpoint, shard: str, jobs: Iterable[Job]) -> Shard:
     """What a shard will hold."""
     own = [job for job in jobs if job.shard == shard]
-    record = [(job.packed, density(job.kept, job.entry.shape)) for job in own if job.packed is not None]
-    metadata = {**source._metadata[shard], METADATA_KEY: write_record(record)}
+    packed = [(job.packed, job.density) for job in own if job.packed is not None]
+    pruned = {job.name: (job.pruned, job.density) for job in own if job.pruned is not None}
+    metadata = {**source._metadata[shard], METADATA_KEY: write_record(packed, pruned)}
     return Shard(shard, [job.name for job in own], [entry for job in own for entry in job.entries], metadata)
 
 
@@ -285,7 +291,11 @@ def _stored(source: Checkpoint, name: str) -> TensorReport:
     found = source._tensors[name]
     stored = sum(entry.nbytes for entry in source._keys(name))
     if isinstance(found, Entry):
-        return TensorReport(name, found.shape, found.dtype, None, None, stored, stored, reason="stored dense")
+        row = TensorReport(name, found.shape, found.dtype, None, None, stored, stored, reason="stored dense")
+        if name not in source._pruned:
+            return row
+        pattern, share = source._pruned[name]
+        return replace(row, pattern=str(pattern), sparsity=1 - share)
     kept = math.prod(source._entries[found.key("compressed")].shape)
     chosen = None if found.pattern is None else str(found.pattern)
     sparsity = 1 - density(kept, found.shape)
@@ -342,7 +352,6 @@ def verify(path: StrPath, against: StrPath | None = None, *, progress: Progress 
 def _check(checked: Checkpoint, dense: Checkpoint | None, name: str) -> float | None:
     """Checks one tensor; returns the kept energy where that is known."""
     found = checked._tensors[name]
-    array = checked[name] if isinstance(found, Packed) else None
     energy = None
     if dense is not None:
         original = dense._tensors.get(name)
@@ -351,19 +360,58 @@ def _check(checked: Checkpoint, dense: Checkpoint | None, name: str) -> float | 
                 raise FormatError("it is not a dense tensor of the source")
             if (original.dtype, original.shape) != (found.dtype, found.shape):
                 raise FormatError(f"the source has {original.dtype} {list(original.shape)}")
-            if isinstance(array, BitmaskArray) and isinstance(found, Packed):
-                energy = _check_kept(array, found, dense._array(original))
-            elif isinstance(found, Entry) and not np.array_equal(checked._raw(found), dense._raw(original)):
+            if isinstance(found, Packed):
+                energy = _check_kept(checked._packed(found), found, dense._array(original))
+            elif name in checked._pruned:
+                energy = _check_zeros(checked._array(found), checked._pruned[name], dense._array(original))
+            elif not _same(checked._raw(found), dense._raw(original)):
                 raise FormatError("it differs from the source")
         dense.release(name)
+    elif isinstance(found, Packed):
+        checked._packed(found)
+    elif name in checked._pruned:
+        with checked._blame(name):
+            _check_zeros(checked._array(found), checked._pruned[name])
     checked.release(name)
     return energy
 
 
 def _check_kept(array: BitmaskArray, found: Packed, w: NDArray[Any]) -> float | None:
     """Holds a packed tensor against the original; returns the kept energy."""
-    if not np.array_equal(flat_bytes(ops.pack(w, array.mask).values), flat_bytes(array.values)):
-        raise FormatError("kept elements differ from the source")
-    if found.pattern is not None and pack(w, found.pattern, found.exact).mask != array.mask:
+    for start, stop in _pieces(w):
+        part, own = (array.rows(start, stop), w[start:stop]) if w.ndim > 1 else (array, w)
+        if not np.array_equal(flat_bytes(ops.pack(own, part.mask).values), flat_bytes(part.values)):
+            raise FormatError("kept elements differ from the source")
+    if found.pattern is not None and mask_of(w, found.pattern, found.exact) != array.mask:
         raise FormatError(f"the mask is not the one that {found.pattern!r} selects")
     return kept_energy(array.values, w)
+
+
+def _check_zeros(dense: NDArray[Any], pruned: tuple[Pattern, float], w: NDArray[Any] | None = None) -> float | None:
+    """Holds a dense tensor against what is recorded of its zeros, and against the original; returns the kept energy."""
+    pattern, share = pruned
+    if density(ops.select(dense, Nonzero()).count, dense.shape) != share:
+        raise FormatError(f"it has other zeros than recorded: the density {share!r} is wrong")
+    if w is None:
+        return None
+    bits = ops.select(w, pattern).bits
+    for start, stop in _pieces(w):
+        part, own = (bits[start:stop], w[start:stop]) if w.ndim > 1 else (bits, w)
+        expected = ops.apply_mask(own, Bitmask.from_bits(part, own.shape))
+        if not np.array_equal(flat_bytes(expected), flat_bytes(dense[start:stop] if w.ndim > 1 else dense)):
+            raise FormatError(f"it is not what {pattern!r} makes of the source")
+    return kept_energy(dense, w)
+
+
+def _same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    return all(np.array_equal(a[at : at + _PIECE], b[at : at + _PIECE]) for at in range(0, a.size, _PIECE))
+
+
+def _pieces(w: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Some rows at a time, so that what is made of them is small; of fewer than two dimensions all at once."""
+    if w.ndim < 2:
+        yield 0, w.size
+        return
+    step = max(1, _PIECE * len(w) // max(w.nbytes, 1))
+    for start in range(0, len(w), step):
+        yield start, min(start + step, len(w))

@@ -18,8 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 failed, 2 the command line was not understood.
+        0 done, 1 failed, 2 the command line was not understood, 130 interrupted.
     """
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("fastsparse: interrupted; what was begun is removed", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         from fastsparse._commands import run
     except ModuleNotFoundError as error:

@@ -67,7 +67,7 @@ pub enum Error {
         bytes: u64,
     },
     /// A range beyond the end of the file.
-    #[error("tensor {0:?}: its data lies beyond the end of the file")]
+    #[error("tensor {0:?}: its data lies beyond the end of the file, which is cut short or damaged: fetch it again")]
     BeyondEnd(String),
     /// Bytes behind the last tensor.
     #[error("{0} bytes behind the last tensor")]
@@ -92,21 +92,18 @@ pub enum Error {
     /// No tensor of this index.
     #[error("there is no tensor number {0}")]
     NoTensor(usize),
-    /// Data of a wrong length was handed to the writer.
-    #[error("tensor {name:?}: {found} bytes to write, its place has {expected}")]
+    /// More data than fits was handed to the writer.
+    #[error("tensor {name:?}: {found} bytes to write, its place has {expected} left")]
     WriteLength {
         /// The tensor.
         name: String,
-        /// Size of its place.
+        /// What is left of its place.
         expected: u64,
         /// Bytes handed over.
         found: u64,
     },
-    /// A tensor was written before.
-    #[error("tensor {0:?} was written before")]
-    WrittenTwice(String),
-    /// Finishing while tensors are missing.
-    #[error("tensor {0:?} was never written")]
+    /// Finishing while data is missing.
+    #[error("tensor {0:?} was not written to its end")]
     Unwritten(String),
     /// The target exists and may not be replaced.
     #[error("it exists already; ask for overwriting to replace it")]
@@ -129,7 +126,6 @@ impl Error {
             | Error::InTheWay { .. }
             | Error::NoTensor(_)
             | Error::WriteLength { .. }
-            | Error::WrittenTwice(_)
             | Error::Unwritten(_)
             | Error::Exists
             | Error::Busy => Kind::Refused,

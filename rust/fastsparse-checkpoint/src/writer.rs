@@ -1,4 +1,5 @@
-//! Writing: a file of known size under a temporary name, tensors at their final places in any order, then one rename.
+//! Writing: a file of known size under a temporary name, tensors at their final places in any order, each in as many pieces as
+//! its writer likes, then one rename.
 //!
 //! The temporary file is `.NAME.partial` beside the target and locked while its writer lives. What a killed run leaves behind is
 //! therefore not locked, and the next run takes it over.
@@ -7,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::header::{Entry, Header};
@@ -17,7 +18,8 @@ use crate::system;
 #[derive(Debug)]
 pub struct Writer {
     header: Header,
-    written: Vec<AtomicBool>,
+    /// Bytes of each tensor that are there.
+    written: Vec<AtomicU64>,
     partial: Partial,
     target: PathBuf,
     overwrite: bool,
@@ -42,7 +44,7 @@ impl Writer {
         let partial = Partial::create(target)?;
         system::claim(&partial.file, header.file_size)?;
         system::write_all_at(&partial.file, &start, 0)?;
-        let written = header.tensors.iter().map(|tensor| AtomicBool::new(tensor.range.is_empty())).collect();
+        let written = header.tensors.iter().map(|_| AtomicU64::new(0)).collect();
         Ok(Writer { header, written, partial, target: target.to_owned(), overwrite })
     }
 
@@ -51,18 +53,19 @@ impl Writer {
         &self.header
     }
 
-    /// Writes the data of the tensor with this index in the header. Any thread, any order, once.
+    /// Writes the next bytes of the tensor with this index in the header. Any thread, tensors in any order.
     pub fn write(&self, index: usize, bytes: &[u8]) -> Result<()> {
         let tensor = self.header.tensors.get(index).ok_or(Error::NoTensor(index))?;
-        let name = || tensor.entry.name.clone();
-        let expected = tensor.range.end - tensor.range.start;
-        if bytes.len() as u64 != expected {
-            return Err(Error::WriteLength { name: name(), expected, found: bytes.len() as u64 });
+        let (size, found) = (tensor.range.end - tensor.range.start, bytes.len() as u64);
+        let claimed = self.written[index].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |written| {
+            written.checked_add(found).filter(|&end| end <= size)
+        });
+        match claimed {
+            Ok(written) => Ok(system::write_all_at(&self.partial.file, bytes, tensor.range.start + written)?),
+            Err(written) => {
+                Err(Error::WriteLength { name: tensor.entry.name.clone(), expected: size - written, found })
+            }
         }
-        if self.written[index].swap(true, Ordering::Relaxed) && expected != 0 {
-            return Err(Error::WrittenTwice(name()));
-        }
-        Ok(system::write_all_at(&self.partial.file, bytes, tensor.range.start)?)
     }
 
     /// Hands what was written so far to the disk, so that [`Writer::finish`] waits for little. Any thread, beside writes.
@@ -70,10 +73,19 @@ impl Writer {
         Ok(self.partial.file.sync_data()?)
     }
 
+    /// Empties the file that will never be finished, so that a flush under way on another thread ends: what is still in memory
+    /// need not go to the disk.
+    pub fn discard(&self) {
+        // Dropping the writer removes the file whether or not this worked.
+        let _ = self.partial.file.set_len(0);
+    }
+
     /// Flushes the file and gives it its name, in one step for whoever looks at the target.
     pub fn finish(mut self) -> Result<()> {
-        if let Some(missing) = self.written.iter().position(|written| !written.load(Ordering::Relaxed)) {
-            return Err(Error::Unwritten(self.header.tensors[missing].entry.name.clone()));
+        for (tensor, written) in self.header.tensors.iter().zip(&self.written) {
+            if written.load(Ordering::Relaxed) != tensor.range.end - tensor.range.start {
+                return Err(Error::Unwritten(tensor.entry.name.clone()));
+            }
         }
         self.partial.file.sync_all()?;
         self.partial.rename_to(&self.target, self.overwrite)?;

@@ -52,14 +52,15 @@ fn what_is_written_is_read() {
     assert_eq!(order, ["words", "empty", "bytes"]);
     assert_eq!(names(folder.path()), [".x.safetensors.partial"]);
     writer.write(2, &[1, 2, 3]).unwrap();
-    writer.write(0, &[9; 16]).unwrap();
+    writer.write(0, &[9; 12]).unwrap();
+    writer.write(0, &[8; 4]).unwrap();
     writer.finish().unwrap();
     assert_eq!(names(folder.path()), ["x.safetensors"]);
 
     for mmap in [true, false] {
         let reader = Reader::open(&path, mmap).unwrap();
         assert_eq!(reader.header().metadata, metadata);
-        assert_eq!(&*reader.bytes(0).unwrap(), &[9; 16]);
+        assert_eq!(&*reader.bytes(0).unwrap(), [[9; 4], [9; 4], [9; 4], [8; 4]].as_flattened());
         assert_eq!(reader.bytes(1).unwrap().len(), 0);
         let bytes = reader.bytes(2).unwrap();
         reader.release(2).unwrap();
@@ -187,17 +188,31 @@ fn the_target_changes_only_when_all_is_written() {
     let writer = create(true).unwrap();
     assert!(matches!(create(true).unwrap_err(), Error::Busy), "two writers of one target");
     assert!(matches!(writer.write(1, &[]), Err(Error::NoTensor(1))));
-    assert!(matches!(writer.write(0, &[1]), Err(Error::WriteLength { expected: 2, found: 1, .. })));
+    writer.write(0, &[1]).unwrap();
+    assert!(matches!(writer.write(0, &[2, 3]), Err(Error::WriteLength { expected: 1, found: 2, .. })));
     assert!(matches!(writer.finish().unwrap_err(), Error::Unwritten(name) if name == "a"));
     assert_eq!(names(folder.path()), ["x"]);
     assert_eq!(std::fs::read(&path).unwrap(), b"old");
 
     let writer = create(true).unwrap();
     writer.write(0, &[1, 2]).unwrap();
-    assert!(matches!(writer.write(0, &[1, 2]), Err(Error::WrittenTwice(_))));
+    assert!(matches!(writer.write(0, &[1, 2]), Err(Error::WriteLength { expected: 0, found: 2, .. })));
     writer.finish().unwrap();
     assert_eq!(names(folder.path()), ["x"]);
     assert_eq!(&*Reader::open(&path, true).unwrap().bytes(0).unwrap(), &[1, 2]);
+}
+
+#[test]
+fn what_is_discarded_keeps_nothing_from_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x");
+    let writer = Writer::create(&path, vec![entry("a", Dtype::U8, &[1 << 20])], BTreeMap::new(), false).unwrap();
+    writer.write(0, &vec![1; 1 << 20]).unwrap();
+    writer.discard();
+    assert_eq!(std::fs::metadata(folder.path().join(".x.partial")).unwrap().len(), 0);
+    writer.flush().unwrap();
+    drop(writer);
+    assert!(names(folder.path()).is_empty());
 }
 
 #[test]

@@ -46,6 +46,17 @@ pub struct Counts {
     pub bins: Vec<(usize, u64)>,
 }
 
+/// How magnitudes stand to a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rank {
+    /// How many are below it.
+    pub below: u64,
+    /// How many equal it.
+    pub equal: u64,
+    /// How many are zero.
+    pub zero: u64,
+}
+
 /// Counts the magnitudes of `weights` in the window that starts at `low` with bins of `1 << shift` keys; `shift` is below 64.
 /// Fails on the first NaN.
 pub fn count<E: Element>(weights: &[E::Bits], low: u64, shift: u32, exec: Exec) -> Result<Counts> {
@@ -56,8 +67,7 @@ pub fn count<E: Element>(weights: &[E::Bits], low: u64, shift: u32, exec: Exec) 
     let mut tables = run_with(threads, weights.len().div_ceil(PER_TASK), table, |(below, slots), i| {
         let start = i * PER_TASK;
         let chunk = &weights[start..weights.len().min(start + PER_TASK)];
-        let (_, _, invalid) = compare::<E>(exec.isa, chunk, E::MAX_MAGNITUDE);
-        if invalid {
+        if compare::<E>(exec.isa, chunk, E::MAX_MAGNITUDE).1 {
             nan.fetch_min(start, Ordering::Relaxed);
         } else if narrow {
             by_code::<E>(chunk, slots);
@@ -90,8 +100,8 @@ fn report_nan<E: Element>(weights: &[E::Bits], start: usize) -> Result<()> {
     Ok(())
 }
 
-/// How many magnitudes are below the one whose float64 has the bits `low`, and how many equal it. Fails on the first NaN.
-pub fn rank<E: Element>(weights: &[E::Bits], low: u64, exec: Exec) -> Result<(u64, u64)> {
+/// How the magnitudes stand to the one whose float64 has the bits `low`. Fails on the first NaN.
+pub fn rank<E: Element>(weights: &[E::Bits], low: u64, exec: Exec) -> Result<Rank> {
     let (mut least, mut beyond) = (0, E::MAX_MAGNITUDE.to_u64() + 1);
     while least < beyond {
         let middle = least + (beyond - least) / 2;
@@ -103,28 +113,30 @@ pub fn rank<E: Element>(weights: &[E::Bits], low: u64, exec: Exec) -> Result<(u6
     let tied = all_below || key::<E>(cut) == low;
     let nan = AtomicUsize::new(usize::MAX);
     let threads = exec.for_work(weights.len(), PER_TASK).threads;
-    let counts = run_with(
-        threads,
-        weights.len().div_ceil(PER_TASK),
-        || (0, 0),
-        |(below, equal), i| {
-            let start = i * PER_TASK;
-            let chunk = &weights[start..weights.len().min(start + PER_TASK)];
-            let (less, same, invalid) = compare::<E>(exec.isa, chunk, cut);
-            if invalid {
-                nan.fetch_min(start, Ordering::Relaxed);
-            }
-            *below += less as u64;
-            *equal += same as u64;
-        },
-    );
+    let counts = run_with(threads, weights.len().div_ceil(PER_TASK), Rank::default, |sum, i| {
+        let start = i * PER_TASK;
+        let chunk = &weights[start..weights.len().min(start + PER_TASK)];
+        let (found, invalid) = compare::<E>(exec.isa, chunk, cut);
+        if invalid {
+            nan.fetch_min(start, Ordering::Relaxed);
+        }
+        *sum = add(*sum, found);
+    });
     report_nan::<E>(weights, nan.into_inner())?;
-    let (below, equal) = counts.into_iter().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
-    Ok(if all_below { (below + equal, 0) } else { (below, if tied { equal } else { 0 }) })
+    let Rank { below, equal, zero } = counts.into_iter().fold(Rank::default(), add);
+    Ok(if all_below {
+        Rank { below: below + equal, equal: 0, zero }
+    } else {
+        Rank { below, equal: if tied { equal } else { 0 }, zero }
+    })
 }
 
-/// Magnitudes below the cut, at it, and whether one is above all numbers.
-fn compare<E: Element>(isa: Isa, chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, bool) {
+fn add(a: Rank, b: Rank) -> Rank {
+    Rank { below: a.below + b.below, equal: a.equal + b.equal, zero: a.zero + b.zero }
+}
+
+/// How the magnitudes of a task stand to the cut, and whether one is above all numbers.
+fn compare<E: Element>(isa: Isa, chunk: &[E::Bits], cut: E::Bits) -> (Rank, bool) {
     match isa {
         Isa::Scalar => compare_any::<E>(chunk, cut),
         // SAFETY: the token proves the features.
@@ -136,25 +148,26 @@ fn compare<E: Element>(isa: Isa, chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, 
 
 /// The same code for wider vectors: the compiler finds them.
 #[target_feature(enable = "avx2")]
-fn compare_avx2<E: Element>(_: Avx2, chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, bool) {
+fn compare_avx2<E: Element>(_: Avx2, chunk: &[E::Bits], cut: E::Bits) -> (Rank, bool) {
     compare_any::<E>(chunk, cut)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn compare_avx512<E: Element>(_: Avx512, chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, bool) {
+fn compare_avx512<E: Element>(_: Avx512, chunk: &[E::Bits], cut: E::Bits) -> (Rank, bool) {
     compare_any::<E>(chunk, cut)
 }
 
 #[inline(always)]
-fn compare_any<E: Element>(chunk: &[E::Bits], cut: E::Bits) -> (u32, u32, bool) {
-    let (mut less, mut same, mut invalid) = (0, 0, 0);
+fn compare_any<E: Element>(chunk: &[E::Bits], cut: E::Bits) -> (Rank, bool) {
+    let (mut less, mut same, mut none, mut invalid) = (0u32, 0u32, 0u32, 0u32);
     for &bits in chunk {
         let magnitude = E::magnitude(bits);
         less += (magnitude < cut) as u32;
         same += (magnitude == cut) as u32;
+        none += (magnitude == E::Bits::default()) as u32;
         invalid += (magnitude > E::MAX_MAGNITUDE) as u32;
     }
-    (less, same, invalid != 0)
+    (Rank { below: less.into(), equal: same.into(), zero: none.into() }, invalid != 0)
 }
 
 /// Neighbours count in tables of their own: equal ones need not wait for each other's sums.

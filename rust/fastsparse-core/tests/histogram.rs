@@ -2,7 +2,7 @@
 
 use fastsparse_core::element::{BF16, Element, F8E4M3, F16, F32, F64, I8, U8, Word};
 use fastsparse_core::error::Error;
-use fastsparse_core::histogram::{BINS, Counts, count, rank};
+use fastsparse_core::histogram::{BINS, Counts, Rank, count, rank};
 use fastsparse_core::isa::Isa;
 use fastsparse_core::parallel::Exec;
 
@@ -29,15 +29,20 @@ fn check<E: Element>(weights: &[E::Bits]) {
 }
 
 fn check_rank<E: Element>(weights: &[E::Bits]) {
+    let mut weights = weights.to_vec();
+    weights.iter_mut().skip(3).step_by(5).for_each(|bits| *bits = E::Bits::default());
+    let weights = &weights[..];
     let values: Vec<u64> = weights.iter().map(|&bits| E::to_f64(bits).abs().to_bits()).collect();
     let middle = values[weights.len() / 2];
     // A value that occurs, its neighbours, which narrow types do not have, and both ends.
     for low in [middle, middle + 1, middle.saturating_sub(1), 0, f64::INFINITY.to_bits(), u64::MAX >> 1] {
         let below = values.iter().filter(|&&value| value < low).count() as u64;
         let equal = values.iter().filter(|&&value| value == low).count() as u64;
+        let zero = values.iter().filter(|&&value| value == 0).count() as u64;
         for isa in Isa::available() {
             for threads in [1, 3] {
-                assert_eq!(rank::<E>(weights, low, Exec { isa, threads }), Ok((below, equal)), "{low:#x}");
+                let expected = Rank { below, equal, zero };
+                assert_eq!(rank::<E>(weights, low, Exec { isa, threads }), Ok(expected), "{low:#x}");
             }
         }
     }
@@ -76,7 +81,7 @@ fn ranks_are_those_of_the_values() {
         check_rank::<I8>(&numbers::<I8>(len));
         check_rank::<U8>(&numbers::<U8>(len));
     }
-    assert_eq!(rank::<F32>(&[], 7, Exec::single(Isa::Scalar)), Ok((0, 0)));
+    assert_eq!(rank::<F32>(&[], 7, Exec::single(Isa::Scalar)), Ok(Rank::default()));
 }
 
 #[test]

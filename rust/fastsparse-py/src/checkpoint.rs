@@ -85,14 +85,16 @@ pub fn count_magnitudes<'py>(py: Python<'py>, w: &Bound<'py, PyAny>, low: u64, s
     Ok((counts.below, PyArray1::from_vec(py, bins), PyArray1::from_vec(py, elements)))
 }
 
-/// How many |w| are below the number whose float64 has the bits `low`, and how many equal it.
+/// How many |w| are below the number whose float64 has the bits `low`, how many equal it, and how many are zero.
 #[pyfunction]
-pub fn rank_magnitudes(py: Python<'_>, w: &Bound<'_, PyAny>, low: u64) -> PyResult<(u64, u64)> {
+pub fn rank_magnitudes(py: Python<'_>, w: &Bound<'_, PyAny>, low: u64) -> PyResult<(u64, u64, u64)> {
     let input = Input::new(w, "w")?;
     let exec = runtime::exec(py, None)?;
     let elements = input.elements();
-    py.detach(|| dispatch!(elements, E, weights => histogram::rank::<E>(weights, low, exec)))
-        .map_err(|error| errors::kernel(py, error, "w", input.shape()))
+    let rank = py
+        .detach(|| dispatch!(elements, E, weights => histogram::rank::<E>(weights, low, exec)))
+        .map_err(|error| errors::kernel(py, error, "w", input.shape()))?;
+    Ok((rank.below, rank.equal, rank.zero))
 }
 
 /// An open file whose header was checked.
@@ -223,8 +225,14 @@ impl CheckpointWriter {
         self.alive(py, finished)
     }
 
+    /// Does not wait for the disk, even where another thread flushes.
     fn abort(&self, py: Python<'_>) {
-        py.detach(|| drop(self.take()));
+        py.detach(|| {
+            if let Some(writer) = &*self.writer.read().unwrap_or_else(PoisonError::into_inner) {
+                writer.discard();
+            }
+            drop(self.take());
+        });
     }
 }
 
