@@ -3,7 +3,7 @@
 use fastsparse_core::element::{BF16, F16, F32, Word};
 use fastsparse_core::error::Error;
 use fastsparse_core::isa::Isa;
-use fastsparse_core::linear::{Real, Weights, linear};
+use fastsparse_core::linear::{Groups, Real, Weights, linear};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
 
@@ -31,13 +31,19 @@ struct Packed<W> {
     values: Vec<W>,
     mask: Vec<u8>,
     offsets: Vec<i64>,
+    groups: Option<Groups>,
 }
 
 impl<W: Word> Packed<W> {
     /// `keep_of_64` of 64 weights are kept; in every fifth row none, and none of columns 64 to 192.
     fn random<E: Real<Bits = W>>(shape: Matrix, keep_of_64: u64, random: &mut Random) -> Packed<W> {
-        let mut packed =
-            Packed { shape, values: Vec::new(), mask: vec![0; shape.mask_bytes()], offsets: vec![0; shape.rows + 1] };
+        let mut packed = Packed {
+            shape,
+            values: Vec::new(),
+            mask: vec![0; shape.mask_bytes()],
+            offsets: vec![0; shape.rows + 1],
+            groups: None,
+        };
         for row in 0..shape.rows {
             for col in 0..shape.cols {
                 if row % 5 != 4 && !(64..192).contains(&col) && random.next() >> 40 & 63 < keep_of_64 {
@@ -50,8 +56,27 @@ impl<W: Word> Packed<W> {
         packed
     }
 
+    /// The weights that `keep` names.
+    fn of<E: Real<Bits = W>>(shape: Matrix, random: &mut Random, keep: impl Fn(usize, usize) -> bool) -> Packed<W> {
+        let mut packed = Packed::random::<E>(shape, 0, random);
+        for row in 0..shape.rows {
+            for col in (0..shape.cols).filter(|&col| keep(row, col)) {
+                packed.mask[row * shape.row_bytes() + col / 8] |= 1 << (col % 8);
+                packed.values.push(E::from_f32(random.number()));
+            }
+            packed.offsets[row + 1] = packed.values.len() as i64;
+        }
+        packed
+    }
+
     fn weights(&self) -> Weights<'_, W> {
-        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets, groups: None }
+        Weights {
+            shape: self.shape,
+            values: &self.values,
+            mask: &self.mask,
+            offsets: &self.offsets,
+            groups: self.groups,
+        }
     }
 
     /// Columns and indices of the values of a row.
@@ -78,6 +103,11 @@ fn rounding<X: Real>() -> f64 {
 fn check<E: Real, X: Real>(shape: Matrix, batch: usize, keep_of_64: u64, bias: bool) {
     let mut random = Random((shape.len() + 7 * batch) as u64);
     let packed = Packed::random::<E>(shape, keep_of_64, &mut random);
+    check_packed::<E, X>(&packed, batch, bias, &mut random);
+}
+
+fn check_packed<E: Real, X: Real>(packed: &Packed<E::Bits>, batch: usize, bias: bool, random: &mut Random) {
+    let shape = packed.shape;
     let x = random.numbers::<X>(batch * shape.cols);
     let bias: Option<Vec<f32>> = bias.then(|| (0..shape.rows).map(|_| random.number()).collect());
     for isa in Isa::available() {
@@ -129,6 +159,46 @@ fn densities_and_batches() {
             all(Matrix { rows: 21, cols: 330 }, batch, keep, true);
         }
     }
+}
+
+/// Blocks of rows that share a mask, wide blocks, and n:m with and without the promise that all groups are full.
+#[test]
+fn structured_masks() {
+    fn same<E: Real, X: Real>(shape: Matrix, groups: Option<Groups>, keep: impl Fn(usize, usize) -> bool + Copy) {
+        for batch in [1, 2, 3, 4, 9] {
+            let mut random = Random(shape.len() as u64);
+            let mut packed = Packed::of::<E>(shape, &mut random, keep);
+            packed.groups = groups.and_then(|Groups { keep, of }| Groups::equal(keep, of, shape, packed.values.len()));
+            assert!(packed.groups == groups);
+            check_packed::<E, X>(&packed, batch, batch == 2, &mut random);
+        }
+    }
+    fn both(shape: Matrix, groups: Option<Groups>, keep: impl Fn(usize, usize) -> bool + Copy) {
+        same::<F32, F32>(shape, groups, keep);
+        same::<BF16, F32>(shape, groups, keep);
+        same::<BF16, BF16>(shape, groups, keep);
+        same::<F16, F16>(shape, groups, keep);
+    }
+    for (rows, cols) in [(1, 700), (9, 1030), (16, 512), (23, 96)] {
+        for (height, width) in [(4, 1), (1, 16), (16, 16), (8, 3), (64, 40)] {
+            both(Matrix { rows, cols }, None, |row, col| hash(row / height, col / width).is_multiple_of(3));
+        }
+        both(Matrix { rows, cols }, None, |_, _| true);
+    }
+    for (keep, of) in [(2, 4), (1, 4), (0, 4), (4, 4), (1, 2), (4, 8), (1, 8), (8, 16), (2, 16), (5, 32), (1, 1)] {
+        for cols in [of, 64 + of, 512, 1024 + 3 * of] {
+            let shape = Matrix { rows: 7, cols };
+            let places = |row, col| (hash(row, col / of) + (col % of) * 5) % of;
+            // The places of a group are distinct, since five divides no `of`.
+            both(shape, Some(Groups { keep, of }), |row, col| places(row, col) < keep);
+        }
+    }
+    assert_eq!(Groups::equal(2, 4, Matrix { rows: 3, cols: 8 }, 11), None);
+    assert_eq!(Groups::equal(2, 4, Matrix { rows: 3, cols: 10 }, 15), None);
+}
+
+fn hash(a: usize, b: usize) -> usize {
+    (Random((a * 1_000_003 + b) as u64).next() >> 40) as usize
 }
 
 /// Several tasks, chunks and tiles of the kernel that has activations in its lanes.
