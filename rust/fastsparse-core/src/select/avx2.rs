@@ -91,7 +91,7 @@ fn max64(a: __m256i, b: __m256i) -> __m256i {
 }
 
 macro_rules! width {
-    ($K:ident, $signed:ty, $lanes:literal, $splat:ident, $gt:ident, $max:ident, $bits:ident) => {
+    ($K:ident, $signed:ty, $lanes:literal, $splat:ident, $gt:ident, $sub:ident, $max:ident, $bits:ident) => {
         pub mod $K {
             use super::*;
 
@@ -114,6 +114,45 @@ macro_rules! width {
                         Mode::Edges => run::<EDGES>(data, and, query, base, bits, found),
                     }
                 }
+            }
+
+            /// See [`super::super::scan::ScanWord::reached`].
+            pub fn reached(_: Avx2, data: &[$K], and: $K, at: [$K; 4]) -> [usize; 4] {
+                // SAFETY: the token proves the features.
+                unsafe { count(data, and, at) }
+            }
+
+            #[target_feature(enable = "avx2")]
+            fn count(data: &[$K], and: $K, at: [$K; 4]) -> [usize; 4] {
+                const FLIP: $signed = <$signed>::MIN;
+                // As many as a lane can count.
+                const MOST: usize = if $lanes == 32 { 255 } else { 1 << 15 };
+                let (all, flip) = ($splat(and as $signed), $splat(FLIP));
+                let mut edges = [flip; 4];
+                for (edge, at) in edges.iter_mut().zip(at) {
+                    *edge = $splat(at as $signed ^ FLIP);
+                }
+                let mut total = [data.len(); 4];
+                for data in data.chunks(MOST * $lanes) {
+                    let mut below = [_mm256_setzero_si256(); 4];
+                    let (vectors, rest) = data.as_chunks::<$lanes>();
+                    for vector in vectors {
+                        // SAFETY: 32 bytes of `data`.
+                        let raw = unsafe { _mm256_loadu_si256(vector.as_ptr().cast()) };
+                        let key = _mm256_xor_si256(_mm256_and_si256(raw, all), flip);
+                        for (below, &edge) in below.iter_mut().zip(&edges) {
+                            *below = $sub(*below, $gt(edge, key));
+                        }
+                    }
+                    for ((total, below), at) in total.iter_mut().zip(below).zip(at) {
+                        let mut lanes: [$K; $lanes] = [0; $lanes];
+                        // SAFETY: 32 bytes.
+                        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), below) };
+                        *total -= lanes.iter().map(|&lane| lane as usize).sum::<usize>();
+                        *total -= rest.iter().filter(|&&key| key & and < at).count();
+                    }
+                }
+                total
             }
 
             // Loops, here and below: a closure that is given to a function of the standard library is compiled without AVX2.
@@ -214,7 +253,7 @@ macro_rules! width {
     };
 }
 
-width!(u8, i8, 32, _mm256_set1_epi8, _mm256_cmpgt_epi8, _mm256_max_epi8, bits8);
-width!(u16, i16, 16, _mm256_set1_epi16, _mm256_cmpgt_epi16, _mm256_max_epi16, bits16);
-width!(u32, i32, 8, _mm256_set1_epi32, _mm256_cmpgt_epi32, _mm256_max_epi32, bits32);
-width!(u64, i64, 4, _mm256_set1_epi64x, _mm256_cmpgt_epi64, max64, bits64);
+width!(u8, i8, 32, _mm256_set1_epi8, _mm256_cmpgt_epi8, _mm256_sub_epi8, _mm256_max_epi8, bits8);
+width!(u16, i16, 16, _mm256_set1_epi16, _mm256_cmpgt_epi16, _mm256_sub_epi16, _mm256_max_epi16, bits16);
+width!(u32, i32, 8, _mm256_set1_epi32, _mm256_cmpgt_epi32, _mm256_sub_epi32, _mm256_max_epi32, bits32);
+width!(u64, i64, 4, _mm256_set1_epi64x, _mm256_cmpgt_epi64, _mm256_sub_epi64, max64, bits64);
