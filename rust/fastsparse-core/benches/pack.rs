@@ -1,4 +1,4 @@
-//! Packing, unpacking and masking against a copy of the dense tensor.
+//! Packing (under a mask, and what is not zero), unpacking and masking against a copy of the dense tensor.
 //!
 //! `cargo bench -p fastsparse-core --bench pack [-- WORD…]`; words select operations, widths, ISAs and `small`. The probe is `memcpy`
 //! of the dense tensor on one thread. Probe and kernels take turns; a figure is the least time of the kernel
@@ -7,10 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use fastsparse_core::element::Word;
+use fastsparse_core::element::{BF16, Element, F32, F64, U8, Word};
 use fastsparse_core::isa::Isa;
 use fastsparse_core::matrix::{Matrix, from_bool, popcount, to_bool};
-use fastsparse_core::pack::{apply_mask, apply_mask_in_place, offsets, pack};
+use fastsparse_core::pack::{apply_mask, apply_mask_in_place, offsets, pack, pack_nonzero};
 use fastsparse_core::parallel::Exec;
 use fastsparse_core::unpack::{check_parts, unpack};
 
@@ -104,8 +104,8 @@ fn buffers<W: Word>(len: usize) -> Buffers<W> {
     Buffers { weights, copy: zeros(len), out: zeros(len), values: zeros(len) }
 }
 
-fn measure<W: Word>(
-    buffers: &mut Buffers<W>,
+fn measure<E: Element>(
+    buffers: &mut Buffers<E::Bits>,
     shape: Matrix,
     density: f64,
     repeat: usize,
@@ -116,17 +116,22 @@ fn measure<W: Word>(
     let single = Exec::single(Isa::detect());
     let kept = offsets(shape, mask, single, &mut starts);
     assert_eq!(kept, popcount(mask));
-    let weights: &[W] = &buffers.weights[..shape.len()];
+    let weights: &[E::Bits] = &buffers.weights[..shape.len()];
+    let pruned = zeros::<E::Bits>(if wanted("nonzero") { shape.len() } else { 0 });
+    if wanted("nonzero") {
+        apply_mask(weights, shape, mask, single, pruned);
+    }
+    let pruned: &[E::Bits] = pruned;
     pack(weights, shape, mask, &starts, single, &mut buffers.values[..kept]).unwrap();
     buffers.out[..shape.len()].copy_from_slice(weights);
     let bools =
         std::cell::RefCell::new(zeros::<u8>(if wanted("tobool") || wanted("frombool") { shape.len() } else { 0 }));
     let bits = std::cell::RefCell::new(vec![0; mask.len()]);
-    for op in ["pack", "inplace", "unpack", "apply", "tobool", "frombool", "offsets", "check"] {
+    for op in ["pack", "inplace", "unpack", "apply", "nonzero", "tobool", "frombool", "offsets", "check"] {
         if !wanted(op) {
             continue;
         }
-        let (out, values) = (&mut buffers.out[..shape.len()], &mut buffers.values[..kept]);
+        let (out, values) = (&mut buffers.out[..shape.len()], &mut buffers.values[..shape.len()]);
         let mut cases: Vec<Case<'_>> = Vec::new();
         let (out_at, values_at) = (std::cell::RefCell::new(out), std::cell::RefCell::new(values));
         for isa in Isa::available() {
@@ -140,10 +145,16 @@ fn measure<W: Word>(
                 cases.push((
                     format!("{op} {} t{threads}", isa.name()),
                     Box::new(move || match op {
-                        "pack" => pack(weights, shape, mask, starts, exec, &mut values.borrow_mut()).unwrap(),
-                        "unpack" => unpack(&values.borrow(), shape, mask, starts, exec, &mut out.borrow_mut()).unwrap(),
+                        "pack" => pack(weights, shape, mask, starts, exec, &mut values.borrow_mut()[..kept]).unwrap(),
+                        "unpack" => {
+                            unpack(&values.borrow()[..kept], shape, mask, starts, exec, &mut out.borrow_mut()).unwrap()
+                        }
                         "apply" => apply_mask(weights, shape, mask, exec, &mut out.borrow_mut()),
                         "inplace" => apply_mask_in_place(&mut out.borrow_mut(), shape, mask, exec),
+                        "nonzero" => {
+                            let (bits, values) = (&mut bits.borrow_mut(), &mut values.borrow_mut());
+                            assert_eq!(pack_nonzero::<E>(pruned, shape, exec, bits, &mut counts, values), kept);
+                        }
                         "tobool" => to_bool(shape, mask, exec, &mut bools.borrow_mut()),
                         "frombool" => from_bool(shape, &bools.borrow(), exec, &mut bits.borrow_mut()),
                         "offsets" => assert_eq!(offsets(shape, mask, exec, &mut counts), kept),
@@ -152,12 +163,12 @@ fn measure<W: Word>(
                 ));
             }
         }
-        let title = format!("{op} {}x{} u{} density {density}", shape.rows, shape.cols, 8 * W::BYTES);
+        let title = format!("{op} {}x{} u{} density {density}", shape.rows, shape.cols, 8 * E::Bits::BYTES);
         let copy = &mut *buffers.copy;
         turns(&title, repeat, || copy[..weights.len()].copy_from_slice(weights), &mut cases);
         drop(cases);
-        assert!(op != "frombool" || *bits.borrow() == mask);
-        check(op, weights, shape, mask, &out_at.borrow(), &values_at.borrow());
+        assert!(!["frombool", "nonzero"].contains(&op) || *bits.borrow() == mask);
+        check(op, weights, shape, mask, &out_at.borrow(), &values_at.borrow()[..kept]);
     }
 }
 
@@ -166,7 +177,9 @@ fn check<W: Word>(op: &str, weights: &[W], shape: Matrix, mask: &[u8], out: &[W]
     let kept =
         |i: usize| mask[i / shape.cols * shape.row_bytes() + i % shape.cols / 8] >> (i % shape.cols % 8) & 1 == 1;
     match op {
-        "pack" => assert!((0..shape.len()).filter(|&i| kept(i)).map(|i| weights[i]).eq(values.iter().copied())),
+        "pack" | "nonzero" => {
+            assert!((0..shape.len()).filter(|&i| kept(i)).map(|i| weights[i]).eq(values.iter().copied()))
+        }
         "unpack" | "apply" | "inplace" => {
             assert!((0..shape.len()).all(|i| out[i] == if kept(i) { weights[i] } else { W::default() }));
         }
@@ -174,33 +187,33 @@ fn check<W: Word>(op: &str, weights: &[W], shape: Matrix, mask: &[u8], out: &[W]
     }
 }
 
-fn all<W: Word>(wanted: &dyn Fn(&str) -> bool) {
-    if !wanted(&format!("u{}", 8 * W::BYTES)) {
+fn all<E: Element>(wanted: &dyn Fn(&str) -> bool) {
+    if !wanted(&format!("u{}", 8 * E::Bits::BYTES)) {
         return;
     }
-    let mut buffers = buffers::<W>(STANDARD.len());
+    let mut buffers = buffers::<E::Bits>(STANDARD.len());
     for (sparsity, density) in [("50", 0.5), ("75", 0.25), ("90", 0.1)] {
         if wanted(sparsity) {
-            measure(&mut buffers, STANDARD, density, 1, wanted);
+            measure::<E>(&mut buffers, STANDARD, density, 1, wanted);
         }
     }
     if wanted("small") {
-        measure(&mut buffers, Matrix { rows: 10, cols: 100 }, 0.5, 2000, wanted);
-        measure(&mut buffers, Matrix { rows: 1, cols: 1000 }, 0.5, 2000, wanted);
-        measure(&mut buffers, Matrix { rows: 256, cols: 1024 }, 0.5, 20, wanted);
+        measure::<E>(&mut buffers, Matrix { rows: 10, cols: 100 }, 0.5, 2000, wanted);
+        measure::<E>(&mut buffers, Matrix { rows: 1, cols: 1000 }, 0.5, 2000, wanted);
+        measure::<E>(&mut buffers, Matrix { rows: 256, cols: 1024 }, 0.5, 20, wanted);
     }
     if wanted("shapes") {
-        measure(&mut buffers, Matrix { rows: 1, cols: STANDARD.len() }, 0.5, 1, wanted);
-        measure(&mut buffers, Matrix { rows: 3, cols: 10_000_001 }, 0.5, 1, wanted);
-        measure(&mut buffers, Matrix { rows: 10_000_000, cols: 3 }, 0.5, 1, wanted);
-        measure(&mut buffers, Matrix { rows: 1_000_000, cols: 27 }, 0.5, 1, wanted);
-        measure(&mut buffers, Matrix { rows: 4096, cols: 11007 }, 0.5, 1, wanted);
+        measure::<E>(&mut buffers, Matrix { rows: 1, cols: STANDARD.len() }, 0.5, 1, wanted);
+        measure::<E>(&mut buffers, Matrix { rows: 3, cols: 10_000_001 }, 0.5, 1, wanted);
+        measure::<E>(&mut buffers, Matrix { rows: 10_000_000, cols: 3 }, 0.5, 1, wanted);
+        measure::<E>(&mut buffers, Matrix { rows: 1_000_000, cols: 27 }, 0.5, 1, wanted);
+        measure::<E>(&mut buffers, Matrix { rows: 4096, cols: 11007 }, 0.5, 1, wanted);
     }
 }
 
 fn main() {
     const GROUPS: [&[&str]; 6] = [
-        &["pack", "unpack", "apply", "inplace", "offsets", "check", "tobool", "frombool"],
+        &["pack", "unpack", "apply", "inplace", "nonzero", "offsets", "check", "tobool", "frombool"],
         &["u8", "u16", "u32", "u64"],
         &["scalar", "avx2", "avx512"],
         &["t1", "t2"],
@@ -214,8 +227,8 @@ fn main() {
         let group = GROUPS.iter().find(|group| group.contains(&word)).expect("a known word");
         !named(group) || words.iter().any(|given| given == word)
     };
-    all::<u8>(&wanted);
-    all::<u16>(&wanted);
-    all::<u32>(&wanted);
-    all::<u64>(&wanted);
+    all::<U8>(&wanted);
+    all::<BF16>(&wanted);
+    all::<F32>(&wanted);
+    all::<F64>(&wanted);
 }

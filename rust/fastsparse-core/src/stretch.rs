@@ -81,7 +81,7 @@ impl Cuts {
 }
 
 /// `exec`, on one thread where `shape` is small.
-fn sized(exec: Exec, shape: Matrix, bytes: usize) -> Exec {
+pub(crate) fn sized(exec: Exec, shape: Matrix, bytes: usize) -> Exec {
     exec.for_work(shape.len() * bytes, BYTES_PER_THREAD)
 }
 

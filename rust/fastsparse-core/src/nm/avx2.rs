@@ -219,6 +219,17 @@ impl<W: Word> Vector<W> for Ymm<W> {
             }
         }
     }
+    #[inline(always)]
+    fn bits_of_two(a: Self, b: Self) -> u64 {
+        if W::BYTES != 2 {
+            return Self::bits(a) | Self::bits(b) << Self::LANES;
+        }
+        // SAFETY: vectors are at hand.
+        unsafe {
+            let bytes = _mm256_packs_epi16(a.0, b.0);
+            _mm256_movemask_epi8(_mm256_permute4x64_epi64::<0b11_01_10_00>(bytes)) as u32 as u64
+        }
+    }
 }
 
 /// Unit `i` of the work; the largest key seen.

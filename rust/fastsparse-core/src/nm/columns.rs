@@ -100,23 +100,25 @@ unsafe fn fours<W: Word, V: Vector<W>, const KEEP: usize>(
 ) {
     let width = place.item.width;
     assert!(3 * block.pitch + width <= block.keys.len());
-    let and = V::splat(proof, block.and);
+    let zero = V::splat(proof, W::default());
     for first in (0..width).step_by(64) {
         let count = 64.min(width - first);
         let mut beats = [[0u64; 4]; 4];
-        for lane in (0..count).step_by(V::LANES) {
-            let lanes = V::LANES.min(count - lane);
-            let keys: [V; 4] = std::array::from_fn(|row| {
-                let keys = block.keys[row * block.pitch + first + lane..].as_ptr();
-                V::prefetch(keys.wrapping_add(AHEAD / W::BYTES));
-                // SAFETY: these lanes of the row end within the keys, as just checked.
-                let loaded =
-                    unsafe { if lanes == V::LANES { V::load(proof, keys) } else { V::load_some(proof, keys, lanes) } };
-                loaded.and(and)
-            });
-            *largest = largest.max(keys[0].max(keys[1])).max(keys[2].max(keys[3]));
+        for lane in (0..count).step_by(2 * V::LANES) {
+            // SAFETY: these columns are within the block, as just checked.
+            let x = unsafe { four_rows(proof, block, first + lane, count - lane) };
+            let y = if V::LANES < 64 && lane + V::LANES < count {
+                // SAFETY: as above.
+                unsafe { four_rows(proof, block, first + lane + V::LANES, count - lane - V::LANES) }
+            } else {
+                [zero; 4]
+            };
+            for keys in [x, y] {
+                *largest = largest.max(keys[0].max(keys[1])).max(keys[2].max(keys[3]));
+            }
             for (a, b) in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)] {
-                beats[a][b] |= V::bits(keys[a].ge(keys[b])) << lane;
+                let (x, y) = (x[a].ge(x[b]), y[a].ge(y[b]));
+                beats[a][b] |= if V::LANES < 64 { V::bits_of_two(x, y) << lane } else { V::bits(x) };
             }
         }
         for (a, b) in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)] {
@@ -133,6 +135,25 @@ unsafe fn fours<W: Word, V: Vector<W>, const KEEP: usize>(
             unsafe { place.put(row, first, kept & (u64::MAX >> (64 - count)), count) };
         }
     }
+}
+
+/// The keys of up to `LANES` of `count` columns from `first` on. In a loop: a closure with vectors
+/// that is given to a function of the standard library may be compiled without the instructions for them.
+///
+/// # Safety
+/// The columns are within the block.
+#[inline(always)]
+unsafe fn four_rows<W: Word, V: Vector<W>>(proof: V::Proof, block: &Block<W>, first: usize, count: usize) -> [V; 4] {
+    let and = V::splat(proof, block.and);
+    let mut rows = [and; 4];
+    for (i, row) in rows.iter_mut().enumerate() {
+        let keys = block.keys.as_ptr().wrapping_add(i * block.pitch + first);
+        V::prefetch(keys.wrapping_add(AHEAD / W::BYTES));
+        // SAFETY: the caller's promise.
+        let loaded = unsafe { if count >= V::LANES { V::load(proof, keys) } else { V::load_some(proof, keys, count) } };
+        *row = loaded.and(and);
+    }
+    rows
 }
 
 /// # Safety

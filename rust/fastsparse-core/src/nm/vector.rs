@@ -72,6 +72,11 @@ pub(super) trait Vector<W: Word>: Copy {
     fn without(a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// The mask as a word, lane i as bit i.
     fn bits(mask: Self::Mask) -> u64;
+    /// The bits of two masks, those of `b` behind those of `a`; for vectors of less than 64 lanes.
+    #[inline(always)]
+    fn bits_of_two(a: Self::Mask, b: Self::Mask) -> u64 {
+        Self::bits(a) | Self::bits(b) << Self::LANES
+    }
 }
 
 /// `PIECE` vectors of pieces become the keys of their groups by position: lane l of vector c is key c of the piece of lane l.

@@ -7,6 +7,8 @@
 //!     pack the stretch                                     the weights come from the second-level cache
 //! ```
 //!
+//! One thread has nobody to wait for: it packs a stretch chunk by chunk, while the weights are in the first-level cache.
+//!
 //! How many there are is known at the end only, so `values` has room for all: memory that is never written costs nothing but
 //! addresses.
 
@@ -19,8 +21,8 @@ use crate::parallel::{Exec, SharedMut};
 use crate::select::{Cut, Found, Query, ScanWord};
 use crate::stretch;
 
-/// Elements that a scan takes at most, a multiple of 64.
-const SCANNED: usize = 1 << 15;
+/// Elements of a chunk, about, a multiple of 64: the first-level cache holds them and what they are packed to.
+const CHUNK: usize = 1 << 11;
 
 /// Writes the mask, the row offsets and the values of what is `!= 0`: NaN is kept, −0.0 is not. `values` is as long as
 /// `weights`. Returns how many values were written.
@@ -38,14 +40,19 @@ pub fn pack_nonzero<E: Element>(
     let (mask, values) = (SharedMut::new(mask), SharedMut::new(values));
     let row_ends = SharedMut::new(&mut offsets[1..]);
     let (turn, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let alone = stretch::sized(exec, shape, E::Bits::BYTES).threads == 1;
     stretch::in_order(shape, E::Bits::BYTES, exec, |i, stretch, rows_ended| {
         let data = &weights[stretch.elements];
         // SAFETY: the mask bytes of distinct stretches are disjoint.
         let mask = unsafe { mask.slice(stretch.mask.start, stretch.mask.len()) };
-        for (data, bits) in data.chunks_exact(stretch.cols).zip(mask.chunks_exact_mut(stretch.cols.div_ceil(8))) {
-            scan::<E>(exec, data, bits);
-        }
-        let count = popcount(mask);
+        let count = if alone {
+            // SAFETY: there is no other thread; no more were kept before than there were elements.
+            let values = unsafe { values.slice(taken.load(Ordering::Relaxed), data.len()) };
+            scan_and_pack::<E>(exec, data, stretch.cols, mask, values)
+        } else {
+            scan::<E>(exec, data, stretch.cols, mask);
+            popcount(mask)
+        };
         while turn.load(Ordering::Acquire) != i {
             // The stretch before was begun before this one.
             std::thread::yield_now();
@@ -61,20 +68,46 @@ pub fn pack_nonzero<E: Element>(
             end += popcount(bits);
             *end_of_row = end as i64;
         }
-        // SAFETY: every stretch has taken places of its own.
-        let values = unsafe { values.slice(first, count) };
-        let packed = rows(exec.isa, data, stretch.cols, mask, values);
-        debug_assert!(packed == Some(count));
+        if !alone {
+            // SAFETY: every stretch has taken places of its own.
+            let values = unsafe { values.slice(first, count) };
+            let packed = rows(exec.isa, data, stretch.cols, mask, values);
+            debug_assert!(packed == Some(count));
+        }
     });
     taken.into_inner()
 }
 
-/// Writes the mask of what is not zero.
-fn scan<E: Element>(exec: Exec, data: &[E::Bits], bits: &mut [u8]) {
+/// [`scan`] and [`rows`] in turns, a chunk at a time; `values` has room for all. Returns how many were kept.
+fn scan_and_pack<E: Element>(
+    exec: Exec,
+    data: &[E::Bits],
+    cols: usize,
+    mask: &mut [u8],
+    values: &mut [E::Bits],
+) -> usize {
+    // Some short rows at a time, or parts of a long one.
+    let some = (CHUNK / cols).max(1);
+    let (part, part_bytes) = if cols > CHUNK { (CHUNK, CHUNK / 8) } else { (some * cols, some * cols.div_ceil(8)) };
+    let mut count = 0;
+    for (data, mask) in data.chunks(some * cols).zip(mask.chunks_mut(some * cols.div_ceil(8))) {
+        for (data, mask) in data.chunks(part).zip(mask.chunks_mut(part_bytes)) {
+            let cols = cols.min(data.len());
+            scan::<E>(exec, data, cols, mask);
+            count += rows(exec.isa, data, cols, mask, &mut values[count..]).expect("there is room for all");
+        }
+    }
+    count
+}
+
+/// Writes the mask of what is not zero in whole rows.
+fn scan<E: Element>(exec: Exec, data: &[E::Bits], cols: usize, mask: &mut [u8]) {
     // Where magnitudes are more than bits under a mask, zero is zero in every bit.
     let and = E::MAGNITUDE_MASK.unwrap_or(E::Bits::MAX);
     let query = Query::cut(Cut { at: E::Bits::default(), ties: false });
-    for (data, bits) in data.chunks(SCANNED).zip(bits.chunks_mut(SCANNED / 8)) {
-        ScanWord::scan(exec.isa, data, and, &query, 0, bits, &mut Found { positions: &mut [], len: 0 });
+    for (data, mask) in data.chunks_exact(cols).zip(mask.chunks_exact_mut(cols.div_ceil(8))) {
+        for (data, bits) in data.chunks(CHUNK).zip(mask.chunks_mut(CHUNK / 8)) {
+            ScanWord::scan(exec.isa, data, and, &query, 0, bits, &mut Found { positions: &mut [], len: 0 });
+        }
     }
 }

@@ -3,16 +3,23 @@
 use super::bracket::{Rank, query, sample};
 use super::buffers::Buffers;
 use super::candidates::{Candidates, Segment, bracket_around, nth_largest};
+use super::counting::{self, Near};
 use super::scan::{Cut, Found, Mode, Query, ScanWord, Seen};
 use super::tasks::{Piece, TASK_BYTES, TASK_ITEMS, Tasks};
 use crate::element::Word;
 use crate::error::{Error, Result};
+use crate::isa::Isa;
 use crate::keys::{Keys, check_nan};
-use crate::matrix::popcount;
 use crate::parallel::{Exec, SharedMut, map, run, run_with};
 
-/// Up to this many items the wanted key is found in a copy of the keys: a sample would be as large.
+/// Up to this many items the cut is found by counting, whatever the keys: a sample would be as large.
 const SMALL: usize = 1024;
+
+/// Bytes up to which items with keys of 8 and 16 bits are counted too: a second-level cache holds them.
+const CACHED_BYTES: usize = 1 << 17;
+
+/// Items that are written at a time as long as there are ties to keep.
+const TIE_ITEMS: usize = 512;
 
 /// Keys that are made rather than loaded are made this many at a time: they stay in the first-level cache.
 const FILL_ITEMS: usize = 2048;
@@ -125,8 +132,8 @@ impl<'a, K: Keys> Engine<'a, K> {
             return self.write(Query::cut(Cut { at: zero, ties: true }), bits);
         }
         let rank = Rank { keep, items: self.tasks.items() };
-        if rank.items <= SMALL {
-            return self.select_small(keep, bits);
+        if self.counts() {
+            return self.select_counting(keep, hint, bits);
         }
         let guesses = Guesses::new(self, rank, hint.take());
         *hint = self.search(guesses, bits)?;
@@ -179,26 +186,38 @@ impl<'a, K: Keys> Engine<'a, K> {
         }
     }
 
-    /// Writes the mask of the `keep` largest of few items, which are one task.
-    fn select_small(&self, keep: usize, bits: &mut [u8]) -> Result<()> {
-        let mut keys = vec![K::Key::default(); self.tasks.items()];
-        for Piece { item, local, len, .. } in self.tasks.pieces(0) {
-            self.keys.fill(item, &mut keys[local..local + len]);
-        }
-        let at = *keys.clone().select_nth_unstable(keys.len() - keep).1;
-        let mut with_ties = vec![0; bits.len()];
+    /// Whether the items are so few, or their codes and the bytes they take, that counting finds the cut sooner.
+    fn counts(&self) -> bool {
+        let bytes = self.tasks.items() * K::Key::BYTES;
+        self.tasks.items() <= SMALL || K::Key::BYTES <= 2 && self.exec.threads == 1 && bytes <= CACHED_BYTES
+    }
+
+    /// Writes the mask of the `keep` largest of items that a cache holds.
+    fn select_counting(&self, keep: usize, hint: &mut Option<Query<K::Key>>, bits: &mut [u8]) -> Result<()> {
+        let (start, items) = (self.tasks.start(), self.tasks.items());
+        let mut made = Vec::new();
+        let (keys, and) = match self.keys.masked() {
+            Some((data, and)) => (&data[start..start + items], and),
+            None => {
+                made.resize(items, K::Key::default());
+                self.keys.fill(start, &mut made);
+                (&made[..], K::Key::MAX)
+            }
+        };
+        let near = hint.map(|Query { lo, hi, .. }| Near::between(lo, hi));
+        let cut = counting::cut(self.exec.isa, keys, and, keep, self.keys.max_key(), near);
+        *hint = Some(cut.near.query());
+        let mut ties = keep - cut.above;
         let mut seen = Seen::default();
-        for Piece { local, len, byte, .. } in self.tasks.pieces(0) {
-            for (ties, bits) in [(false, &mut *bits), (true, &mut with_ties)] {
-                let (keys, bits) = (&keys[local..local + len], &mut bits[byte..byte + len.div_ceil(8)]);
-                let (query, nothing) = (Query::cut(Cut { at, ties }), &mut Found { positions: &mut [], len: 0 });
-                seen.add(&ScanWord::scan(self.exec.isa, keys, K::Key::MAX, &query, local, bits, nothing));
+        for task in 0..self.tasks.count() {
+            let (first, _) = self.tasks.bytes(task);
+            for Piece { item, len, byte, .. } in self.tasks.pieces(task) {
+                let keys = &keys[item - start..][..len];
+                let bits = &mut bits[first + byte..][..len.div_ceil(8)];
+                seen.add(&write_ties(self.exec.isa, keys, and, cut.at, &mut ties, bits));
             }
         }
-        self.check_nan(&seen)?;
-        let above = popcount(bits);
-        add_first(bits, &with_ties, keep - above);
-        Ok(())
+        self.check_nan(&seen)
     }
 
     /// Writes the mask of a cut.
@@ -386,6 +405,35 @@ fn quotas(equal: &[usize], mut kept: usize) -> Vec<usize> {
         quota
     };
     equal.iter().map(quota).collect()
+}
+
+/// Writes the mask of the keys above `at` and of the first `ties` of those equal to it; takes off `ties` what it has found.
+fn write_ties<K: Word>(isa: Isa, keys: &[K], and: K, at: K, ties: &mut usize, bits: &mut [u8]) -> Seen<K> {
+    let positions = &mut [0; TIE_ITEMS + 64];
+    let mut scan = |keys: &[K], query: &Query<K>, bits: &mut [u8]| {
+        ScanWord::scan(isa, keys, and, query, 0, bits, &mut Found { positions, len: 0 })
+    };
+    let mut seen = Seen::default();
+    let mut done = 0;
+    while *ties > 0 && done < keys.len() {
+        let keys = &keys[done..keys.len().min(done + TIE_ITEMS)];
+        let bits = &mut bits[done / 8..][..keys.len().div_ceil(8)];
+        let part = scan(keys, &Query::value(Cut { at, ties: true }), bits);
+        if part.equal_hi > *ties {
+            let mut with_ties = [0; TIE_ITEMS / 8];
+            let with_ties = &mut with_ties[..bits.len()];
+            with_ties.copy_from_slice(bits);
+            scan(keys, &Query::cut(Cut { at, ties: false }), bits);
+            add_first(bits, with_ties, *ties);
+        }
+        *ties -= part.equal_hi.min(*ties);
+        seen.add(&part);
+        done += keys.len();
+    }
+    for (keys, bits) in keys[done..].chunks(TASK_ITEMS).zip(bits[done / 8..].chunks_mut(TASK_ITEMS / 8)) {
+        seen.add(&scan(keys, &Query::cut(Cut { at, ties: false }), bits));
+    }
+    seen
 }
 
 /// Sets the first `count` of the bits that `more` has beyond `bits`.

@@ -34,7 +34,7 @@ pub fn scan<K: Word>(
 
 /// Appends the positions of the set bits.
 #[inline(always)]
-pub fn append(mut word: u64, base: usize, found: &mut Found<'_>) {
+fn append(mut word: u64, base: usize, found: &mut Found<'_>) {
     while word != 0 {
         found.positions[found.len] = (base + word.trailing_zeros() as usize) as u16;
         found.len += 1;

@@ -165,6 +165,9 @@ pub trait ScanWord: Sized + 'static {
         bits: &mut [u8],
         found: &mut Found<'_>,
     ) -> Seen<Self>;
+
+    /// How many of `data & and` reach each of `at`.
+    fn reached(isa: Isa, data: &[Self], and: Self, at: [Self; 4]) -> [usize; 4];
 }
 
 macro_rules! scan_word {
@@ -194,6 +197,14 @@ macro_rules! scan_word {
                     Isa::Avx512(token) => avx512::$K::scan(token, data, and, query, base, bits, found),
                     #[cfg(not(target_arch = "x86_64"))]
                     _ => scalar::scan(data, and, query, base, bits, found),
+                }
+            }
+
+            fn reached(isa: Isa, data: &[$K], and: $K, at: [$K; 4]) -> [usize; 4] {
+                match isa.avx2() {
+                    #[cfg(target_arch = "x86_64")]
+                    Some(token) => avx2::$K::reached(token, data, and, at),
+                    _ => at.map(|at| data.iter().filter(|&&key| key & and >= at).count()),
                 }
             }
         }
