@@ -9,7 +9,7 @@ use super::real::Real;
 use super::task::{ChunkMask, fold};
 use crate::element::DType;
 use crate::isa::{Avx2, Isa, Kernel};
-use crate::vector::avx2::{compress, expand_lanes, expand_pairs, places};
+use crate::vector::avx2::{compress, expand_few_lanes, expand_lanes, expand_pairs, places};
 
 /// Weights are widened to float32 and multiplied with float32.
 #[derive(Clone, Copy)]
@@ -60,6 +60,17 @@ impl<E: Real> Engine for Floats<E> {
                     let wide = _mm256_cvtepu16_epi32(expand_pairs(from.cast(), keep as u8));
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
                 }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn expand_few(self, from: *const E::Bits, keep: u32) -> __m256 {
+        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => _mm256_castsi256_ps(expand_few_lanes(from.cast(), keep as u8)),
+                _ => self.expand(from, keep, 0),
             }
         }
     }

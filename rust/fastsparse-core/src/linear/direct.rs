@@ -23,10 +23,13 @@ use crate::matrix::low;
 pub(super) trait Pace: Copy {
     /// Where the values of a vector are, if those before were passed up to `from`, and those of the first vector are at `start`.
     fn place<W: Word>(self, start: *const W, from: *const W, vector: usize) -> *const W;
+    /// The next values in the columns of `keep`.
+    ///
+    /// # Safety
+    /// `from` is valid for reading `LANES` elements.
+    unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector;
     /// Those of the bits `keep`.
     fn passed(self, keep: u32) -> usize;
-    /// Those of the bits of the lower half of a vector.
-    fn half<V: Engine>(self, keep: u32) -> usize;
     /// All values from `start` to `from`, which lie in the columns of `mask`.
     fn all<W: Word>(self, start: *const W, from: *const W, mask: &ChunkMask) -> usize;
 }
@@ -42,13 +45,15 @@ impl Pace for Counted {
     }
 
     #[inline(always)]
-    fn passed(self, keep: u32) -> usize {
-        keep.count_ones() as usize
+    unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
+        let half = (keep & low(V::LANES / 2) as u32).count_ones() as usize;
+        // SAFETY: the caller's promise.
+        unsafe { engine.expand(from, keep, half) }
     }
 
     #[inline(always)]
-    fn half<V: Engine>(self, keep: u32) -> usize {
-        (keep & low(V::LANES / 2) as u32).count_ones() as usize
+    fn passed(self, keep: u32) -> usize {
+        keep.count_ones() as usize
     }
 
     #[inline(always)]
@@ -57,13 +62,13 @@ impl Pace for Counted {
     }
 }
 
-/// `kept` in each vector; half of them in each half, if `HALVES`.
+/// `kept` in each vector, which are half of its columns at most, if `FEW`.
 #[derive(Clone, Copy)]
-pub(super) struct Equal<const HALVES: bool> {
+pub(super) struct Equal<const FEW: bool> {
     pub kept: usize,
 }
 
-impl<const HALVES: bool> Pace for Equal<HALVES> {
+impl<const FEW: bool> Pace for Equal<FEW> {
     /// One offset for all rows, which leaves registers for the rest.
     #[inline(always)]
     fn place<W: Word>(self, start: *const W, _: *const W, vector: usize) -> *const W {
@@ -71,16 +76,17 @@ impl<const HALVES: bool> Pace for Equal<HALVES> {
     }
 
     #[inline(always)]
+    unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { if FEW { engine.expand_few(from, keep) } else { Counted.expand(engine, from, keep) } }
+    }
+
+    #[inline(always)]
     fn passed(self, _: u32) -> usize {
         self.kept
     }
 
-    #[inline(always)]
-    fn half<V: Engine>(self, keep: u32) -> usize {
-        if HALVES { self.kept / 2 } else { Counted.half::<V>(keep) }
-    }
-
-    /// The last group of a row may be shorter, and a promise may not be kept.
+    /// A promise may not be kept: the bits say how many there are.
     #[inline(always)]
     fn all<W: Word>(self, _: *const W, _: *const W, mask: &ChunkMask) -> usize {
         let mut count = 0;
@@ -104,9 +110,15 @@ fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T
     to
 }
 
-/// A chunk of four rows, and activations.
+/// Vectors whose values are a cache line at most, which is asked for once.
+const fn step<V: Engine>() -> usize {
+    let bytes = V::LANES * size_of::<V::Weight>();
+    if bytes < 64 { 64 / bytes } else { 1 }
+}
+
+/// A chunk of four rows, and activations. The masks lie together, so that one register names them.
 struct Chunk<'a, V: Engine, const B: usize> {
-    masks: [&'a ChunkMask; ROWS],
+    masks: &'a [ChunkMask; ROWS],
     from: [*const V::Weight; ROWS],
     x: [*const V::Lane; B],
     /// Vectors that have columns.
@@ -124,24 +136,28 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
     #[inline(always)]
     unsafe fn all<P: Pace>(&mut self, engine: V, pace: P, mut sums: Sums<V, B>) -> Sums<V, B> {
         let start = self.from;
-        for vector in 0..self.vectors {
-            let at = vector * V::LANES;
-            // SAFETY: the caller's promise, here and below.
-            let mut loaded = [unsafe { engine.load(self.x[0].add(at)) }; B];
-            for b in 1..B {
-                // SAFETY: as above.
-                loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
-            }
-            for r in 0..ROWS {
-                let keep = keep::<V>(self.masks[r], vector);
-                let from = pace.place(start[r], self.from[r], vector);
-                // SAFETY: as above; no more values than columns have been passed.
-                let w = unsafe { engine.expand(from, keep, pace.half::<V>(keep)) };
-                for b in 0..B {
-                    sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
+        for first in (0..self.vectors).step_by(const { step::<V>() }) {
+            for vector in first..first + const { step::<V>() } {
+                let at = vector * V::LANES;
+                // SAFETY: the caller's promise, here and below; the vectors of a block are a multiple of the step.
+                let mut loaded = [unsafe { engine.load(self.x[0].add(at)) }; B];
+                for b in 1..B {
+                    // SAFETY: as above.
+                    loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
                 }
-                engine.prefetch(from.wrapping_byte_add(AHEAD));
-                self.from[r] = self.from[r].wrapping_add(pace.passed(keep));
+                for r in 0..ROWS {
+                    let keep = keep::<V>(&self.masks[r], vector);
+                    let from = pace.place(start[r], self.from[r], vector);
+                    // SAFETY: as above; no more values than columns have been passed.
+                    let w = unsafe { pace.expand(engine, from, keep) };
+                    for b in 0..B {
+                        sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
+                    }
+                    if vector == first {
+                        engine.prefetch(from.wrapping_byte_add(AHEAD));
+                    }
+                    self.from[r] = self.from[r].wrapping_add(pace.passed(keep));
+                }
             }
         }
         sums
@@ -159,9 +175,9 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
             while left != 0 {
                 let vector = left.trailing_zeros() as usize;
                 left &= left - 1;
-                let keep = keep::<V>(self.masks[r], vector);
+                let keep = keep::<V>(&self.masks[r], vector);
                 // SAFETY: as in `all`.
-                let w = unsafe { engine.expand(self.from[r], keep, Counted.half::<V>(keep)) };
+                let w = unsafe { Counted.expand(engine, self.from[r], keep) };
                 self.from[r] = self.from[r].wrapping_add(Counted.passed(keep));
                 for b in 0..B {
                     // SAFETY: as in `all`: there are no bits behind the columns.
@@ -184,7 +200,7 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
         while left != 0 {
             let vector = left.trailing_zeros() as usize;
             left &= left - 1;
-            let keep = keep::<V>(self.masks[0], vector);
+            let keep = keep::<V>(&self.masks[0], vector);
             for b in 0..B {
                 // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
                 unsafe { engine.compress(self.x[b].add(vector * V::LANES), keep, kept.add(b * ROW + count)) };
@@ -204,7 +220,7 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
                         engine.widen(self.from[r].add(at))
                     } else {
                         let keep = low(count - at) as u32;
-                        engine.expand(self.from[r].add(at), keep, Counted.half::<V>(keep))
+                        Counted.expand(engine, self.from[r].add(at), keep)
                     };
                     for b in 0..B {
                         sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
@@ -229,13 +245,11 @@ impl<V: Engine> Work<'_, V> {
         let mut sums = [[engine.zero(); B]; ROWS];
         for chunk in 0..self.x.chunks() {
             let (width, x) = self.x.chunk(chunk);
-            let ([m0, m1, m2, m3], [v0, v1, v2, v3]) = (&mut self.scratch.masks, &mut self.scratch.values);
-            let masks = [
-                rows[0].mask(chunk, cols, m0),
-                rows[1].mask(chunk, cols, m1),
-                rows[2].mask(chunk, cols, m2),
-                rows[3].mask(chunk, cols, m3),
-            ];
+            for r in 0..ROWS {
+                let mut buffer = [0; CHUNK_COLS / 8];
+                self.scratch.masks[r] = *rows[r].mask(chunk, cols, &mut buffer);
+            }
+            let (masks, [v0, v1, v2, v3]) = (&self.scratch.masks, &mut self.scratch.values);
             let from: [*const V::Weight; ROWS] = [
                 rows[0].window(v0).as_ptr(),
                 rows[1].window(v1).as_ptr(),
@@ -243,7 +257,7 @@ impl<V: Engine> Work<'_, V> {
                 rows[3].window(v3).as_ptr(),
             ];
             let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
-            let used = [engine.used(masks[0]), engine.used(masks[1]), engine.used(masks[2]), engine.used(masks[3])];
+            let used = [engine.used(&masks[0]), engine.used(&masks[1]), engine.used(&masks[2]), engine.used(&masks[3])];
             let mut work = Chunk { masks, from, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
             let many = used[0].count_ones() + used[1].count_ones() + used[2].count_ones() + used[3].count_ones();
             let same = masks[0] == masks[1] && masks[0] == masks[2] && masks[0] == masks[3];
@@ -254,7 +268,7 @@ impl<V: Engine> Work<'_, V> {
                 } else if many as usize > ROWS * work.vectors * 3 / 4 {
                     sums = work.all(engine, pace, sums);
                     for r in 0..ROWS {
-                        rows[r].skip(pace.all(from[r], work.from[r], masks[r]));
+                        rows[r].skip(pace.all(from[r], work.from[r], &masks[r]));
                     }
                     continue;
                 } else {
@@ -262,7 +276,7 @@ impl<V: Engine> Work<'_, V> {
                 }
             }
             for r in 0..ROWS {
-                rows[r].skip(Counted.all(from[r], work.from[r], masks[r]));
+                rows[r].skip(Counted.all(from[r], work.from[r], &masks[r]));
             }
         }
         let len = ROWS.min(self.task.rows.end - first);

@@ -64,6 +64,15 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// # Safety
     /// `from` is valid for reading `LANES` elements.
     unsafe fn expand(self, from: *const Self::Weight, keep: u32, half: usize) -> Self::Vector;
+    /// `expand` for a `keep` of half of the lanes at most.
+    ///
+    /// # Safety
+    /// `from` is valid for reading `LANES` elements.
+    #[inline(always)]
+    unsafe fn expand_few(self, from: *const Self::Weight, keep: u32) -> Self::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { Counted.expand(self, from, keep) }
+    }
     /// The elements at `from`, of which none is missing.
     ///
     /// # Safety
@@ -166,7 +175,7 @@ impl<V: Engine> Kernel for Work<'_, V> {
             agreed &= match batch {
                 0 => true,
                 1 => match self.task.weights.groups {
-                    Some(Groups { keep, of }) if V::LANES / 2 % of == 0 => {
+                    Some(Groups { keep, of }) if V::LANES % of == 0 && 2 * keep <= of => {
                         self.direct::<1, _>(first, Equal::<true> { kept: V::LANES / of * keep })
                     }
                     Some(Groups { keep, of }) if V::LANES % of == 0 => {
@@ -247,9 +256,8 @@ impl<V: Engine> Work<'_, V> {
             let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..].as_mut_ptr().cast();
             for vector in 0..vectors {
                 let keep = keep::<V>(mask, vector);
-                let half = Counted.half::<V>(keep);
                 // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
-                unsafe { engine.store(tile.add(vector * V::LANES), engine.expand(from, keep, half)) };
+                unsafe { engine.store(tile.add(vector * V::LANES), Counted.expand(engine, from, keep)) };
                 engine.prefetch(from.wrapping_byte_add(AHEAD));
                 from = from.wrapping_add(keep.count_ones() as usize);
             }

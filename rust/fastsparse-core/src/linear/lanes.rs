@@ -281,7 +281,7 @@ impl<V: Lanes, E: Real> Work<'_, V, E> {
         self.scratch.passed[r] += count;
         // The rows of a task are more streams than hardware follows.
         row.skip(count);
-        row.prefetch(chunk + len, count);
+        row.prefetch(chunk + len, len, count);
         let mut from: *const f32 = match E::DTYPE {
             DType::F32 => values.as_ptr().cast(),
             _ => self.widen(values),

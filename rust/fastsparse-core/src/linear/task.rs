@@ -101,12 +101,13 @@ impl<'a, W: Word> Row<'a, W> {
         self.values.get(self.at..)?.get(..len)
     }
 
-    /// Asks for the lines of the mask from `block` on and of the next `len` values, which are about as many as will be needed.
+    /// Asks for the lines that hold the last of the next `blocks` words of the mask, from `block` on, and the next `len` values: what is
+    /// before them in the first line is being used.
     #[inline(always)]
-    pub fn prefetch(&self, block: usize, len: usize) {
-        prefetch(self.bits.as_ptr().wrapping_add(8 * block));
+    pub fn prefetch(&self, block: usize, blocks: usize, len: usize) {
+        prefetch(self.bits.as_ptr().wrapping_add(8 * (block + blocks) - 1));
         let next = self.values.as_ptr().wrapping_add(self.at);
-        for line in 0..(len * W::BYTES).div_ceil(LINE) {
+        for line in 1..=(len * W::BYTES).div_ceil(LINE) {
             prefetch(next.wrapping_byte_add(line * LINE));
         }
     }

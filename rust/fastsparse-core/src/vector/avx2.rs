@@ -20,22 +20,27 @@ static EXPAND: [[u8; 8]; 256] = expand_table();
 static COMPRESS_PAIRS: [[u8; 16]; 256] = in_bytes(&compress_table());
 static EXPAND_PAIRS: [[u8; 16]; 256] = in_bytes(&expand_table());
 
-/// For each four of eight mask bits, where the bytes of each 32-bit lane come from, or [`ZERO`].
-static EXPAND_QUADS: [[u8; 32]; 256] = {
+/// For eight mask bits, where the bytes of each 32-bit lane come from, or [`ZERO`]: the upper four begin again, as those of a load of
+/// their own.
+static EXPAND_QUADS: [[u8; 32]; 256] = in_quads(true);
+
+/// The same where the upper four go on, for four bits at most.
+static EXPAND_FEW: [[u8; 32]; 256] = in_quads(false);
+
+const fn in_quads(again: bool) -> [[u8; 32]; 256] {
     let table = expand_table();
     let mut bytes = [[ZERO; 32]; 256];
     let mut i = 0;
     while i < 256 * 32 {
         let (bits, lane) = (i / 32, i % 32 / 4);
-        // The upper four bits begin again.
-        let from = table[if lane < 4 { bits } else { bits >> 4 }][lane % 4];
-        if from != ZERO {
+        let from = if again && lane >= 4 { table[bits >> 4][lane - 4] } else { table[bits][lane] };
+        if from < 4 {
             bytes[bits][i % 32] = 4 * from + (i % 4) as u8;
         }
         i += 1;
     }
     bytes
-};
+}
 
 const fn compress_table() -> [[u8; 8]; 256] {
     let mut table = [[ZERO; 8]; 256];
@@ -259,6 +264,20 @@ pub(crate) unsafe fn expand_lanes(from: *const u8, keep: u8, half: usize) -> __m
         let low = _mm256_castsi128_si256(_mm_loadu_si128(from.cast()));
         let both = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(from.add(4 * half).cast()));
         _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_QUADS[keep as usize].as_ptr().cast()))
+    }
+}
+
+/// [`expand_lanes`] for a `keep` of four bits at most.
+///
+/// # Safety
+/// `from` is valid for reading 16 bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: u8) -> __m256i {
+    // SAFETY: 16 readable bytes (the caller's promise), 32 in the table.
+    unsafe {
+        let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_FEW[keep as usize].as_ptr().cast()))
     }
 }
 
