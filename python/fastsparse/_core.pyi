@@ -106,8 +106,8 @@ def linear(
     groups: tuple[int, int] | None = None,
 ) -> NDArray[Any]:
     """`x @ weights.T + bias` for x of shape `(…, cols)`, in the dtype of x, float32 inside. int8 weights take a
-    scale, and x of any float dtype, which is rounded to int8 by rows, or of int8, which gives float32. The mask is known
-    to have at most `groups[0]` of each `groups[1]` neighbours of a row."""
+    scale, and x of any float dtype, which is rounded to int8 by rows, or of int8, which gives float32. The mask
+    is known to have at most `groups[0]` of each `groups[1]` neighbours of a row."""
 
 def prefers_indices(values: NDArray[Any], shape: _Shape, batch: int) -> bool:
     """Whether column indices compute faster than the mask, for `batch` rows of activations."""

@@ -236,6 +236,7 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
     }
 }
 
+#[expect(clippy::needless_range_loop, reason = "several arrays have one index")]
 impl<V: Engine> Work<'_, V> {
     /// Four rows of weights from `first` on, `B` rows of activations. Answers whether mask and offsets agree.
     #[inline(always)]

@@ -24,7 +24,7 @@
 //! part of the data where it was wrong.
 //!
 //! Small inputs, and rows of 8 and 16 bits, take another way: a cache holds them, so the cut is found by counting and the mask
-//! written once it is known ([`counting`]). Nothing is collected.
+//! written once it is known (`counting.rs`). Nothing is collected.
 
 mod bracket;
 mod buffers;
