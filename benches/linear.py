@@ -33,7 +33,7 @@ CSR_LAYERS = 3
 # A CSR product of many columns takes seconds.
 CSR_BATCH = 4
 # Threads of OpenBLAS and OpenMP go on looking for work for a while, on the cores that ours need then. Meanwhile ours
-# are called and not timed, since cores that have slept are slow: on a Zen 3 one row took 1.6 times as long after a pause.
+# are called and not timed, since cores that have slept are slow: on a Zen 3 one row took 1.6 times as long after it.
 PAUSE = 0.05
 # Of a shape, type and batch.
 SECONDS = 4.0
