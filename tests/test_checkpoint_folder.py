@@ -175,6 +175,7 @@ def test_an_index_that_does_not_fit(tmp_path, src):
         ({**where, "x": "none.safetensors"}, "shard 'none.safetensors' is missing"),
         ({"x": 7}, "does not map"),
         (["x"], "does not map"),
+        ({}, "names no shard"),
     ):
         write_index(src, changed)
         with pytest.raises(fs.FormatError, match=why):

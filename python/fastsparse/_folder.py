@@ -107,6 +107,8 @@ def read_folder(path: str) -> ModelFolder:
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise FormatError(f"{path}: {INDEX}: 'weight_map' does not map tensors to shards")
     shards = tuple(sorted(set(where.values())))
+    if not shards:
+        raise FormatError(f"{os.path.join(path, INDEX)}: 'weight_map' names no shard")
     for shard in shards:
         # The index comes from strangers: a shard is a file of this folder and nothing else.
         if shard in ("", ".", "..", INDEX, CONFIG) or any(mark in shard for mark in "/\\:\0"):

@@ -235,9 +235,9 @@ def linear(
     Notes
     -----
     With few rows of `x` the time is that of reading the packed weights, of which there are fewer than dense ones; with
-    hundreds it is that of the multiplications of a dense layer. In a row of `x` that holds an infinity or NaN each kept
-    weight is multiplied by itself, which is several times slower. With bfloat16 on both sides a CPU that multiplies it
-    takes subnormal numbers as zero.
+    many it is that of multiplying: the kept weights only where there are zeros enough, else all of them. In a row of
+    `x` that holds an infinity or NaN each kept weight is multiplied by itself, which is several times slower. With
+    bfloat16 on both sides a CPU that multiplies it may take subnormal numbers as zero.
 
     The step of a row of `x` is ``max |x| / 127``, and its elements become ``rint(x / max * 127)``. A row that holds an
     infinity or NaN has no step; with int8 weights all its results are NaN.

@@ -80,6 +80,8 @@ impl Isa {
     /// its target guarantees. Where the system does not give the tiles of AMX to this process, what is below them is taken.
     pub fn up_to(name: &str) -> Result<Isa> {
         match name {
+            // Without asking the system for more than was named.
+            "scalar" => Ok(Isa::Scalar),
             #[cfg(target_arch = "x86_64")]
             "amx" if amx_instructions() => Ok(Isa::detect()),
             "neon" if cfg!(target_arch = "aarch64") => Ok(Isa::Scalar),

@@ -209,6 +209,12 @@ fn few_kept_and_many_rows() {
     }
 }
 
+/// More rows of activations than are computed at a time.
+#[test]
+fn panels() {
+    all(Matrix { rows: 3, cols: 9 }, 2100, 32, true);
+}
+
 #[test]
 fn no_rows() {
     let packed = Packed::random::<F32>(Matrix { rows: 0, cols: 70 }, 32, &mut Random(1));

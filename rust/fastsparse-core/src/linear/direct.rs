@@ -207,6 +207,11 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
             }
             count += Counted.passed(keep);
         }
+        for b in 0..B {
+            // What an earlier task left there would be multiplied by nothing, which has a sign.
+            // SAFETY: as above: a block is left.
+            unsafe { std::ptr::write_bytes(kept.add(b * ROW + count), 0, V::LANES) };
+        }
         for at in (0..count).step_by(V::LANES) {
             let whole = count - at >= V::LANES;
             // SAFETY: as above, and of values there are as many as columns.

@@ -136,13 +136,14 @@ pub(super) struct Scratch<V: Engine> {
 }
 
 impl<V: Engine> Scratch<V> {
-    /// For `batch` rows of activations. Tile and sums are empty where the batch fits the registers.
+    /// For `batch` rows of activations. Tile and sums are empty where the batch fits the registers, `kept` where not.
     pub fn new(engine: V, batch: usize) -> Self {
-        let (tile, sums) = if batch <= V::DIRECT { (0, 0) } else { (tile_rows::<V>(), batch * tile_rows::<V>()) };
+        let (kept, tile, sums) =
+            if batch <= V::DIRECT { (KEPT * batch, 0, 0) } else { (0, tile_rows::<V>(), batch * tile_rows::<V>()) };
         Scratch {
             values: [[V::Weight::default(); CHUNK_COLS]; ROWS],
             masks: [[0; CHUNK_COLS / 8]; ROWS],
-            kept: vec![Block([V::Lane::default(); BLOCK]); KEPT * batch.min(V::DIRECT)],
+            kept: vec![Block([V::Lane::default(); BLOCK]); kept],
             tile: vec![Block([V::Lane::default(); BLOCK]); tile * CHUNK],
             sums: vec![[engine.zero(); ROWS]; sums / ROWS],
         }

@@ -26,6 +26,9 @@ const TILE: usize = 64;
 /// row from here on, 0.013 with half of the first cache.
 const CHUNK_BYTES: usize = 64 << 10;
 
+// A place in a chunk is a u16.
+const _: () = assert!(CHUNK_BYTES <= 1 << 16);
+
 /// Blocks of a chunk at most.
 const BLOCKS: usize = 8;
 

@@ -5,11 +5,11 @@
 //! ```
 //!
 //! Contract. Products and sums are float32, `out` is rounded once. What is dropped contributes nothing, whatever x holds. The
-//! order of a sum depends on the ISA, the batch and the columns, never on the threads. `mask` and `offsets` are those of `shape`;
+//! order of a sum depends on the ISA, the batch, the shape and the mask, never on the threads. `mask` and `offsets` are those of `shape`;
 //! whatever they hold, nothing is read or written out of bounds, and where they disagree the result is an error and `out`
 //! unspecified. Slices of a wrong length are a bug of the caller and panic.
 //!
-//! With bfloat16 on both sides AVX-512 multiplies in pairs (`vdpbf16ps`), AMX in tiles (`tdpbf16ps`): both take subnormal numbers as zero.
+//! With bfloat16 on both sides AVX-512 multiplies in pairs (`vdpbf16ps`), AMX in tiles (`tdpbf16ps`): where these are used subnormal numbers are zeros.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -80,6 +80,9 @@ impl Groups {
 /// Rows of activations from which on tiles are used, where there are some: up to four the sums of the vector kernel stay in registers.
 const AMX_FROM: usize = 5;
 
+/// Rows of activations that are computed at a time: a bound for what their copies and sums take.
+const PANEL: usize = 1024;
+
 /// Multiplications below which a second thread costs more than it saves: some 10 µs, twice what waking it takes.
 const WORK_PER_THREAD: usize = 1 << 18;
 
@@ -97,10 +100,16 @@ pub fn linear<E: Real, X: Real>(
     assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
     let batch = out.len().checked_div(shape.rows).unwrap_or(0);
     assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
-    let exec = exec.for_work(values.len() * batch, WORK_PER_THREAD);
-    let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out: SharedMut::new(out) };
-    let ends = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
-    if call.run::<E>() && ends {
+    let mut agreed = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
+    for first in (0..batch).step_by(PANEL) {
+        let batch = PANEL.min(batch - first);
+        let x = &x[first * shape.cols..(first + batch) * shape.cols];
+        let out = SharedMut::new(&mut out[first * shape.rows..(first + batch) * shape.rows]);
+        let exec = exec.for_work(values.len() * batch, WORK_PER_THREAD);
+        let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out };
+        agreed &= call.run::<E>();
+    }
+    if agreed {
         return Ok(());
     }
     check_parts(values.len(), shape, mask, offsets)?;
