@@ -153,7 +153,7 @@ def _shares(model: nn.Module, recipe: Recipe, names: list[str]) -> dict[str, fs.
 
     assert isinstance(recipe.default, fs.Unstructured), "the recipe has checked that"
     zeros = spread(entries, recipe.default.sparsity, recipe.min_sparsity, recipe.max_sparsity, each)
-    return {name: fs.Unstructured(zeros[name] / max(weight.numel(), 1)) for name, weight in weights.items()}
+    return {name: fs.Unstructured(zeros[name][0] / max(weight.numel(), 1)) for name, weight in weights.items()}
 
 
 def _replace(model: nn.Module, names: list[_Use], chosen: fs.Pattern, row: TensorReport) -> TensorReport:
