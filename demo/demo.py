@@ -86,7 +86,7 @@ def numpy_mask(w: np.ndarray, pattern: fs.Pattern) -> np.ndarray:
             norms = np.add.reduceat(np.square(magnitude, dtype=np.float64), first, axis=0)
             norms /= np.diff(first, append=rows)[:, None]
             return np.repeat(largest(norms, round(sparsity * norms.size)), high, axis=0)[:rows].reshape(w.shape)
-    raise NotImplementedError(pattern)
+    raise ValueError(f"no NumPy twin for {pattern!r}")
 
 
 def largest(scores: np.ndarray, zeros: int) -> np.ndarray:
