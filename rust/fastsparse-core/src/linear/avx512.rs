@@ -30,6 +30,7 @@ impl<E: Real> Engine for Floats<E> {
     type Sums = __m512;
     const LANES: usize = 16;
     const DIRECT: usize = 4;
+    const SUMS: usize = 16;
     const BATCH: usize = 6;
 
     #[inline(always)]
@@ -140,6 +141,7 @@ impl<E: Real> Engine for Halves<E> {
     type Sums = __m512;
     const LANES: usize = 32;
     const DIRECT: usize = 4;
+    const SUMS: usize = 16;
     const BATCH: usize = 4;
     const ORDERED: bool = matches!(E::DTYPE, DType::F16);
 
@@ -248,6 +250,7 @@ impl<E: Real> Engine for Pairs<E> {
     type Sums = __m512;
     const LANES: usize = 32;
     const DIRECT: usize = 4;
+    const SUMS: usize = 16;
     const BATCH: usize = 6;
 
     #[inline(always)]

@@ -5,8 +5,8 @@
 //!     w[r] = expand(bits of the vector, next values of row r)
 //!     sums[r][b] += w[r] · x[b]
 //! ```
-//! Four rows share each load of x. Two kinds of chunks go another way:
-//! - The masks of the four rows are the same, as in blocks of four and more rows: x is compressed once, and the values are multiplied as
+//! Four rows share each load of x, or two where registers hold no more sums. Two kinds of chunks go another way:
+//! - The masks of the rows are the same, as in blocks of four and more rows: x is compressed once, and the values are multiplied as
 //!   they lie.
 //! - So many vectors have no weight at all (wide blocks, runs of zeros) that each row had better go through its own.
 //!
@@ -14,10 +14,13 @@
 //! them.
 
 use super::activations::CHUNK_COLS;
-use super::kernel::{AHEAD, Engine, KEPT, ROWS, Work, keep, vectors};
+use super::kernel::{AHEAD, Engine, KEPT, Work, keep, vectors};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
 use crate::matrix::low;
+
+/// How far ahead of its use each stream of masks is fetched, in chunks: rows are too short for hardware to see a stream.
+const AHEAD_OF_MASK: usize = 2;
 
 /// How many values a vector of columns takes.
 pub(super) trait Pace: Copy {
@@ -116,25 +119,25 @@ const fn step<V: Engine>() -> usize {
     if bytes < 64 { 64 / bytes } else { 1 }
 }
 
-/// A chunk of four rows, and activations. The masks lie together, so that one register names them.
-struct Chunk<'a, V: Engine, const B: usize> {
-    masks: &'a [ChunkMask; ROWS],
-    from: [*const V::Weight; ROWS],
+/// A chunk of some rows, and activations. The masks lie together, so that one register names them.
+struct Chunk<'a, V: Engine, const B: usize, const R: usize> {
+    masks: &'a [ChunkMask; R],
+    from: [*const V::Weight; R],
     x: [*const V::Lane; B],
     /// Vectors that have columns.
     vectors: usize,
 }
 
-type Sums<V, const B: usize> = [[<V as Engine>::Sums; B]; ROWS];
+type Sums<V, const B: usize, const R: usize> = [[<V as Engine>::Sums; B]; R];
 
 #[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
-impl<V: Engine, const B: usize> Chunk<'_, V, B> {
-    /// Four rows at a time.
+impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
+    /// All rows at a time.
     ///
     /// # Safety
     /// The values of a chunk are readable at `from`, the vectors at `x`. `pace` takes no more than a vector has columns.
     #[inline(always)]
-    unsafe fn all<P: Pace>(&mut self, engine: V, pace: P, mut sums: Sums<V, B>) -> Sums<V, B> {
+    unsafe fn all<P: Pace>(&mut self, engine: V, pace: P, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
         let start = self.from;
         for first in (0..self.vectors).step_by(const { step::<V>() }) {
             for vector in first..first + const { step::<V>() } {
@@ -145,7 +148,7 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
                     // SAFETY: as above.
                     loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
                 }
-                for r in 0..ROWS {
+                for r in 0..R {
                     let keep = keep::<V>(&self.masks[r], vector);
                     let from = pace.place(start[r], self.from[r], vector);
                     // SAFETY: as above; no more values than columns have been passed.
@@ -168,9 +171,9 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
     /// # Safety
     /// As for `all`.
     #[inline(always)]
-    unsafe fn each(&mut self, engine: V, used: [u64; ROWS], sums: Sums<V, B>) -> Sums<V, B> {
+    unsafe fn each(&mut self, engine: V, used: [u64; R], sums: Sums<V, B, R>) -> Sums<V, B, R> {
         let mut others = transposed(sums);
-        for r in 0..ROWS {
+        for r in 0..R {
             let mut left = used[r];
             while left != 0 {
                 let vector = left.trailing_zeros() as usize;
@@ -189,12 +192,12 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
         transposed(others)
     }
 
-    /// Four rows that share the vectors of `used` and their mask: activations are compressed to `kept`, of `KEPT` blocks each.
+    /// Rows that share the vectors of `used` and their mask: activations are compressed to `kept`, of `KEPT` blocks each.
     ///
     /// # Safety
     /// As for `all`; `kept` is valid for reading and writing `B` rows.
     #[inline(always)]
-    unsafe fn shared(&mut self, engine: V, used: u64, kept: *mut V::Lane, mut sums: Sums<V, B>) -> Sums<V, B> {
+    unsafe fn shared(&mut self, engine: V, used: u64, kept: *mut V::Lane, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
         const ROW: usize = KEPT * super::activations::BLOCK;
         let (mut left, mut count) = (used, 0);
         while left != 0 {
@@ -220,7 +223,7 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
                 for b in 1..B {
                     loaded[b] = engine.load(kept.add(b * ROW + at));
                 }
-                for r in 0..ROWS {
+                for r in 0..R {
                     let w = if whole {
                         engine.widen(self.from[r].add(at))
                     } else {
@@ -234,7 +237,7 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
                 }
             }
         }
-        for r in 0..ROWS {
+        for r in 0..R {
             self.from[r] = self.from[r].wrapping_add(count);
         }
         sums
@@ -243,37 +246,44 @@ impl<V: Engine, const B: usize> Chunk<'_, V, B> {
 
 #[expect(clippy::needless_range_loop, reason = "several arrays have one index")]
 impl<V: Engine> Work<'_, V> {
-    /// Four rows of weights from `first` on, `B` rows of activations. Answers whether mask and offsets agree.
+    /// `R` rows of weights from `first` on, `B` rows of activations from `start` on. Answers whether mask and offsets agree.
     #[inline(always)]
-    pub(super) fn direct<const B: usize, P: Pace>(&mut self, first: usize, pace: P) -> bool {
+    pub(super) fn direct<const B: usize, const R: usize, P: Pace>(
+        &mut self,
+        first: usize,
+        start: usize,
+        pace: P,
+    ) -> bool {
+        if first >= self.task.rows.end {
+            return true;
+        }
         let (engine, cols) = (self.engine, self.task.weights.shape.cols);
-        let mut rows: [Row<'_, V::Weight>; ROWS] = std::array::from_fn(|r| self.task.row(first + r));
-        let mut sums = [[engine.zero(); B]; ROWS];
+        let mut rows: [Row<'_, V::Weight>; R] = std::array::from_fn(|r| self.task.row(first + r));
+        let mut sums = [[engine.zero(); B]; R];
         for chunk in 0..self.x.chunks() {
             let (width, x) = self.x.chunk(chunk);
-            for r in 0..ROWS {
+            let (mut masks, mut used) = ([[0; CHUNK_COLS / 8]; R], [0; R]);
+            let mut from = [std::ptr::null(); R];
+            let (mut many, mut same) = (0, true);
+            for r in 0..R {
                 let mut buffer = [0; CHUNK_COLS / 8];
-                self.scratch.masks[r] = *rows[r].mask(chunk, cols, &mut buffer);
+                masks[r] = *rows[r].mask(chunk, cols, &mut buffer);
+                rows[r].prefetch_mask(chunk + AHEAD_OF_MASK);
+                from[r] = rows[r].window(&mut self.scratch.values[r]).as_ptr();
+                used[r] = engine.used(&masks[r]);
+                many += used[r].count_ones() as usize;
+                same = same && (r == 0 || masks[r] == masks[0]);
             }
-            let (masks, [v0, v1, v2, v3]) = (&self.scratch.masks, &mut self.scratch.values);
-            let from: [*const V::Weight; ROWS] = [
-                rows[0].window(v0).as_ptr(),
-                rows[1].window(v1).as_ptr(),
-                rows[2].window(v2).as_ptr(),
-                rows[3].window(v3).as_ptr(),
-            ];
-            let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
-            let used = [engine.used(&masks[0]), engine.used(&masks[1]), engine.used(&masks[2]), engine.used(&masks[3])];
-            let mut work = Chunk { masks, from, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
-            let many = used[0].count_ones() + used[1].count_ones() + used[2].count_ones() + used[3].count_ones();
-            let same = masks[0] == masks[1] && masks[0] == masks[2] && masks[0] == masks[3];
+            let x: [*const V::Lane; B] =
+                std::array::from_fn(|b| x[(start + b) * width..(start + b + 1) * width].as_ptr().cast());
+            let mut work = Chunk { masks: &masks, from, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
             // SAFETY: 512 values are there and the vectors of the chunk; `kept` is as long.
             unsafe {
                 if V::ORDERED && same {
                     sums = work.shared(engine, used[0], self.scratch.kept.as_mut_ptr().cast(), sums);
-                } else if many as usize > ROWS * work.vectors * 3 / 4 {
+                } else if many > R * work.vectors * 3 / 4 {
                     sums = work.all(engine, pace, sums);
-                    for r in 0..ROWS {
+                    for r in 0..R {
                         rows[r].skip(pace.all(from[r], work.from[r], &masks[r]));
                     }
                     continue;
@@ -281,17 +291,17 @@ impl<V: Engine> Work<'_, V> {
                     sums = work.each(engine, used, sums);
                 }
             }
-            for r in 0..ROWS {
+            for r in 0..R {
                 rows[r].skip(Counted.all(from[r], work.from[r], &masks[r]));
             }
         }
-        let len = ROWS.min(self.task.rows.end - first);
+        let len = R.min(self.task.rows.end - first);
         for (b, sums) in transposed(sums).iter().enumerate() {
-            let mut totals = [0.0; ROWS];
-            for r in 0..ROWS {
+            let mut totals = [0.0; R];
+            for r in 0..R {
                 totals[r] = engine.total(sums[r]);
             }
-            (self.emit)(first, b, &totals[..len]);
+            (self.emit)(first, start + b, &totals[..len]);
         }
         rows.iter().all(Row::complete)
     }

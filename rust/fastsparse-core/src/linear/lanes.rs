@@ -12,6 +12,7 @@
 //! The activations of a chunk stay in the nearer caches while the rows of a task go over them. The sum of a chunk has a few chains, by
 //! turns, which are added up before the chunk is added to the row.
 
+use super::Weights;
 use super::activations::{BLOCK, Block, COPY_PER_THREAD, flat, flat_mut};
 use super::real::Real;
 use super::task::{Row, Task};
@@ -22,9 +23,12 @@ use crate::parallel::{Exec, SharedMut, run};
 /// Rows of activations of a tile at most.
 const TILE: usize = 64;
 
-/// Bytes of the activations of a chunk. Measured on Zen 3: with more, fewer chunks are begun; 64 rows at 10 % took 0.011 ns a weight and
-/// row from here on, 0.013 with half of the first cache.
+/// Bytes of the activations of a chunk, and those where more than [`FEW`] weights in a thousand are kept. Fewer bytes stay in the first
+/// cache, more mean that fewer chunks are begun. Measured on Zen 3, nanoseconds a weight and row at 64 rows, with 64 and with 32 kB:
+/// 0.035 and 0.023 at 50 %, 0.015 and 0.015 at 25 %, 0.008 and 0.009 at 10 %.
 const CHUNK_BYTES: usize = 64 << 10;
+const CHUNK_BYTES_OF_MANY: usize = 32 << 10;
+const FEW: usize = 250;
 
 // A place in a chunk is a u16.
 const _: () = assert!(CHUNK_BYTES <= 1 << 16);
@@ -32,13 +36,19 @@ const _: () = assert!(CHUNK_BYTES <= 1 << 16);
 /// Blocks of a chunk at most.
 const BLOCKS: usize = 8;
 
-/// Rows of weights of a task, so that loading the activations of a chunk into the first cache is a small part of it.
-pub(super) const ROWS: usize = 128;
+/// Rows of weights of a task at most, so that loading the activations of a chunk into the first cache is a small part of it.
+const ROWS: usize = 128;
+
+/// Rows of a task where there are fewer: two tasks for each thread.
+pub(super) fn rows(all: usize, threads: usize) -> usize {
+    all.div_ceil(2 * threads).clamp(1, ROWS)
+}
 
 /// Kept weights in a thousand up to which this is quicker than expanding them, by the least number of rows of activations. Measured on
-/// Zen 3 with AVX2, nanoseconds a weight and row of float32, at 500, 250 and 100: expanded 0.07, 0.05, 0.04, 0.03 at 4, 8, 16, 64
-/// rows; here 0.11 / 0.07 / 0.06, 0.06 / 0.04 / 0.03, 0.04 / 0.025 / 0.02, 0.026 / 0.019 / 0.011.
-const UP_TO: [(usize, usize); 4] = [(64, 550), (16, 450), (8, 300), (4, 120)];
+/// Zen 3 with AVX2, nanoseconds a weight and row of float32. Expanded: 0.067, 0.047, 0.037, 0.032 at 8, 16, 32, 64 rows and about
+/// any density. Here, at 700, 500 and 250: 0.082 / 0.066 / 0.040, 0.054 / 0.040 / 0.025, 0.037 / 0.026 / 0.018, 0.029 / 0.021 / 0.015.
+/// At 5 rows and 250 it is 0.065 against 0.078, at 4 rows the direct kernel is quicker.
+const UP_TO: [(usize, usize); 5] = [(64, 750), (32, 700), (16, 600), (8, 480), (5, 300)];
 
 /// Whether this is quicker than expanding the weights. Where the other kernel adds two products at a time (`pairs`) it has half of the
 /// multiplications: reckoned, not measured.
@@ -169,8 +179,6 @@ impl<X: Real> Kernel for Fill<'_, X> {
 pub(super) struct Scratch {
     /// Sums of a tile by rows of weights.
     sums: Vec<Block<f32>>,
-    /// Values of each row that have been passed.
-    passed: [usize; ROWS],
     /// Values of a chunk as float32, and what is behind them in a vector.
     wide: [f32; BLOCKS * BLOCK],
     /// Where the columns of the set bits of a chunk are, in bytes, and what the last eight bits may be followed by.
@@ -181,7 +189,6 @@ impl Scratch {
     pub fn new() -> Self {
         Scratch {
             sums: vec![Block([0.0; BLOCK]); ROWS * TILE / BLOCK],
-            passed: [0; ROWS],
             wide: [0.0; BLOCKS * BLOCK],
             places: [0; BLOCKS * BLOCK + 8],
         }
@@ -227,19 +234,21 @@ impl<V: Lanes, E: Real> Work<'_, V, E> {
     #[inline(always)]
     fn tile<const A: usize, const CHAINS: usize>(&mut self, tile: usize) -> bool {
         let Tile { first, start, .. } = self.x.tiles[tile];
-        let cols = self.task.weights.shape.cols;
+        let Weights { shape, values, .. } = self.task.weights;
+        let mut from: [Row<'_, E::Bits>; ROWS] = std::array::from_fn(|r| self.task.row(self.task.rows.start + r));
         let rows = self.task.rows.len();
         let width = A * V::LANES;
-        let blocks = (CHUNK_BYTES / (4 * width * BLOCK)).clamp(1, BLOCKS);
-        let each = cols.div_ceil(BLOCK);
-        self.scratch.passed.fill(0);
+        let few = values.len().saturating_mul(1000) <= shape.len().saturating_mul(FEW);
+        let bytes = if few { CHUNK_BYTES } else { CHUNK_BYTES_OF_MANY };
+        let blocks = (bytes / (4 * width * BLOCK)).clamp(1, BLOCKS);
+        let each = shape.cols.div_ceil(BLOCK);
         self.scratch.sums.fill(Block([0.0; BLOCK]));
         let mut agreed = true;
         for chunk in (0..each).step_by(blocks) {
             let len = blocks.min(each - chunk);
             let x = &self.x.blocks[start + chunk * width..start + (chunk + len) * width];
             for r in 0..rows {
-                agreed &= self.chunk::<A, CHAINS>(r, chunk, len, x);
+                agreed &= self.chunk::<A, CHAINS>(r, &mut from[r], chunk, len, x);
             }
         }
         let mut column = [0.0; ROWS];
@@ -250,12 +259,7 @@ impl<V: Lanes, E: Real> Work<'_, V, E> {
             }
             (self.emit)(self.task.rows.start, first + lane, &column[..rows]);
         }
-        for r in 0..rows {
-            let mut row = self.task.row(self.task.rows.start + r);
-            row.skip(self.scratch.passed[r]);
-            agreed &= row.complete();
-        }
-        agreed
+        agreed && from[..rows].iter().all(Row::complete)
     }
 
     /// Adds `len` blocks of a row to its sums. Answers whether there were values for all the bits.
@@ -263,14 +267,13 @@ impl<V: Lanes, E: Real> Work<'_, V, E> {
     fn chunk<const A: usize, const CHAINS: usize>(
         &mut self,
         r: usize,
+        row: &mut Row<'_, E::Bits>,
         chunk: usize,
         len: usize,
         x: &[Block<f32>],
     ) -> bool {
         const NOTHING: f32 = 0.0;
         let (lanes, width) = (self.lanes, A * V::LANES);
-        let mut row: Row<'_, E::Bits> = self.task.row(self.task.rows.start + r);
-        row.skip(self.scratch.passed[r]);
         let mut count = 0;
         for block in 0..len {
             let word = row.word(chunk + block, self.task.weights.shape.cols);
@@ -281,7 +284,6 @@ impl<V: Lanes, E: Real> Work<'_, V, E> {
             }
         }
         let Some(values) = row.values(count) else { return false };
-        self.scratch.passed[r] += count;
         // The rows of a task are more streams than hardware follows.
         row.skip(count);
         row.prefetch(chunk + len, len, count);

@@ -222,7 +222,8 @@ impl<W: Word, X: Real> Call<'_, W, X> {
     fn lanes<E: Real<Bits = W>, V: lanes::Lanes>(&self, lanes: V, finite: &[bool]) -> bool {
         let row = |b: usize| finite[b].then(|| self.row(b));
         let x = &lanes::Columns::new::<V, X>(lanes, row, self.batch, self.weights.shape.cols, self.exec);
-        self.each_task(lanes::ROWS, lanes::Scratch::new, |scratch, task, emit| {
+        let rows = lanes::rows(self.weights.shape.rows, self.exec.threads);
+        self.each_task(rows, lanes::Scratch::new, |scratch, task, emit| {
             lanes.run(lanes::Work::<V, E> { lanes, task, x, scratch, emit })
         })
     }

@@ -101,6 +101,12 @@ impl<'a, W: Word> Row<'a, W> {
         self.values.get(self.at..)?.get(..len)
     }
 
+    /// Asks for the mask of a chunk of columns.
+    #[inline(always)]
+    pub fn prefetch_mask(&self, chunk: usize) {
+        prefetch(self.bits.as_ptr().wrapping_add(CHUNK_COLS / 8 * chunk));
+    }
+
     /// Asks for the lines that hold the last of the next `blocks` words of the mask, from `block` on, and the next `len` values: what is
     /// before them in the first line is being used.
     #[inline(always)]
