@@ -62,8 +62,14 @@ impl Packed {
         weights.iter().zip(x).map(|(&weight, &x)| weight as i64 * x as i64).sum()
     }
 
-    /// int8 activations on every ISA against the sums.
+    /// int8 activations on every ISA against the sums, as they are and without −128, which takes another way.
     fn check(&self, x: &[i8], batch: usize, bias: Option<&[f32]>) {
+        self.check_sums(x, batch, bias);
+        let x: Vec<i8> = x.iter().map(|&x| x.max(-i8::MAX)).collect();
+        self.check_sums(&x, batch, bias);
+    }
+
+    fn check_sums(&self, x: &[i8], batch: usize, bias: Option<&[f32]>) {
         let bytes: Vec<u8> = x.iter().map(|&x| x as u8).collect();
         for isa in Isa::available() {
             let mut out = vec![u32::MAX; batch * self.shape.rows];

@@ -244,7 +244,6 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
     }
 }
 
-#[expect(clippy::needless_range_loop, reason = "several arrays have one index")]
 impl<V: Engine> Work<'_, V> {
     /// `R` rows of weights from `first` on, `B` rows of activations from `start` on. Answers whether mask and offsets agree.
     #[inline(always)]

@@ -16,6 +16,20 @@ static COMPRESS: [[u8; 8]; 256] = compress_table();
 /// For eight mask bits, where each lane's element comes from: the number of set bits below it, or [`ZERO`].
 static EXPAND: [[u8; 8]; 256] = expand_table();
 
+/// [`EXPAND`] for elements that lie eight bytes behind.
+static EXPAND_UPPER: [[u8; 8]; 256] = {
+    let mut table = expand_table();
+    let mut i = 0;
+    while i < 256 * 8 {
+        let from = &mut table[i / 8][i % 8];
+        if *from != ZERO {
+            *from += 8;
+        }
+        i += 1;
+    }
+    table
+};
+
 /// [`COMPRESS`] and [`EXPAND`] for two-byte elements, as bytes.
 static COMPRESS_PAIRS: [[u8; 16]; 256] = in_bytes(&compress_table());
 static EXPAND_PAIRS: [[u8; 16]; 256] = in_bytes(&expand_table());
@@ -194,7 +208,7 @@ pub(crate) unsafe fn expand<W: Word, const STREAM: bool>(from: *const W, keep: u
         let next = from.add(low.count_ones() as usize);
         match W::BYTES {
             1 => {
-                let v = _mm_unpacklo_epi64(expand_bytes(from.cast(), low), expand_bytes(next.cast(), high));
+                let v = expand_16_bytes(from.cast(), keep.to_le_bytes());
                 if STREAM {
                     _mm_stream_si128(to.cast(), v);
                 } else {
@@ -224,16 +238,23 @@ pub(crate) unsafe fn expand<W: Word, const STREAM: bool>(from: *const W, keep: u
     }
 }
 
-/// Eight one-byte lanes: the next of `from` where `keep` has a bit, zero elsewhere.
+/// Sixteen one-byte lanes: the next of `from` where `keep` has a bit, zero elsewhere.
 ///
 /// # Safety
-/// `from` is valid for reading 8 bytes.
-#[target_feature(enable = "avx2")]
+/// `from` and `from.add(bits in the first byte of keep)` are valid for reading 8 bytes.
+#[target_feature(enable = "avx2,popcnt")]
 #[inline]
-pub(crate) unsafe fn expand_bytes(from: *const u8, keep: u8) -> __m128i {
-    let entry = _mm_cvtsi64_si128(i64::from_le_bytes(EXPAND[keep as usize]));
-    // SAFETY: 8 readable bytes (the caller's promise).
-    _mm_shuffle_epi8(unsafe { _mm_loadl_epi64(from.cast()) }, entry)
+pub(crate) unsafe fn expand_16_bytes(from: *const u8, keep: [u8; 2]) -> __m128i {
+    let (low, high) = (keep[0] as usize, keep[1] as usize);
+    // SAFETY: twice 8 readable bytes (the caller's promise); 8 in the tables.
+    unsafe {
+        // Two loads make a vector, whose upper half is shuffled from the upper eight bytes.
+        let values = _mm_castsi128_pd(_mm_loadl_epi64(from.cast()));
+        let values = _mm_loadh_pd(values, from.add(low.count_ones() as usize).cast());
+        let places = _mm_castsi128_pd(_mm_loadl_epi64(EXPAND[low].as_ptr().cast()));
+        let places = _mm_loadh_pd(places, EXPAND_UPPER[high].as_ptr().cast());
+        _mm_shuffle_epi8(_mm_castpd_si128(values), _mm_castpd_si128(places))
+    }
 }
 
 /// Eight two-byte lanes: the next of `from` where `keep` has a bit, zero elsewhere.

@@ -1,10 +1,26 @@
-//! AVX2: sixteen columns a vector, widened to int16, two products a lane of int32. (`vpmaddubsw` on bytes would saturate.)
+//! AVX2: products of bytes, two a lane of int16, which are added up to four a lane of int32.
+//!
+//! `vpmaddubsw` multiplies unsigned by signed bytes and saturates the sum of two: |w| is at most 128 and x with the sign of the weight
+//! at most 127, so that two products are 32512 at most and nothing is lost. An activation of −128 has no opposite: where there is one,
+//! weights and activations are widened to int16.
 
 use std::arch::x86_64::*;
 
-use super::kernel::Engine;
+use super::kernel::{BlockMask, Engine};
 use crate::isa::{Avx2, Isa, Kernel};
-use crate::vector::avx2::expand_bytes;
+use crate::linear::activations::Block;
+use crate::vector::avx2::expand_16_bytes;
+
+/// Weights and x as they are: no x is −128.
+#[derive(Clone, Copy)]
+pub struct Bytes(Avx2);
+
+impl Bytes {
+    /// The token proves what the methods use.
+    pub fn new(token: Avx2) -> Self {
+        Bytes(token)
+    }
+}
 
 /// Weights and x as int16.
 #[derive(Clone, Copy)]
@@ -17,12 +33,93 @@ impl Widened {
     }
 }
 
+/// The columns of a block, sixteen a vector.
+///
+/// # Safety
+/// `from` is valid for reading 64 bytes.
+#[inline(always)]
+unsafe fn expanded(_: Avx2, mut from: *const u8, keep: &BlockMask) -> [__m128i; 4] {
+    let keep = keep.as_chunks().0;
+    // SAFETY: the token proves the features.
+    let mut vectors = [unsafe { _mm_setzero_si128() }; 4];
+    for i in 0..4 {
+        // SAFETY: as above; no more values have been passed than columns (the caller's promise).
+        vectors[i] = unsafe { expand_16_bytes(from, keep[i]) };
+        from = from.wrapping_add(u16::from_le_bytes(keep[i]).count_ones() as usize);
+    }
+    vectors
+}
+
+#[inline(always)]
+fn total(sums: __m256i) -> i32 {
+    // SAFETY: the same bits in an array of as many integers.
+    unsafe { std::mem::transmute::<__m256i, [i32; 8]>(sums) }.iter().sum()
+}
+
+impl Engine for Bytes {
+    type Lane = u8;
+    type Vectors = [__m256i; 2];
+    type Sums = __m256i;
+    /// Eight sums; x, a weight and what becomes of it are the rest of 16 registers.
+    const BATCH: usize = 2;
+    const ADDED: i64 = 0;
+
+    #[inline(always)]
+    fn lane(x: u8) -> u8 {
+        x
+    }
+
+    #[inline(always)]
+    fn zero(self) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn expand(self, from: *const u8, keep: &BlockMask, to: &mut Block<u8>) {
+        // SAFETY: the token proves the features; the caller's promise; sixteen writable bytes each.
+        unsafe {
+            let (vectors, to) = (expanded(self.0, from, keep), to.0.as_chunks_mut::<16>().0);
+            for i in 0..4 {
+                _mm_storeu_si128(to[i].as_mut_ptr().cast(), vectors[i]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &Block<u8>) -> [__m256i; 2] {
+        let from: *const __m256i = from.0.as_ptr().cast();
+        // SAFETY: the token proves the features; 64 readable bytes.
+        unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] }
+    }
+
+    #[inline(always)]
+    fn add(self, mut sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
+        for i in 0..2 {
+            // SAFETY: the token proves the features.
+            unsafe {
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x[i], w[i]));
+                sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn total(self, sums: __m256i) -> i32 {
+        total(sums)
+    }
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        Isa::Avx2(self.0).run(kernel)
+    }
+}
+
 impl Engine for Widened {
     type Lane = i16;
-    type Vector = __m256i;
+    type Vectors = [__m256i; 4];
     type Sums = __m256i;
-    const LANES: usize = 16;
-    /// Eight sums, four weights and x: more do not fit 16 registers.
     const BATCH: usize = 2;
     const ADDED: i64 = 0;
 
@@ -38,38 +135,42 @@ impl Engine for Widened {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const u8, keep: u64) -> __m256i {
-        // SAFETY: the token proves the features; sixteen bytes are readable (the caller's promise), the second eight of them after
-        // at most eight.
+    unsafe fn expand(self, from: *const u8, keep: &BlockMask, to: &mut Block<i16>) {
+        // SAFETY: the token proves the features; the caller's promise; sixteen writable elements each.
         unsafe {
-            let low = expand_bytes(from, keep as u8);
-            let high = expand_bytes(from.add((keep as u8).count_ones() as usize), (keep >> 8) as u8);
-            _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(low, high))
+            let (vectors, to) = (expanded(self.0, from, keep), to.0.as_chunks_mut::<16>().0);
+            for i in 0..4 {
+                _mm256_storeu_si256(to[i].as_mut_ptr().cast(), _mm256_cvtepi8_epi16(vectors[i]));
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn load(self, from: *const i16) -> __m256i {
-        // SAFETY: the token proves the features; sixteen elements are readable (the caller's promise).
-        unsafe { _mm256_loadu_si256(from.cast()) }
+    fn load(self, from: &Block<i16>) -> [__m256i; 4] {
+        let from: *const __m256i = from.0.as_ptr().cast();
+        // SAFETY: the token proves the features; 128 readable bytes.
+        unsafe {
+            [
+                _mm256_loadu_si256(from),
+                _mm256_loadu_si256(from.add(1)),
+                _mm256_loadu_si256(from.add(2)),
+                _mm256_loadu_si256(from.add(3)),
+            ]
+        }
     }
 
     #[inline(always)]
-    unsafe fn store(self, to: *mut i16, vector: __m256i) {
-        // SAFETY: the token proves the features; sixteen elements are writable (the caller's promise).
-        unsafe { _mm256_storeu_si256(to.cast(), vector) }
-    }
-
-    #[inline(always)]
-    fn add(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(w, x)) }
+    fn add(self, mut sums: __m256i, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
+        for i in 0..4 {
+            // SAFETY: the token proves the features.
+            sums = unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(w[i], x[i])) };
+        }
+        sums
     }
 
     #[inline(always)]
     fn total(self, sums: __m256i) -> i32 {
-        // SAFETY: the same bits in an array of as many integers.
-        unsafe { std::mem::transmute::<__m256i, [i32; 8]>(sums) }.iter().sum()
+        total(sums)
     }
 
     #[inline(always)]

@@ -5,8 +5,9 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::Engine;
+use super::kernel::{BlockMask, Engine};
 use crate::isa::{Avx512Vnni, Kernel};
+use crate::linear::activations::Block;
 
 /// Weights plus 128, times x.
 #[derive(Clone, Copy)]
@@ -24,9 +25,8 @@ const FLIP: i8 = i8::MIN;
 
 impl Engine for Biased {
     type Lane = u8;
-    type Vector = __m512i;
+    type Vectors = __m512i;
     type Sums = __m512i;
-    const LANES: usize = 64;
     const BATCH: usize = 4;
     const ADDED: i64 = 128;
 
@@ -42,24 +42,20 @@ impl Engine for Biased {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const u8, keep: u64) -> __m512i {
-        // SAFETY: the token proves the features; 64 bytes are readable (the caller's promise).
+    unsafe fn expand(self, from: *const u8, keep: &BlockMask, to: &mut Block<u8>) {
+        // SAFETY: the token proves the features; 64 bytes are readable (the caller's promise) and writable.
         unsafe {
             let flip = _mm512_set1_epi8(FLIP);
-            _mm512_mask_expand_epi8(flip, keep, _mm512_xor_si512(flip, _mm512_loadu_si512(from.cast())))
+            let values = _mm512_xor_si512(flip, _mm512_loadu_si512(from.cast()));
+            let expanded = _mm512_mask_expand_epi8(flip, u64::from_le_bytes(*keep), values);
+            _mm512_storeu_si512(to.0.as_mut_ptr().cast(), expanded);
         }
     }
 
     #[inline(always)]
-    unsafe fn load(self, from: *const u8) -> __m512i {
-        // SAFETY: the token proves the features; 64 bytes are readable (the caller's promise).
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut u8, vector: __m512i) {
-        // SAFETY: the token proves the features; 64 bytes are writable (the caller's promise).
-        unsafe { _mm512_storeu_si512(to.cast(), vector) }
+    fn load(self, from: &Block<u8>) -> __m512i {
+        // SAFETY: the token proves the features; 64 readable bytes.
+        unsafe { _mm512_loadu_si512(from.0.as_ptr().cast()) }
     }
 
     #[inline(always)]

@@ -143,7 +143,10 @@ fn sums(weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emi
     } else if let Some(token) = exec.isa.avx512_vnni() {
         return vectors(avx512::Biased::new(token), weights, x, batch, exec, emit);
     } else if let Some(token) = exec.isa.avx2() {
-        return vectors(avx2::Widened::new(token), weights, x, batch, exec, emit);
+        if x.contains(&(i8::MIN as u8)) {
+            return vectors(avx2::Widened::new(token), weights, x, batch, exec, emit);
+        }
+        return vectors(avx2::Bytes::new(token), weights, x, batch, exec, emit);
     }
     each_task(weights, 1, exec, || (), |(), task| scalar::rows(task, x, batch, emit))
 }
@@ -162,7 +165,7 @@ fn vectors<V: kernel::Engine>(
 ) -> bool {
     let x = &kernel::Integers::new(engine, x, batch, weights.shape.cols, exec);
     let scratch = || kernel::Scratch::new(engine, batch);
-    each_task(weights, kernel::together::<V>(batch), exec, scratch, |scratch, task| {
+    each_task(weights, kernel::TILE_ROWS, exec, scratch, |scratch, task| {
         engine.run(kernel::Work { engine, task, x, scratch, emit })
     })
 }
