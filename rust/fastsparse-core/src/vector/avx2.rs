@@ -10,14 +10,18 @@ use crate::element::Word;
 /// An index whose lane becomes zero: `pshufb` looks at the top bit of a byte, `vblendvps` at that of a 32-bit lane.
 const ZERO: u8 = 0x80;
 
+/// An entry for each eight mask bits. Aligned, so that none lies across two cache lines.
+#[repr(C, align(64))]
+struct Table<const N: usize>([[u8; N]; 256]);
+
 /// For eight mask bits, where the selected elements are: the k-th byte is the place of the k-th set bit.
-static COMPRESS: [[u8; 8]; 256] = compress_table();
+static COMPRESS: Table<8> = Table(compress_table());
 
 /// For eight mask bits, where each lane's element comes from: the number of set bits below it, or [`ZERO`].
-static EXPAND: [[u8; 8]; 256] = expand_table();
+static EXPAND: Table<8> = Table(expand_table());
 
 /// [`EXPAND`] for elements that lie eight bytes behind.
-static EXPAND_UPPER: [[u8; 8]; 256] = {
+static EXPAND_UPPER: Table<8> = {
     let mut table = expand_table();
     let mut i = 0;
     while i < 256 * 8 {
@@ -27,19 +31,19 @@ static EXPAND_UPPER: [[u8; 8]; 256] = {
         }
         i += 1;
     }
-    table
+    Table(table)
 };
 
 /// [`COMPRESS`] and [`EXPAND`] for two-byte elements, as bytes.
-static COMPRESS_PAIRS: [[u8; 16]; 256] = in_bytes(&compress_table());
-static EXPAND_PAIRS: [[u8; 16]; 256] = in_bytes(&expand_table());
+static COMPRESS_PAIRS: Table<16> = Table(in_bytes(&compress_table()));
+static EXPAND_PAIRS: Table<16> = Table(in_bytes(&expand_table()));
 
 /// For eight mask bits, where the bytes of each 32-bit lane come from, or [`ZERO`]: the upper four begin again, as those of a load of
 /// their own.
-static EXPAND_QUADS: [[u8; 32]; 256] = in_quads(true);
+static EXPAND_QUADS: Table<32> = Table(in_quads(true));
 
 /// The same where the upper four go on, for four bits at most.
-static EXPAND_FEW: [[u8; 32]; 256] = in_quads(false);
+static EXPAND_FEW: Table<32> = Table(in_quads(false));
 
 const fn in_quads(again: bool) -> [[u8; 32]; 256] {
     let table = expand_table();
@@ -147,22 +151,22 @@ pub(crate) unsafe fn compress<W: Word>(from: *const W, keep: u8, to: *mut W) {
     unsafe {
         match W::BYTES {
             1 => {
-                let entry = _mm_cvtsi64_si128(i64::from_le_bytes(COMPRESS[keep as usize]));
+                let entry = _mm_cvtsi64_si128(i64::from_le_bytes(COMPRESS.0[keep as usize]));
                 _mm_storel_epi64(to.cast(), _mm_shuffle_epi8(_mm_loadl_epi64(from.cast()), entry));
             }
             2 => {
-                let entry = _mm_loadu_si128(COMPRESS_PAIRS[keep as usize].as_ptr().cast());
+                let entry = _mm_loadu_si128(COMPRESS_PAIRS.0[keep as usize].as_ptr().cast());
                 _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), entry));
             }
             4 => {
                 let v = _mm256_loadu_si256(from.cast());
-                let packed = _mm256_permutevar8x32_epi32(v, indices(&COMPRESS[keep as usize]));
+                let packed = _mm256_permutevar8x32_epi32(v, indices(&COMPRESS.0[keep as usize]));
                 _mm256_storeu_si256(to.cast(), packed);
             }
             _ => {
                 let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(4).cast()));
-                let low = _mm256_permutevar8x32_epi32(low, indices(&COMPRESS[doubled(keep)]));
-                let high = _mm256_permutevar8x32_epi32(high, indices(&COMPRESS[doubled(keep >> 4)]));
+                let low = _mm256_permutevar8x32_epi32(low, indices(&COMPRESS.0[doubled(keep)]));
+                let high = _mm256_permutevar8x32_epi32(high, indices(&COMPRESS.0[doubled(keep >> 4)]));
                 _mm256_storeu_si256(to.cast(), low);
                 _mm256_storeu_si256(to.add((keep & 15).count_ones() as usize).cast(), high);
             }
@@ -182,7 +186,7 @@ pub(crate) unsafe fn places(word: u64, first: u16, scale: u16, to: *mut u16) -> 
     let (scales, step) = (_mm_set1_epi16(scale as i16), _mm_set1_epi16(scale.wrapping_mul(8) as i16));
     let mut count = 0;
     for mask in word.to_le_bytes() {
-        let places = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(i64::from_le_bytes(COMPRESS[mask as usize])));
+        let places = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(i64::from_le_bytes(COMPRESS.0[mask as usize])));
         // SAFETY: no more than the bits of the word are before these eight numbers (the caller's promise).
         unsafe { _mm_storeu_si128(to.add(count).cast(), _mm_add_epi16(_mm_mullo_epi16(places, scales), base)) };
         base = _mm_add_epi16(base, step);
@@ -251,8 +255,8 @@ pub(crate) unsafe fn expand_16_bytes(from: *const u8, keep: [u8; 2]) -> __m128i 
         // Two loads make a vector, whose upper half is shuffled from the upper eight bytes.
         let values = _mm_castsi128_pd(_mm_loadl_epi64(from.cast()));
         let values = _mm_loadh_pd(values, from.add(low.count_ones() as usize).cast());
-        let places = _mm_castsi128_pd(_mm_loadl_epi64(EXPAND[low].as_ptr().cast()));
-        let places = _mm_loadh_pd(places, EXPAND_UPPER[high].as_ptr().cast());
+        let places = _mm_castsi128_pd(_mm_loadl_epi64(EXPAND.0[low].as_ptr().cast()));
+        let places = _mm_loadh_pd(places, EXPAND_UPPER.0[high].as_ptr().cast());
         _mm_shuffle_epi8(_mm_castpd_si128(values), _mm_castpd_si128(places))
     }
 }
@@ -266,7 +270,7 @@ pub(crate) unsafe fn expand_16_bytes(from: *const u8, keep: [u8; 2]) -> __m128i 
 pub(crate) unsafe fn expand_pairs(from: *const u8, keep: u8) -> __m128i {
     // SAFETY: 16 readable bytes in the table and at `from` (the caller's promise).
     unsafe {
-        let entry = _mm_loadu_si128(EXPAND_PAIRS[keep as usize].as_ptr().cast());
+        let entry = _mm_loadu_si128(EXPAND_PAIRS.0[keep as usize].as_ptr().cast());
         _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), entry)
     }
 }
@@ -284,7 +288,7 @@ pub(crate) unsafe fn expand_lanes(from: *const u8, keep: u8, half: usize) -> __m
     unsafe {
         let low = _mm256_castsi128_si256(_mm_loadu_si128(from.cast()));
         let both = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(from.add(4 * half).cast()));
-        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_QUADS[keep as usize].as_ptr().cast()))
+        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_QUADS.0[keep as usize].as_ptr().cast()))
     }
 }
 
@@ -298,7 +302,7 @@ pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: u8) -> __m256i {
     // SAFETY: 16 readable bytes (the caller's promise), 32 in the table.
     unsafe {
         let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
-        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_FEW[keep as usize].as_ptr().cast()))
+        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_FEW.0[keep as usize].as_ptr().cast()))
     }
 }
 
