@@ -196,6 +196,20 @@ def test_vmap():
         assert torch.equal(torch.vmap(layer)(x), layer(x))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_transforms_of_torch_func():
+    _, layer = pair()
+    dense = layer.to_dense()
+    x = torch.randn(5, 100)
+
+    def loss(module):
+        return lambda x: module(x).square().sum()
+
+    per_row = torch.vmap(torch.func.grad(loss(layer)))(x)
+    torch.testing.assert_close(per_row, torch.vmap(torch.func.grad(loss(dense)))(x))
+    torch.testing.assert_close(torch.func.jacrev(layer)(x), torch.func.jacrev(dense)(x))
+
+
 def test_copies_are_apart():
     plain = model("2:4")
     x = torch.randn(2, 64)

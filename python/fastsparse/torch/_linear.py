@@ -87,6 +87,18 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 _linear.register_autograd(_backward, setup_context=_save_for_backward)
 
 
+class _Transformed(torch.autograd.Function):
+    """The same for the transforms of `torch.func`, which do not take what is registered with an operator."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_save_for_backward)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return _linear(*inputs)
+
+
 class SparseLinear(nn.Module):
     """``x @ weight.T + bias`` with the weight packed, as `fs.linear` computes it. Runs on the CPU.
 
@@ -213,7 +225,8 @@ class SparseLinear(nn.Module):
         if _is_plain(x, bias):
             b = None if bias is None else as_array(bias)
             return as_tensor(self._packed._linear(as_array(x, "x"), b, None, None))
-        return _linear(x, self.values, self.bitmask, self.row_offsets, self.in_features, bias)
+        call = _linear if torch._C._functorch.peek_interpreter_stack() is None else _Transformed.apply
+        return call(x, self.values, self.bitmask, self.row_offsets, self.in_features, bias)
 
     def extra_repr(self) -> str:
         """What `repr` says between the brackets."""
