@@ -105,7 +105,8 @@ pub fn linear<E: Real, X: Real>(
         let batch = PANEL.min(batch - first);
         let x = &x[first * shape.cols..(first + batch) * shape.cols];
         let out = SharedMut::new(&mut out[first * shape.rows..(first + batch) * shape.rows]);
-        let exec = exec.for_work(values.len() * batch, WORK_PER_THREAD);
+        // What is kept is multiplied with each row; the mask is gone through however little is kept.
+        let exec = exec.for_work(values.len() * batch + shape.len() / 2, WORK_PER_THREAD);
         let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out };
         agreed &= call.run::<E>();
     }
