@@ -12,7 +12,7 @@ from fastsparse import ops
 from fastsparse._errors import FastSparseError
 from fastsparse.coreml import to_flat
 from fastsparse.packed import BitmaskArray
-from fastsparse.patterns import NM, Block, Nonzero, Pattern, Threshold, Unstructured
+from fastsparse.patterns import NM, Block, Pattern, Threshold, Unstructured
 
 __all__ = ["Pruner"]
 
@@ -68,9 +68,8 @@ class Pruner(prune_weights):  # type: ignore[misc]  # coremltools is not typed
 
 
 def _compress(val: NDArray[Any], chosen: Pattern) -> BitmaskArray:
-    """What the pattern keeps, without zeros: Core ML's mask says what is not zero."""
-    kept = ops.compress(val, chosen)
-    return kept if ops.select(kept.values, Nonzero()).count == kept.nnz else ops.pack(kept.to_dense())
+    """What the pattern keeps, without zeros."""
+    return exactly.without_zeros(val, ops.compress(val, chosen))
 
 
 def _checked(val: NDArray[Any]) -> NDArray[Any]:

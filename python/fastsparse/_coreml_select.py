@@ -25,7 +25,7 @@ from fastsparse.masks import Bitmask, matrix_view, new_mask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Nonzero, Threshold
 
-__all__ = ["by_block", "by_magnitude", "by_n_m", "by_threshold"]
+__all__ = ["by_block", "by_magnitude", "by_n_m", "by_threshold", "without_zeros"]
 
 
 _INSERTION = 16
@@ -72,7 +72,8 @@ def by_block(w: NDArray[Any], sparsity: float, length: int, axis: int) -> Bitmas
     cut, *_ = _percentile(in_order, w.size, sparsity * 100)
     if np.isnan(cut):  # between infinite norms: nothing is below that
         return ops.pack(w)
-    return _without_zeros(w, new_mask(*_backend.active.blocks_above(norms, w.shape, float(cut), length, axis)))
+    mask = new_mask(*_backend.active.blocks_above(norms, w.shape, float(cut), length, axis))
+    return ops.pack(w, mask & ops.select(w, Nonzero()))
 
 
 def by_n_m(w: NDArray[Any], zeros: int, of: int, axis: int) -> BitmaskArray:
@@ -89,7 +90,7 @@ def by_n_m(w: NDArray[Any], zeros: int, of: int, axis: int) -> BitmaskArray:
             raise
     else:
         mask = _in_groups(w, None, zeros, of, axis, in_rest)
-    return _without_zeros(w, mask)
+    return without_zeros(w, ops.pack(w, mask))
 
 
 def _in_groups(w: NDArray[Any], scores: NDArray[Any] | None, zeros: int, of: int, axis: int, in_rest: int) -> Bitmask:
@@ -105,11 +106,11 @@ def _in_groups(w: NDArray[Any], scores: NDArray[Any] | None, zeros: int, of: int
     return Bitmask.from_bool(keep)
 
 
-def _without_zeros(w: NDArray[Any], mask: Bitmask) -> BitmaskArray:
-    kept = ops.pack(w, mask)
+def without_zeros(w: NDArray[Any], kept: BitmaskArray) -> BitmaskArray:
+    """What is kept of `w` and not zero: Core ML's mask says what is not zero."""
     if ops.select(kept.values, Nonzero()).count == kept.nnz:
         return kept
-    return ops.pack(w, mask & ops.select(w, Nonzero()))
+    return ops.pack(w, kept.mask & ops.select(w, Nonzero()))
 
 
 def _in_order(values: NDArray[Any], place: int, following: int) -> tuple[tuple[Any, ...], Bitmask]:
