@@ -104,14 +104,8 @@ pub fn select(
     bits: &mut [u8],
 ) -> Result<()> {
     let blocks = blocks.normal(shape);
-    let grid = blocks.grid();
-    if grid.is_empty() {
-        return Ok(());
-    }
-    let mut kept = vec![0u8; grid.mask_bytes()];
-    select::smallest(&BlockKeys::new(ranking, shape, blocks, norm, exec.isa), grid, zeros, exec, &mut kept)?;
-    mask::expand(&kept, shape, blocks, exec, bits);
-    Ok(())
+    let keys = BlockKeys::new(ranking, shape, blocks, norm, exec.isa);
+    whole(shape, blocks, exec, bits, |grid, kept| select::smallest(&keys, grid, zeros, exec, kept))
 }
 
 /// Keeps the blocks whose norm, a float32 ≥ 0 by its bits, is above `value`.
@@ -123,13 +117,24 @@ pub fn above_value(
     exec: Exec,
     bits: &mut [u8],
 ) -> Result<()> {
-    let blocks = blocks.normal(shape);
+    let norms = Magnitude::<F32>(norms);
+    whole(shape, blocks.normal(shape), exec, bits, |grid, kept| select::above_value(&norms, grid, value, exec, kept))
+}
+
+/// Selects blocks, a bit for each, and writes the bits of their weights.
+fn whole(
+    shape: Matrix,
+    blocks: Blocks,
+    exec: Exec,
+    bits: &mut [u8],
+    select: impl FnOnce(Matrix, &mut [u8]) -> Result<()>,
+) -> Result<()> {
     let grid = blocks.grid();
     if grid.is_empty() {
         return Ok(());
     }
     let mut kept = vec![0u8; grid.mask_bytes()];
-    select::above_value(&Magnitude::<F32>(norms), grid, value, exec, &mut kept)?;
+    select(grid, &mut kept)?;
     mask::expand(&kept, shape, blocks, exec, bits);
     Ok(())
 }

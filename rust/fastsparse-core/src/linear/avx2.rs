@@ -114,12 +114,6 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    fn prefetch(self, from: *const E::Bits) {
-        // SAFETY: a hint, which never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
-    }
-
-    #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         Isa::Avx2(self.0).run(kernel)
     }

@@ -91,12 +91,6 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    fn prefetch(self, from: *const E::Bits) {
-        // SAFETY: a hint, which never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
-    }
-
-    #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         Isa::Avx512(self.0).run(kernel)
     }
@@ -221,12 +215,6 @@ impl<E: Real> Engine for Halves<E> {
     }
 
     #[inline(always)]
-    fn prefetch(self, from: *const E::Bits) {
-        // SAFETY: a hint, which never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
-    }
-
-    #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         Isa::Avx512(self.0).run(kernel)
     }
@@ -308,12 +296,6 @@ impl<E: Real> Engine for Pairs<E> {
     #[inline(always)]
     fn total(self, sums: __m512) -> f32 {
         total(sums)
-    }
-
-    #[inline(always)]
-    fn prefetch(self, from: *const E::Bits) {
-        // SAFETY: a hint, which never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 
     #[inline(always)]

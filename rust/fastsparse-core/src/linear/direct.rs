@@ -18,6 +18,7 @@ use super::kernel::{AHEAD, Engine, KEPT, Work, keep, vectors};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
 use crate::matrix::low;
+use crate::vector::prefetch;
 
 /// How far ahead of its use each stream of masks is fetched, in chunks: rows are too short for hardware to see a stream.
 const AHEAD_OF_MASK: usize = 2;
@@ -157,7 +158,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                         sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
                     }
                     if vector == first {
-                        engine.prefetch(from.wrapping_byte_add(AHEAD));
+                        prefetch(from.wrapping_byte_add(AHEAD));
                     }
                     self.from[r] = self.from[r].wrapping_add(pace.passed(keep));
                 }
@@ -233,7 +234,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                     for b in 0..B {
                         sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
                     }
-                    engine.prefetch(self.from[r].add(at).wrapping_byte_add(AHEAD));
+                    prefetch(self.from[r].add(at).wrapping_byte_add(AHEAD));
                 }
             }
         }

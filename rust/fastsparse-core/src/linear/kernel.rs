@@ -16,6 +16,7 @@ use super::direct::{Counted, Equal, Pace};
 use super::task::{ChunkMask, Task};
 use crate::element::Word;
 use crate::isa::{Isa, Kernel};
+use crate::vector::prefetch;
 
 /// Rows of weights that share a load of x.
 pub(super) const ROWS: usize = 4;
@@ -103,8 +104,6 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn add(self, sums: Self::Sums, w: Self::Vector, x: Self::Vector) -> Self::Sums;
     /// The sum of the sums.
     fn total(self, sums: Self::Sums) -> f32;
-    /// Asks for the cache line of an address, which need not be one.
-    fn prefetch(self, from: *const Self::Weight);
     /// Runs a kernel, compiled for this engine.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 }
@@ -283,7 +282,7 @@ impl<V: Engine> Work<'_, V> {
                 let keep = keep::<V>(mask, vector);
                 // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
                 unsafe { engine.store(tile.add(vector * V::LANES), Counted.expand(engine, from, keep)) };
-                engine.prefetch(from.wrapping_byte_add(AHEAD));
+                prefetch(from.wrapping_byte_add(AHEAD));
                 from = from.wrapping_add(keep.count_ones() as usize);
             }
             used[r / ROWS] |= engine.used(mask);
