@@ -87,10 +87,11 @@ def test_strides_of_the_input():
         assert torch.equal(layer(x.t()), layer(x.t().contiguous()))
 
 
+@pytest.mark.parametrize("shape", [(100,), (4, 5, 100), (0, 100)], ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_gradients_of_input_and_bias(kind):
+def test_gradients_of_input_and_bias(kind, shape):
     dense, layer = pair(kind)
-    x = torch.randn(4, 5, 100).to(kind)
+    x = torch.randn(shape).to(kind)
     inputs = [x.clone().requires_grad_(), x.float().requires_grad_()]
     ours = torch.autograd.grad(layer(inputs[0]).square().sum(), [inputs[0], layer.bias])
     dense = dense.float()

@@ -80,7 +80,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         x_grad = g @ _to_dense(*ctx.saved_tensors, ctx.cols).to(g.dtype)
     if ctx.needs_input_grad[5]:
-        bias_grad = g.sum(tuple(range(g.ndim - 1)), dtype=torch.float32).to(ctx.bias_dtype)
+        bias_grad = g.reshape(g.shape[:-1].numel(), g.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return x_grad, None, None, None, None, bias_grad
 
 
@@ -88,7 +88,7 @@ _linear.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class _Transformed(torch.autograd.Function):
-    """The same for the transforms of `torch.func`, which do not take what is registered with an operator."""
+    """The same for `vmap` and the reverse mode of `torch.func`, which do not take what is registered with an operator."""
 
     generate_vmap_rule = True
     setup_context = staticmethod(_save_for_backward)

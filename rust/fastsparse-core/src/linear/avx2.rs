@@ -30,8 +30,6 @@ impl<E: Real> Engine for Floats<E> {
     const LANES: usize = 8;
     /// Twelve sums, three of x and a weight are all 16 registers.
     const BATCH: usize = 3;
-    /// Measured on Zen 3, see [`super::kernel`].
-    const DIRECT: usize = 4;
     const SUMS: usize = 8;
 
     #[inline(always)]

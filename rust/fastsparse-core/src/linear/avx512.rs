@@ -29,7 +29,6 @@ impl<E: Real> Engine for Floats<E> {
     type Vector = __m512;
     type Sums = __m512;
     const LANES: usize = 16;
-    const DIRECT: usize = 4;
     const SUMS: usize = 16;
     const BATCH: usize = 6;
 
@@ -134,7 +133,6 @@ impl<E: Real> Engine for Halves<E> {
     type Vector = [__m512; 2];
     type Sums = __m512;
     const LANES: usize = 32;
-    const DIRECT: usize = 4;
     const SUMS: usize = 16;
     const BATCH: usize = 4;
     const ORDERED: bool = matches!(E::DTYPE, DType::F16);
@@ -237,7 +235,6 @@ impl<E: Real> Engine for Pairs<E> {
     type Vector = __m512i;
     type Sums = __m512;
     const LANES: usize = 32;
-    const DIRECT: usize = 4;
     const SUMS: usize = 16;
     const BATCH: usize = 6;
 

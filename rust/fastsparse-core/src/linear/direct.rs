@@ -20,9 +20,6 @@ use crate::element::Word;
 use crate::matrix::low;
 use crate::vector::prefetch;
 
-/// How far ahead of its use each stream of masks is fetched, in chunks: rows are too short for hardware to see a stream.
-const AHEAD_OF_MASK: usize = 2;
-
 /// How many values a vector of columns takes.
 pub(super) trait Pace: Copy {
     /// Where the values of a vector are, if those before were passed up to `from`, and those of the first vector are at `start`.
@@ -246,14 +243,9 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
 }
 
 impl<V: Engine> Work<'_, V> {
-    /// `R` rows of weights from `first` on, `B` rows of activations from `start` on. Answers whether mask and offsets agree.
+    /// `R` rows of weights from `first` on, `B` rows of activations. Answers whether mask and offsets agree.
     #[inline(always)]
-    pub(super) fn direct<const B: usize, const R: usize, P: Pace>(
-        &mut self,
-        first: usize,
-        start: usize,
-        pace: P,
-    ) -> bool {
+    pub(super) fn direct<const B: usize, const R: usize, P: Pace>(&mut self, first: usize, pace: P) -> bool {
         if first >= self.task.rows.end {
             return true;
         }
@@ -268,14 +260,13 @@ impl<V: Engine> Work<'_, V> {
             for r in 0..R {
                 let mut buffer = [0; CHUNK_COLS / 8];
                 masks[r] = *rows[r].mask(chunk, cols, &mut buffer);
-                rows[r].prefetch_mask(chunk + AHEAD_OF_MASK);
+                rows[r].prefetch_mask(chunk);
                 from[r] = rows[r].window(&mut self.scratch.values[r]).as_ptr();
                 used[r] = engine.used(&masks[r]);
                 many += used[r].count_ones() as usize;
                 same = same && (r == 0 || masks[r] == masks[0]);
             }
-            let x: [*const V::Lane; B] =
-                std::array::from_fn(|b| x[(start + b) * width..(start + b + 1) * width].as_ptr().cast());
+            let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
             let mut work = Chunk { masks: &masks, from, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
             // SAFETY: 512 values are there and the vectors of the chunk; `kept` is as long.
             unsafe {
@@ -301,7 +292,7 @@ impl<V: Engine> Work<'_, V> {
             for r in 0..R {
                 totals[r] = engine.total(sums[r]);
             }
-            (self.emit)(first, start + b, &totals[..len]);
+            (self.emit)(first, b, &totals[..len]);
         }
         rows.iter().all(Row::complete)
     }

@@ -39,7 +39,7 @@ const BLOCKS: usize = 8;
 /// Rows of weights of a task at most, so that loading the activations of a chunk into the first cache is a small part of it.
 const ROWS: usize = 128;
 
-/// Rows of a task where there are fewer: two tasks for each thread.
+/// Rows of a task: [`ROWS`], fewer where that would be less than two tasks a thread.
 pub(super) fn rows(all: usize, threads: usize) -> usize {
     all.div_ceil(2 * threads).clamp(1, ROWS)
 }
@@ -242,7 +242,7 @@ impl<V: Lanes, E: Real> Work<'_, V, E> {
         let bytes = if few { CHUNK_BYTES } else { CHUNK_BYTES_OF_MANY };
         let blocks = (bytes / (4 * width * BLOCK)).clamp(1, BLOCKS);
         let each = shape.cols.div_ceil(BLOCK);
-        self.scratch.sums.fill(Block([0.0; BLOCK]));
+        flat_mut(&mut self.scratch.sums)[..rows * width].fill(0.0);
         let mut agreed = true;
         for chunk in (0..each).step_by(blocks) {
             let len = blocks.min(each - chunk);

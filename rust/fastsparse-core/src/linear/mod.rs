@@ -83,8 +83,13 @@ const AMX_FROM: usize = 5;
 /// Rows of activations that are computed at a time: a bound for what their copies and sums take.
 const PANEL: usize = 1024;
 
-/// Multiplications below which a second thread costs more than it saves: some 10 µs, twice what waking it takes.
+/// [`work`] below which a second thread costs more than it saves: some 10 µs, twice what waking it takes.
 const WORK_PER_THREAD: usize = 1 << 18;
+
+/// Multiplications with `batch` rows of activations, and, as half of one for each weight, going through the mask, however little is kept.
+fn work<W>(weights: Weights<'_, W>, batch: usize) -> usize {
+    weights.values.len() * batch + weights.shape.len() / 2
+}
 
 /// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of `rows`.
 pub fn linear<E: Real, X: Real>(
@@ -105,8 +110,7 @@ pub fn linear<E: Real, X: Real>(
         let batch = PANEL.min(batch - first);
         let x = &x[first * shape.cols..(first + batch) * shape.cols];
         let out = SharedMut::new(&mut out[first * shape.rows..(first + batch) * shape.rows]);
-        // What is kept is multiplied with each row; the mask is gone through however little is kept.
-        let exec = exec.for_work(values.len() * batch + shape.len() / 2, WORK_PER_THREAD);
+        let exec = exec.for_work(work(weights, batch), WORK_PER_THREAD);
         let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out };
         agreed &= call.run::<E>();
     }

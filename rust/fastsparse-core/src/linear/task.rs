@@ -1,4 +1,4 @@
-//! Tasks: some rows each, many more than threads, so that threads share the kept weights evenly however they lie.
+//! Tasks: some rows each, several for each thread, so that threads share the kept weights evenly however they lie.
 
 use std::ops::Range;
 
@@ -101,10 +101,10 @@ impl<'a, W: Word> Row<'a, W> {
         self.values.get(self.at..)?.get(..len)
     }
 
-    /// Asks for the mask of a chunk of columns.
+    /// Asks for the mask that follows that of a chunk of columns by two: rows of masks are too short for hardware to see a stream.
     #[inline(always)]
     pub fn prefetch_mask(&self, chunk: usize) {
-        prefetch(self.bits.as_ptr().wrapping_add(CHUNK_COLS / 8 * chunk));
+        prefetch(self.bits.as_ptr().wrapping_add(CHUNK_COLS / 8 * (chunk + 2)));
     }
 
     /// Asks for the lines that hold the last of the next `blocks` words of the mask, from `block` on, and the next `len` values: what is

@@ -253,11 +253,11 @@ pub(crate) unsafe fn expand_16_bytes(from: *const u8, keep: [u8; 2]) -> __m128i 
     // SAFETY: twice 8 readable bytes (the caller's promise); 8 in the tables.
     unsafe {
         // Two loads make a vector, whose upper half is shuffled from the upper eight bytes.
-        let values = _mm_castsi128_pd(_mm_loadl_epi64(from.cast()));
-        let values = _mm_loadh_pd(values, from.add(low.count_ones() as usize).cast());
-        let places = _mm_castsi128_pd(_mm_loadl_epi64(EXPAND.0[low].as_ptr().cast()));
-        let places = _mm_loadh_pd(places, EXPAND_UPPER.0[high].as_ptr().cast());
-        _mm_shuffle_epi8(_mm_castpd_si128(values), _mm_castpd_si128(places))
+        let next = from.add(low.count_ones() as usize);
+        let values = _mm_unpacklo_epi64(_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(next.cast()));
+        let (low, high) = (EXPAND.0[low].as_ptr(), EXPAND_UPPER.0[high].as_ptr());
+        let places = _mm_unpacklo_epi64(_mm_loadl_epi64(low.cast()), _mm_loadl_epi64(high.cast()));
+        _mm_shuffle_epi8(values, places)
     }
 }
 

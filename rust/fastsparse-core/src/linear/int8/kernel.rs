@@ -30,8 +30,7 @@ const GROUPS: usize = TILE_ROWS / ROWS;
 /// Rows of activations whose sums are held at a time: 32 kB of them, which the second cache keeps.
 const PANEL: usize = 64;
 
-/// How far ahead masks are asked for, in chunks, and values, in bytes: each row is a stream of its own, too many for hardware to see.
-const AHEAD_OF_MASK: usize = 2;
+/// How far ahead values are asked for, in bytes: each row is a stream of its own, too many for hardware to see.
 const AHEAD: usize = 512;
 
 /// Chunks whose sum, with weights up to 255 and activations down to −128, is an int32.
@@ -228,7 +227,7 @@ impl<V: Engine> Work<'_, V> {
             let (row, tile) = (&mut rows[r], &mut self.scratch.tile[r]);
             let mut buffer = [0; CHUNK_COLS / 8];
             let mask = row.mask(chunk, cols, &mut buffer);
-            row.prefetch_mask(chunk + AHEAD_OF_MASK);
+            row.prefetch_mask(chunk);
             let start = row.window(&mut self.scratch.values).as_ptr();
             let mut values = start;
             for i in 0..width {

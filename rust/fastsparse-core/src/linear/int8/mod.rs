@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::task::{self, Task};
-use super::{AMX_FROM, Real, WORK_PER_THREAD, Weights};
+use super::{AMX_FROM, Real, WORK_PER_THREAD, Weights, work};
 use crate::element::F32;
 use crate::error::{Error, Result};
 use crate::isa::Kernel;
@@ -116,7 +116,7 @@ fn multiply<Y: Real>(
     assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1 && scale.len() == shape.rows);
     assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
     assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
-    let exec = exec.for_work(values.len() * batch, WORK_PER_THREAD);
+    let exec = exec.for_work(work(weights, batch), WORK_PER_THREAD);
     let out = SharedMut::new(out);
     let emit = |row: usize, b: usize, sum: i64| {
         // SAFETY: each result is written once, by the task that owns the row.
