@@ -88,7 +88,7 @@ _linear.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class _Transformed(torch.autograd.Function):
-    """The same for `vmap` and the reverse mode of `torch.func`, which do not take what is registered with an operator."""
+    """The same for `vmap` and the reverse mode of `torch.func`, which go past what is registered with an operator."""
 
     generate_vmap_rule = True
     setup_context = staticmethod(_save_for_backward)
