@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from cases import DTYPES
+from measure import pause
 from peers import Array, sparse, tensor, torch
 
 import fastsparse as fs
@@ -32,9 +34,6 @@ DENSE_BYTES = 2 << 30
 CSR_LAYERS = 3
 # A CSR product of many columns takes seconds.
 CSR_BATCH = 4
-# Threads of OpenBLAS and OpenMP go on looking for work for a while, on the cores that ours need then. Meanwhile ours
-# are called and not timed, since cores that have slept are slow: on a Zen 3 one row took 1.6 times as long after it.
-PAUSE = 0.05
 # Of a shape, type and batch.
 SECONDS = 4.0
 LEAST_ROUNDS = 3
@@ -138,9 +137,7 @@ def measured(layers: Layers, batch: int, seconds: float) -> dict[str, list[float
     times: dict[str, list[float]] = {name: [] for name, _, _ in sides}
     begin, turn = time.perf_counter(), 0
     while turn < LEAST_ROUNDS or (turn < MOST_ROUNDS and time.perf_counter() - begin < seconds):
-        pause = time.perf_counter() + PAUSE
-        while time.perf_counter() < pause:
-            sides[0][1](turn % layers.number - 1)
+        pause(partial(sides[0][1], turn % layers.number - 1))
         for name, run, _ in sides:
             start = time.perf_counter()
             run(turn % layers.number)

@@ -10,7 +10,6 @@ meanwhile, and cores that have slept are slow. Every result is checked.
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from statistics import median
@@ -18,14 +17,13 @@ from typing import Any
 
 import numpy as np
 from cases import DTYPES
-from measure import Side, interleave, ratio
+from measure import Side, interleave, pause, ratio
 from numpy.typing import NDArray
 from peers import tensor, torch
 
 import fastsparse as fs
 
 DENSE_BYTES = 1 << 30
-PAUSE = 0.05
 # Best dense over ours.
 TARGETS = {("bf16", 90): 4.0, ("bf16", 95): 6.5, ("f32", 90): 4.0, ("f32", 95): 6.0}
 INT8_TARGETS = {"dense": 1.4, "packed bf16": 1.3}
@@ -41,12 +39,7 @@ def in_turn(run: Layer, layers: list[Any], rounds: int, name: str) -> Side:
     def call() -> None:
         run(layers[next(numbers) % len(layers)])
 
-    def warm() -> None:
-        end = time.perf_counter() + PAUSE
-        while time.perf_counter() < end:
-            call()
-
-    return Side(name, call, rounds, warm)
+    return Side(name, call, rounds, lambda: pause(call))
 
 
 def copies(s: Any, dense_bytes: int) -> list[Any]:

@@ -73,6 +73,7 @@ def by_block(w: NDArray[Any], sparsity: float, length: int, axis: int) -> Bitmas
     if np.isnan(cut):  # between infinite norms: nothing is below that
         return ops.pack(w)
     mask = new_mask(*_backend.active.blocks_above(norms, w.shape, float(cut), length, axis))
+    # A kept block of many holds a zero, as a rule: `without_zeros` would then pack everything twice.
     return ops.pack(w, mask & ops.select(w, Nonzero()))
 
 

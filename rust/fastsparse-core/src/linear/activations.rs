@@ -37,7 +37,8 @@ pub(super) fn flat_mut<T>(blocks: &mut [Block<T>]) -> &mut [T] {
 /// last column, so that kernels need no masks there.
 pub(super) struct Activations<T> {
     blocks: Vec<Block<T>>,
-    each: usize,
+    /// Blocks of a row.
+    pub each: usize,
     /// Number of rows.
     pub len: usize,
 }

@@ -78,8 +78,6 @@ pub(super) struct Integers<V: Engine> {
     x: Activations<V::Lane>,
     /// For each block of each row what `added` contributes to its sum.
     excess: Vec<i32>,
-    /// Blocks of a row.
-    each: usize,
 }
 
 impl<V: Engine> Integers<V> {
@@ -89,13 +87,13 @@ impl<V: Engine> Integers<V> {
         let sums = x.chunks(cols.max(1)).flat_map(|row| row.chunks(BLOCK)).map(sum);
         let excess = if V::ADDED == 0 { Vec::new() } else { sums.collect() };
         let row = |b| Some(&x[b * cols..(b + 1) * cols]);
-        Integers { x: Activations::new(row, len, cols, exec, V::lane, |i| i), excess, each: cols.div_ceil(BLOCK) }
+        Integers { x: Activations::new(row, len, cols, exec, V::lane, |i| i), excess }
     }
 
     /// What to take off the sum of a block.
     #[inline(always)]
     fn excess(&self, b: usize, block: usize) -> i32 {
-        if V::ADDED == 0 { 0 } else { self.excess[b * self.each + block] }
+        if V::ADDED == 0 { 0 } else { self.excess[b * self.x.each + block] }
     }
 }
 
