@@ -9,7 +9,7 @@ use super::real::Real;
 use super::task::{ChunkMask, fold};
 use crate::element::DType;
 use crate::isa::{Avx2, Isa, Kernel};
-use crate::vector::avx2::{compress, expand_few_lanes, expand_lanes, expand_pairs, places};
+use crate::vector::avx2::{compress, expand_few_lanes, expand_lanes, expand_pairs, expand_upper_pairs, places};
 
 /// Weights are widened to float32 and multiplied with float32.
 #[derive(Clone, Copy)]
@@ -28,6 +28,8 @@ impl<E: Real> Engine for Floats<E> {
     type Vector = __m256;
     type Sums = __m256;
     const LANES: usize = 8;
+    /// Entries of the tables have 16 and 32 bytes.
+    const SHIFT: u32 = if matches!(E::DTYPE, DType::F16) { 4 } else { 5 };
     /// Twelve sums, three of x and a weight are all 16 registers.
     const BATCH: usize = 3;
     const SUMS: usize = 8;
@@ -50,16 +52,14 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const E::Bits, keep: u32, half: usize) -> __m256 {
+    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m256 {
+        let (from, keep) = (from.cast(), keep as usize);
         // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
         unsafe {
             match E::DTYPE {
-                DType::F32 => _mm256_castsi256_ps(expand_lanes(from.cast(), keep as u8, half)),
-                DType::F16 => _mm256_cvtph_ps(expand_pairs(from.cast(), keep as u8)),
-                _ => {
-                    let wide = _mm256_cvtepu16_epi32(expand_pairs(from.cast(), keep as u8));
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-                }
+                DType::F32 => _mm256_castsi256_ps(expand_lanes(from, keep)),
+                DType::F16 => _mm256_cvtph_ps(expand_pairs(from, keep)),
+                _ => _mm256_castsi256_ps(expand_upper_pairs(from, keep)),
             }
         }
     }
@@ -69,8 +69,8 @@ impl<E: Real> Engine for Floats<E> {
         // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
         unsafe {
             match E::DTYPE {
-                DType::F32 => _mm256_castsi256_ps(expand_few_lanes(from.cast(), keep as u8)),
-                _ => self.expand(from, keep, 0),
+                DType::F32 => _mm256_castsi256_ps(expand_few_lanes(from.cast(), keep as usize)),
+                _ => self.expand(from, keep),
             }
         }
     }
@@ -84,7 +84,7 @@ impl<E: Real> Engine for Floats<E> {
     #[inline(always)]
     unsafe fn compress(self, from: *const f32, keep: u32, to: *mut f32) {
         // SAFETY: the token proves the features; the rest is the caller's promise.
-        unsafe { compress::<u32>(from.cast(), keep as u8, to.cast()) }
+        unsafe { compress::<u32>(from.cast(), (keep >> Self::SHIFT) as u8, to.cast()) }
     }
 
     #[inline(always)]

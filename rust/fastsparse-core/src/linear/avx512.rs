@@ -48,7 +48,7 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const E::Bits, keep: u32, _: usize) -> __m512 {
+    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m512 {
         assert!(E::Bits::BYTES == 4);
         // SAFETY: the token proves the features; sixteen elements are readable (the caller's promise).
         unsafe { _mm512_castsi512_ps(_mm512_mask_expand_epi32(zero(), keep as u16, load_apart(from))) }
@@ -155,7 +155,7 @@ impl<E: Real> Engine for Halves<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const E::Bits, keep: u32, _: usize) -> [__m512; 2] {
+    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> [__m512; 2] {
         assert!(E::Bits::BYTES == 2);
         // SAFETY: the token proves the features; 32 elements are readable (the caller's promise).
         unsafe {
@@ -251,7 +251,7 @@ impl<E: Real> Engine for Pairs<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand(self, from: *const E::Bits, keep: u32, _: usize) -> __m512i {
+    unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m512i {
         assert!(E::Bits::BYTES == 2);
         // SAFETY: the token proves the features; 32 elements are readable (the caller's promise).
         unsafe { _mm512_mask_expand_epi16(zero(), keep, load_apart(from)) }

@@ -13,11 +13,10 @@
 //! Where each group of columns keeps as many, the values of the next vector begin at a known place: nothing is counted on the way to
 //! them.
 
-use super::activations::CHUNK_COLS;
-use super::kernel::{AHEAD, Engine, KEPT, Work, keep, vectors};
+use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
+use super::kernel::{AHEAD, Engine, KEPT, Work, keep, leading, turned, vectors};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
-use crate::matrix::low;
 use crate::vector::prefetch;
 
 /// How many values a vector of columns takes.
@@ -47,9 +46,8 @@ impl Pace for Counted {
 
     #[inline(always)]
     unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
-        let half = (keep & low(V::LANES / 2) as u32).count_ones() as usize;
         // SAFETY: the caller's promise.
-        unsafe { engine.expand(from, keep, half) }
+        unsafe { engine.expand(from, keep) }
     }
 
     #[inline(always)]
@@ -79,7 +77,7 @@ impl<const FEW: bool> Pace for Equal<FEW> {
     #[inline(always)]
     unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
         // SAFETY: the caller's promise.
-        unsafe { if FEW { engine.expand_few(from, keep) } else { Counted.expand(engine, from, keep) } }
+        unsafe { if FEW { engine.expand_few(from, keep) } else { engine.expand(from, keep) } }
     }
 
     #[inline(always)]
@@ -98,6 +96,9 @@ impl<const FEW: bool> Pace for Equal<FEW> {
     }
 }
 
+/// A mask of no columns.
+const NOTHING: ChunkMask = [0; CHUNK_COLS / 8];
+
 /// Rows for columns. An array that a loop indexes lies in memory, where every addition would be stored; so sums get there this way,
 /// and those that are added to stay in registers.
 #[inline(always)]
@@ -111,15 +112,29 @@ fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T
     to
 }
 
-/// Vectors whose values are a cache line at most, which is asked for once.
+/// Vectors that are written out in the loop: of eight columns, those of a mask word, which is loaded once and turned.
 const fn step<V: Engine>() -> usize {
-    let bytes = V::LANES * size_of::<V::Weight>();
-    if bytes < 64 { 64 / bytes } else { 1 }
+    if V::LANES == 8 { BLOCK / 8 } else { 1 }
 }
 
-/// A chunk of some rows, and activations. The masks lie together, so that one register names them.
+/// Vectors in a hundred that hold weights up to which each row had better go through its own. Measured on Zen 3 with AVX2 for one, two
+/// and four rows of activations: level between 30 (bfloat16) and 43 (float32), at 57 and 50. Wider vectors: reckoned.
+const fn each_up_to<V: Engine, const B: usize>() -> usize {
+    match (V::LANES, B) {
+        (8, 1) => 33,
+        (8, _) => 50,
+        _ => 75,
+    }
+}
+
+/// Cache lines of the values of a step that keeps half.
+const fn lines<V: Engine>() -> usize {
+    (step::<V>() * V::LANES * size_of::<V::Weight>() / 2).div_ceil(64)
+}
+
+/// A chunk of some rows, and activations.
 struct Chunk<'a, V: Engine, const B: usize, const R: usize> {
-    masks: &'a [ChunkMask; R],
+    masks: [&'a ChunkMask; R],
     from: [*const V::Weight; R],
     x: [*const V::Lane; B],
     /// Vectors that have columns.
@@ -138,28 +153,63 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
     unsafe fn all<P: Pace>(&mut self, engine: V, pace: P, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
         let start = self.from;
         for first in (0..self.vectors).step_by(const { step::<V>() }) {
-            for vector in first..first + const { step::<V>() } {
-                let at = vector * V::LANES;
-                // SAFETY: the caller's promise, here and below; the vectors of a block are a multiple of the step.
-                let mut loaded = [unsafe { engine.load(self.x[0].add(at)) }; B];
-                for b in 1..B {
-                    // SAFETY: as above.
-                    loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
-                }
-                for r in 0..R {
-                    let keep = keep::<V>(&self.masks[r], vector);
-                    let from = pace.place(start[r], self.from[r], vector);
-                    // SAFETY: as above; no more values than columns have been passed.
-                    let w = unsafe { pace.expand(engine, from, keep) };
-                    for b in 0..B {
-                        sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
+            let mut words = [0; R];
+            for r in 0..R {
+                // Without a bound the compiler does not see how few words there are, and does not write out the loop over them.
+                words[r] = u64::from_le_bytes(self.masks[r].as_chunks().0[first * V::LANES / BLOCK % CHUNK]);
+            }
+            // Written out: so large a loop is not unrolled by the compiler, and bits would be turned by variable numbers in it.
+            macro_rules! unrolled {
+                ($($i:literal)*) => { $(
+                    if const { $i < step::<V>() } {
+                        // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
+                        sums = unsafe { self.one(engine, pace, start, words, first, $i, sums) };
                     }
-                    if vector == first {
-                        prefetch(from.wrapping_byte_add(AHEAD));
-                    }
-                    self.from[r] = self.from[r].wrapping_add(pace.passed(keep));
+                )* };
+            }
+            unrolled!(0 1 2 3 4 5 6 7);
+            for r in 0..R {
+                let from = pace.place(start[r], self.from[r], first);
+                for line in 0..const { lines::<V>() } {
+                    prefetch(from.wrapping_byte_add(AHEAD + 64 * line));
                 }
             }
+        }
+        sums
+    }
+
+    /// Vector `i` of those from `first` on, whose mask words are `words`. Values begin at `start`.
+    ///
+    /// # Safety
+    /// As for `all`.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what a loop would have as variables")]
+    unsafe fn one<P: Pace>(
+        &mut self,
+        engine: V,
+        pace: P,
+        start: [*const V::Weight; R],
+        words: [u64; R],
+        first: usize,
+        i: usize,
+        mut sums: Sums<V, B, R>,
+    ) -> Sums<V, B, R> {
+        let at = (first + i) * V::LANES;
+        // SAFETY: the caller's promise, here and below.
+        let mut loaded = [unsafe { engine.load(self.x[0].add(at)) }; B];
+        for b in 1..B {
+            // SAFETY: as above.
+            loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
+        }
+        for r in 0..R {
+            let keep = if V::LANES == 8 { turned::<V>(words[r], i) } else { keep::<V>(self.masks[r], first + i) };
+            let from = pace.place(start[r], self.from[r], first + i);
+            // SAFETY: as above; no more values than columns have been passed.
+            let w = unsafe { pace.expand(engine, from, keep) };
+            for b in 0..B {
+                sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
+            }
+            self.from[r] = self.from[r].wrapping_add(pace.passed(keep));
         }
         sums
     }
@@ -169,25 +219,26 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
     /// # Safety
     /// As for `all`.
     #[inline(always)]
-    unsafe fn each(&mut self, engine: V, used: [u64; R], sums: Sums<V, B, R>) -> Sums<V, B, R> {
-        let mut others = transposed(sums);
+    unsafe fn each(&mut self, engine: V, used: [u64; R], mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
         for r in 0..R {
-            let mut left = used[r];
+            // What is named by a variable lies in memory: not within the loop.
+            let (mask, mut from, mut row, mut left) = (self.masks[r], self.from[r], sums[r], used[r]);
             while left != 0 {
                 let vector = left.trailing_zeros() as usize;
                 left &= left - 1;
-                let keep = keep::<V>(&self.masks[r], vector);
+                let keep = keep::<V>(mask, vector);
                 // SAFETY: as in `all`.
-                let w = unsafe { Counted.expand(engine, self.from[r], keep) };
-                self.from[r] = self.from[r].wrapping_add(Counted.passed(keep));
+                let w = unsafe { engine.expand(from, keep) };
+                from = from.wrapping_add(Counted.passed(keep));
                 for b in 0..B {
                     // SAFETY: as in `all`: there are no bits behind the columns.
                     let x = unsafe { engine.load(self.x[b].add(vector * V::LANES)) };
-                    others[b][r] = engine.add(others[b][r], w, x);
+                    row[b] = engine.add(row[b], w, x);
                 }
             }
+            (self.from[r], sums[r]) = (from, row);
         }
-        transposed(others)
+        sums
     }
 
     /// Rows that share the vectors of `used` and their mask: activations are compressed to `kept`, of `KEPT` blocks each.
@@ -201,7 +252,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
         while left != 0 {
             let vector = left.trailing_zeros() as usize;
             left &= left - 1;
-            let keep = keep::<V>(&self.masks[0], vector);
+            let keep = keep::<V>(self.masks[0], vector);
             for b in 0..B {
                 // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
                 unsafe { engine.compress(self.x[b].add(vector * V::LANES), keep, kept.add(b * ROW + count)) };
@@ -225,8 +276,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                     let w = if whole {
                         engine.widen(self.from[r].add(at))
                     } else {
-                        let keep = low(count - at) as u32;
-                        Counted.expand(engine, self.from[r].add(at), keep)
+                        engine.expand(self.from[r].add(at), leading::<V>(count - at))
                     };
                     for b in 0..B {
                         sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
@@ -254,28 +304,27 @@ impl<V: Engine> Work<'_, V> {
         let mut sums = [[engine.zero(); B]; R];
         for chunk in 0..self.x.chunks() {
             let (width, x) = self.x.chunk(chunk);
-            let (mut masks, mut used) = ([[0; CHUNK_COLS / 8]; R], [0; R]);
+            let (mut masks, mut used) = ([&NOTHING; R], [0; R]);
             let mut from = [std::ptr::null(); R];
             let (mut many, mut same) = (0, true);
-            for r in 0..R {
-                let mut buffer = [0; CHUNK_COLS / 8];
-                masks[r] = *rows[r].mask(chunk, cols, &mut buffer);
+            for (r, buffer) in self.scratch.masks[..R].iter_mut().enumerate() {
+                masks[r] = rows[r].mask(chunk, cols, buffer);
                 rows[r].prefetch_mask(chunk);
                 from[r] = rows[r].window(&mut self.scratch.values[r]).as_ptr();
-                used[r] = engine.used(&masks[r]);
+                used[r] = engine.used(masks[r]);
                 many += used[r].count_ones() as usize;
-                same = same && (r == 0 || masks[r] == masks[0]);
+                same = same && masks[r] == masks[0];
             }
             let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
-            let mut work = Chunk { masks: &masks, from, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
+            let mut work = Chunk { masks, from, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
             // SAFETY: 512 values are there and the vectors of the chunk; `kept` is as long.
             unsafe {
                 if V::ORDERED && same {
                     sums = work.shared(engine, used[0], self.scratch.kept.as_mut_ptr().cast(), sums);
-                } else if many > R * work.vectors * 3 / 4 {
+                } else if 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
                     sums = work.all(engine, pace, sums);
                     for r in 0..R {
-                        rows[r].skip(pace.all(from[r], work.from[r], &masks[r]));
+                        rows[r].skip(pace.all(from[r], work.from[r], masks[r]));
                     }
                     continue;
                 } else {
@@ -283,7 +332,7 @@ impl<V: Engine> Work<'_, V> {
                 }
             }
             for r in 0..R {
-                rows[r].skip(Counted.all(from[r], work.from[r], &masks[r]));
+                rows[r].skip(Counted.all(from[r], work.from[r], masks[r]));
             }
         }
         let len = R.min(self.task.rows.end - first);

@@ -12,10 +12,11 @@
 
 use super::Groups;
 use super::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
-use super::direct::{Counted, Equal, Pace};
+use super::direct::{Counted, Equal};
 use super::task::{ChunkMask, Task};
 use crate::element::Word;
 use crate::isa::{Isa, Kernel};
+use crate::matrix::low;
 use crate::vector::prefetch;
 
 /// Rows of weights that share a load of x.
@@ -25,7 +26,7 @@ pub(super) const ROWS: usize = 4;
 pub(super) const KEPT: usize = CHUNK + 1;
 
 /// Rows of activations up to which weights are multiplied while they are expanded. Measured on Zen 3 with AVX2, nanoseconds a weight and row of
-/// float32 at 50 %: 0.065 and 0.052 at three and four rows, with a tile 0.087 and 0.075; with eight rows in two goes 0.054, with a tile 0.051.
+/// float32 at 50 %: 0.049 and 0.041 at three and four rows, with a tile 0.087 and 0.075.
 const DIRECT: usize = 4;
 
 /// Bytes of a tile: half of the first cache.
@@ -51,6 +52,9 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// Rows of activations, at most six, for whose sums with four rows of weights there are registers.
     const BATCH: usize;
 
+    /// How far the bits of a vector's mask are shifted to the left in a `keep`: where a table is indexed by them, they address an entry.
+    const SHIFT: u32 = 0;
+
     /// Whether columns stay in order, so that activations can be compressed.
     const ORDERED: bool = true;
 
@@ -63,27 +67,26 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn zero(self) -> Self::Sums;
     /// A bit for each vector of a chunk whose mask is not zero.
     fn used(self, mask: &ChunkMask) -> u64;
-    /// The next elements at `from` in the columns that the low bits of `keep` select, zeros elsewhere. `half` is the number of those in the
-    /// lower half of the vector.
+    /// The next elements at `from` in the columns that `keep` selects, zeros elsewhere.
     ///
     /// # Safety
-    /// `from` is valid for reading `LANES` elements.
-    unsafe fn expand(self, from: *const Self::Weight, keep: u32, half: usize) -> Self::Vector;
+    /// `from` is valid for reading `LANES` elements. `keep` has no other bits.
+    unsafe fn expand(self, from: *const Self::Weight, keep: u32) -> Self::Vector;
     /// `expand` for a `keep` of half of the lanes at most.
     ///
     /// # Safety
-    /// `from` is valid for reading `LANES` elements.
+    /// That of `expand`.
     #[inline(always)]
     unsafe fn expand_few(self, from: *const Self::Weight, keep: u32) -> Self::Vector {
         // SAFETY: the caller's promise.
-        unsafe { Counted.expand(self, from, keep) }
+        unsafe { self.expand(from, keep) }
     }
     /// The elements at `from`, of which none is missing.
     ///
     /// # Safety
     /// `from` is valid for reading `LANES` elements.
     unsafe fn widen(self, from: *const Self::Weight) -> Self::Vector;
-    /// Writes the activations at `from` that the low bits of `keep` select to `to`, side by side, and something behind them, `LANES` in
+    /// Writes the activations at `from` that `keep` selects to `to`, side by side, and something behind them, `LANES` in
     /// all.
     ///
     /// # Safety
@@ -117,20 +120,35 @@ const fn tile_rows<V: Engine>() -> usize {
     TILE_BYTES / (CHUNK_COLS * size_of::<V::Lane>())
 }
 
-/// The bits of a vector.
+/// The bits of a vector, shifted as the engine wants them.
 #[inline(always)]
 pub(super) fn keep<V: Engine>(mask: &ChunkMask, vector: usize) -> u32 {
-    match V::LANES {
+    let bits = match V::LANES {
         8 => mask[vector] as u32,
         16 => u16::from_le_bytes(mask.as_chunks().0[vector]) as u32,
         _ => u32::from_le_bytes(mask.as_chunks().0[vector]),
-    }
+    };
+    bits << V::SHIFT
+}
+
+/// [`keep`] of vector `i` of eight columns, given the mask word. Where `i` is a constant, the word is turned and nothing more is shifted.
+#[inline(always)]
+pub(super) fn turned<V: Engine>(word: u64, i: usize) -> u32 {
+    word.rotate_right((8 * i as u32).wrapping_sub(V::SHIFT) % 64) as u32 & (255 << V::SHIFT)
+}
+
+/// The first columns of a vector.
+#[inline(always)]
+pub(super) fn leading<V: Engine>(columns: usize) -> u32 {
+    (low(columns) as u32) << V::SHIFT
 }
 
 /// What a thread keeps between its tasks.
 pub(super) struct Scratch<V: Engine> {
     /// Values of a row behind which there are not enough more.
     pub values: [[V::Weight; CHUNK_COLS]; ROWS],
+    /// Masks of rows that end within a chunk.
+    pub masks: [ChunkMask; ROWS],
     /// Activations of the columns that the rows keep, where these are the same.
     pub kept: Vec<Block<V::Lane>>,
     tile: Vec<Block<V::Lane>>,
@@ -144,6 +162,7 @@ impl<V: Engine> Scratch<V> {
             if batch <= DIRECT { (KEPT * batch, 0, 0) } else { (0, tile_rows::<V>(), batch * tile_rows::<V>()) };
         Scratch {
             values: [[V::Weight::default(); CHUNK_COLS]; ROWS],
+            masks: [[0; CHUNK_COLS / 8]; ROWS],
             kept: vec![Block([V::Lane::default(); BLOCK]); kept],
             tile: vec![Block([V::Lane::default(); BLOCK]); tile * CHUNK],
             sums: vec![[engine.zero(); ROWS]; sums / ROWS],
@@ -268,7 +287,7 @@ impl<V: Engine> Work<'_, V> {
             for vector in 0..vectors {
                 let keep = keep::<V>(mask, vector);
                 // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
-                unsafe { engine.store(tile.add(vector * V::LANES), Counted.expand(engine, from, keep)) };
+                unsafe { engine.store(tile.add(vector * V::LANES), engine.expand(from, keep)) };
                 prefetch(from.wrapping_byte_add(AHEAD));
                 from = from.wrapping_add(keep.count_ones() as usize);
             }

@@ -76,6 +76,13 @@ impl<'a, W: Word> Row<'a, W> {
         {
             return mask;
         }
+        self.partial(chunk, cols, buffer)
+    }
+
+    /// [`Row::mask`] of the last chunk. Not inlined: the compiler would prepare for it before each chunk.
+    #[cold]
+    #[inline(never)]
+    fn partial<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask {
         for (block, word) in buffer.as_chunks_mut().0.iter_mut().enumerate() {
             *word = self.word(CHUNK * chunk + block, cols).to_le_bytes();
         }

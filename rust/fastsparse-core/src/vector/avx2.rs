@@ -40,20 +40,24 @@ static EXPAND_PAIRS: Table<16> = Table(in_bytes(&expand_table()));
 
 /// For eight mask bits, where the bytes of each 32-bit lane come from, or [`ZERO`]: the upper four begin again, as those of a load of
 /// their own.
-static EXPAND_QUADS: Table<32> = Table(in_quads(true));
+static EXPAND_QUADS: Table<32> = Table(in_quads(4, true));
 
 /// The same where the upper four go on, for four bits at most.
-static EXPAND_FEW: Table<32> = Table(in_quads(false));
+static EXPAND_FEW: Table<32> = Table(in_quads(4, false));
 
-const fn in_quads(again: bool) -> [[u8; 32]; 256] {
+/// The same for two-byte elements, which become the upper half of a lane.
+static EXPAND_UPPER_PAIRS: Table<32> = Table(in_quads(2, false));
+
+/// For elements of `width` bytes that end where the lane ends.
+const fn in_quads(width: usize, again: bool) -> [[u8; 32]; 256] {
     let table = expand_table();
     let mut bytes = [[ZERO; 32]; 256];
     let mut i = 0;
     while i < 256 * 32 {
-        let (bits, lane) = (i / 32, i % 32 / 4);
-        let from = if again && lane >= 4 { table[bits >> 4][lane - 4] } else { table[bits][lane] };
-        if from < 4 {
-            bytes[bits][i % 32] = 4 * from + (i % 4) as u8;
+        let (bits, lane, byte) = (i / 32, i % 32 / 4, i % 4);
+        let from = if again && lane >= 4 { table[bits >> 4][lane - 4] } else { table[bits][lane] } as usize;
+        if from < 16 / width && byte >= 4 - width {
+            bytes[bits][i % 32] = (width * from + byte + width - 4) as u8;
         }
         i += 1;
     }
@@ -220,21 +224,22 @@ pub(crate) unsafe fn expand<W: Word, const STREAM: bool>(from: *const W, keep: u
                 }
             }
             2 => {
-                let v = _mm256_set_m128i(expand_pairs(next.cast(), high), expand_pairs(from.cast(), low));
+                let v = _mm256_set_m128i(
+                    expand_pairs(next.cast(), 16 * high as usize),
+                    expand_pairs(from.cast(), 16 * low as usize),
+                );
                 store::<STREAM>(to.cast(), v);
             }
             4 => {
                 for (from, keep, to) in [(from, low, to), (next, high, to.add(8))] {
-                    let half = (keep & 15).count_ones() as usize;
-                    store::<STREAM>(to.cast(), expand_lanes(from.cast(), keep, half));
+                    store::<STREAM>(to.cast(), expand_lanes(from.cast(), 32 * keep as usize));
                 }
             }
             _ => {
                 for (from, keep, to) in [(from, low, to), (next, high, to.add(8))] {
                     let next = from.add((keep & 15).count_ones() as usize);
                     for (from, keep, to) in [(from, keep & 15, to), (next, keep >> 4, to.add(4))] {
-                        let half = 2 * (keep & 3).count_ones() as usize;
-                        store::<STREAM>(to.cast(), expand_lanes(from.cast(), doubled(keep) as u8, half));
+                        store::<STREAM>(to.cast(), expand_lanes(from.cast(), 32 * doubled(keep)));
                     }
                 }
             }
@@ -261,48 +266,72 @@ pub(crate) unsafe fn expand_16_bytes(from: *const u8, keep: [u8; 2]) -> __m128i 
     }
 }
 
-/// Eight two-byte lanes: the next of `from` where `keep` has a bit, zero elsewhere.
+/// Entry `at / N` of a table. `at` is what addresses it: computed by the caller, it need not be shifted here.
 ///
 /// # Safety
-/// `from` is valid for reading 16 bytes.
+/// `at` is a multiple of `N` and less than `256 * N`.
+#[inline(always)]
+unsafe fn entry<const N: usize, V>(table: &Table<N>, at: usize) -> *const V {
+    debug_assert!(at.is_multiple_of(N) && at < 256 * N);
+    // SAFETY: the caller's promise.
+    unsafe { table.0.as_ptr().byte_add(at).cast() }
+}
+
+/// Eight two-byte lanes: the next of `from` where `keep`, 16 times the mask bits, has a bit, zero elsewhere.
+///
+/// # Safety
+/// `from` is valid for reading 16 bytes. `keep` is 16 times a byte.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) unsafe fn expand_pairs(from: *const u8, keep: u8) -> __m128i {
+pub(crate) unsafe fn expand_pairs(from: *const u8, keep: usize) -> __m128i {
     // SAFETY: 16 readable bytes in the table and at `from` (the caller's promise).
+    unsafe { _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), _mm_load_si128(entry(&EXPAND_PAIRS, keep))) }
+}
+
+/// Eight 32-bit lanes with two-byte elements in their upper halves: the next of `from` where `keep`, 32 times the mask bits, has a bit;
+/// zero elsewhere.
+///
+/// # Safety
+/// `from` is valid for reading 16 bytes. `keep` is 32 times a byte.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) unsafe fn expand_upper_pairs(from: *const u8, keep: usize) -> __m256i {
+    // SAFETY: 16 readable bytes (the caller's promise), 32 in the table.
     unsafe {
-        let entry = _mm_loadu_si128(EXPAND_PAIRS.0[keep as usize].as_ptr().cast());
-        _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), entry)
+        let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+        _mm256_shuffle_epi8(both, _mm256_load_si256(entry(&EXPAND_UPPER_PAIRS, keep)))
     }
 }
 
-/// Eight 32-bit lanes: the next of `from` where `keep` has a bit, zero elsewhere; `half` of them, at most four, in the lower four.
+/// Eight 32-bit lanes: the next of `from` where `keep`, 32 times the mask bits, has a bit, zero elsewhere.
 ///
 /// Each half of the bits shuffles a load of its own: `pshufb` makes zeros by itself, which `vpermd` does not.
 ///
 /// # Safety
-/// `from` is valid for reading 32 bytes.
-#[target_feature(enable = "avx2")]
+/// `from` is valid for reading 32 bytes. `keep` is 32 times a byte.
+#[target_feature(enable = "avx2,popcnt")]
 #[inline]
-pub(crate) unsafe fn expand_lanes(from: *const u8, keep: u8, half: usize) -> __m256i {
+pub(crate) unsafe fn expand_lanes(from: *const u8, keep: usize) -> __m256i {
+    let half = (keep & (15 * 32)).count_ones() as usize;
     // SAFETY: 32 readable bytes in the table and at `from` (the caller's promise), of which the second load begins in the middle at most.
     unsafe {
         let low = _mm256_castsi128_si256(_mm_loadu_si128(from.cast()));
         let both = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(from.add(4 * half).cast()));
-        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_QUADS.0[keep as usize].as_ptr().cast()))
+        _mm256_shuffle_epi8(both, _mm256_load_si256(entry(&EXPAND_QUADS, keep)))
     }
 }
 
 /// [`expand_lanes`] for a `keep` of four bits at most.
 ///
 /// # Safety
-/// `from` is valid for reading 16 bytes.
+/// `from` is valid for reading 16 bytes. `keep` is 32 times a byte.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: u8) -> __m256i {
+pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: usize) -> __m256i {
     // SAFETY: 16 readable bytes (the caller's promise), 32 in the table.
     unsafe {
         let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
-        _mm256_shuffle_epi8(both, _mm256_loadu_si256(EXPAND_FEW.0[keep as usize].as_ptr().cast()))
+        _mm256_shuffle_epi8(both, _mm256_load_si256(entry(&EXPAND_FEW, keep)))
     }
 }
 
