@@ -184,6 +184,11 @@ fn structured_masks() {
             both(Matrix { rows, cols }, None, |row, col| hash(row / height, col / width).is_multiple_of(3));
         }
         both(Matrix { rows, cols }, None, |_, _| true);
+        // Few weights, but in some eight columns three to eight of them.
+        both(Matrix { rows, cols }, None, |row, col| match hash(row, col / 8) % 48 {
+            many @ 0..6 => col % 8 < 3 + many || many == 0 && col % 8 > 4,
+            _ => hash(row + 100, col).is_multiple_of(10),
+        });
     }
     for (keep, of) in [(2, 4), (1, 4), (0, 4), (4, 4), (1, 2), (4, 8), (1, 8), (8, 16), (2, 16), (5, 32), (1, 1)] {
         for cols in [of, 64 + of, 512, 1024 + 3 * of] {

@@ -30,6 +30,8 @@ impl<E: Real> Engine for Floats<E> {
     const LANES: usize = 8;
     /// Entries of the tables have 16 and 32 bytes.
     const SHIFT: u32 = if matches!(E::DTYPE, DType::F16) { 4 } else { 5 };
+    /// Measured on Zen 3, one row of activations, nanoseconds a weight: 0.088, 0.095, 0.105 and 0.16 at 10, 20, 25 and 30 %, without 0.125.
+    const FEW_UP_TO: usize = if matches!(E::DTYPE, DType::F32) { 260 } else { 0 };
     /// Twelve sums, three of x and a weight are all 16 registers.
     const BATCH: usize = 3;
     const SUMS: usize = 8;
@@ -49,6 +51,29 @@ impl<E: Real> Engine for Floats<E> {
             let high = _mm256_cmpeq_epi8(_mm256_loadu_si256(high.as_ptr().cast()), _mm256_setzero_si256());
             !(_mm256_movemask_epi8(low) as u32 as u64 | (_mm256_movemask_epi8(high) as u64) << 32)
         }
+    }
+
+    #[inline(always)]
+    fn many(self, mask: &ChunkMask) -> u64 {
+        let mut bits = 0;
+        for (i, half) in mask.as_chunks::<32>().0.iter().enumerate() {
+            // SAFETY: the token proves the features; 32 bytes are readable.
+            let many = unsafe {
+                let counts = _mm256_setr_epi64x(
+                    0x0302_0201_0201_0100,
+                    0x0403_0302_0302_0201,
+                    0x0302_0201_0201_0100,
+                    0x0403_0302_0302_0201,
+                );
+                let (mask, low) = (_mm256_loadu_si256(half.as_ptr().cast()), _mm256_set1_epi8(15));
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(mask), low);
+                let low = _mm256_shuffle_epi8(counts, _mm256_and_si256(mask, low));
+                let count = _mm256_add_epi8(_mm256_shuffle_epi8(counts, high), low);
+                _mm256_movemask_epi8(_mm256_cmpgt_epi8(count, _mm256_set1_epi8(4)))
+            };
+            bits |= (many as u32 as u64) << (32 * i);
+        }
+        bits
     }
 
     #[inline(always)]

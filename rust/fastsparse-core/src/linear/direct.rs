@@ -17,10 +17,14 @@ use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
 use super::kernel::{AHEAD, Engine, KEPT, Work, keep, leading, turned, vectors};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
+use crate::matrix::low;
 use crate::vector::prefetch;
 
 /// How many values a vector of columns takes.
 pub(super) trait Pace: Copy {
+    /// Whether what is behind half of a vector's columns is left out by `expand`.
+    const REST: bool = false;
+
     /// Where the values of a vector are, if those before were passed up to `from`, and those of the first vector are at `start`.
     fn place<W: Word>(self, start: *const W, from: *const W, vector: usize) -> *const W;
     /// The next values in the columns of `keep`.
@@ -58,6 +62,36 @@ impl Pace for Counted {
     #[inline(always)]
     fn all<W: Word>(self, start: *const W, from: *const W, _: &ChunkMask) -> usize {
         (from.addr() - start.addr()) / W::BYTES
+    }
+}
+
+/// As many as there are bits, which are hardly ever more than half of the columns: those of the first half are expanded, the rest goes another
+/// way.
+#[derive(Clone, Copy)]
+pub(super) struct Few;
+
+impl Pace for Few {
+    const REST: bool = true;
+
+    #[inline(always)]
+    fn place<W: Word>(self, start: *const W, from: *const W, vector: usize) -> *const W {
+        Counted.place(start, from, vector)
+    }
+
+    #[inline(always)]
+    unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { engine.expand_few(from, keep) }
+    }
+
+    #[inline(always)]
+    fn passed(self, keep: u32) -> usize {
+        Counted.passed(keep)
+    }
+
+    #[inline(always)]
+    fn all<W: Word>(self, start: *const W, from: *const W, mask: &ChunkMask) -> usize {
+        Counted.all(start, from, mask)
     }
 }
 
@@ -130,6 +164,17 @@ const fn each_up_to<V: Engine, const B: usize>() -> usize {
 /// Cache lines of the values of a step that keeps half.
 const fn lines<V: Engine>() -> usize {
     (step::<V>() * V::LANES * size_of::<V::Weight>() / 2).div_ceil(64)
+}
+
+/// The bits of a mask before a column.
+#[inline(always)]
+fn before(mask: &ChunkMask, column: usize) -> usize {
+    let words: &[[u8; 8]] = mask.as_chunks().0;
+    let mut count = (u64::from_le_bytes(words[column / BLOCK]) & low(column % BLOCK)).count_ones();
+    for word in &words[..column / BLOCK] {
+        count += u64::from_le_bytes(*word).count_ones();
+    }
+    count as usize
 }
 
 /// A chunk of some rows, and activations.
@@ -210,6 +255,35 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                 sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
             }
             self.from[r] = self.from[r].wrapping_add(pace.passed(keep));
+        }
+        sums
+    }
+
+    /// What `expand_few` leaves out of vectors that keep more than half of their columns.
+    ///
+    /// # Safety
+    /// As for `all`, before which this is called.
+    #[inline(always)]
+    unsafe fn rest(&self, engine: V, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
+        for r in 0..R {
+            let (mask, mut row, mut left) = (self.masks[r], sums[r], engine.many(self.masks[r]));
+            while left != 0 {
+                let vector = left.trailing_zeros() as usize;
+                left &= left - 1;
+                let mut keep = keep::<V>(mask, vector);
+                for _ in 0..V::LANES / 2 {
+                    keep &= keep.wrapping_sub(1);
+                }
+                // SAFETY: as in `all`: no more values than columns are before the vector and in its first half, and half a vector is left; there
+                // are no bits behind the columns.
+                unsafe {
+                    let w = engine.expand_few(self.from[r].add(before(mask, vector * V::LANES) + V::LANES / 2), keep);
+                    for b in 0..B {
+                        row[b] = engine.add(row[b], w, engine.load(self.x[b].add(vector * V::LANES)));
+                    }
+                }
+            }
+            sums[r] = row;
         }
         sums
     }
@@ -322,6 +396,9 @@ impl<V: Engine> Work<'_, V> {
                 if V::ORDERED && same {
                     sums = work.shared(engine, used[0], self.scratch.kept.as_mut_ptr().cast(), sums);
                 } else if 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
+                    if P::REST {
+                        sums = work.rest(engine, sums);
+                    }
                     sums = work.all(engine, pace, sums);
                     for r in 0..R {
                         rows[r].skip(pace.all(from[r], work.from[r], masks[r]));

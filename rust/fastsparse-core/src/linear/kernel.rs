@@ -10,10 +10,10 @@
 //! ```
 //! The sums of a row lie in the lanes of one vector to the end and are then folded in halves.
 
-use super::Groups;
 use super::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
-use super::direct::{Counted, Equal};
+use super::direct::{Counted, Equal, Few};
 use super::task::{ChunkMask, Task};
+use super::{Groups, Weights};
 use crate::element::Word;
 use crate::isa::{Isa, Kernel};
 use crate::matrix::low;
@@ -55,6 +55,9 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// How far the bits of a vector's mask are shifted to the left in a `keep`: where a table is indexed by them, they address an entry.
     const SHIFT: u32 = 0;
 
+    /// Kept weights in a thousand up to which `expand_few` and what it leaves out are quicker than `expand`.
+    const FEW_UP_TO: usize = 0;
+
     /// Whether columns stay in order, so that activations can be compressed.
     const ORDERED: bool = true;
 
@@ -72,10 +75,14 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// # Safety
     /// `from` is valid for reading `LANES` elements. `keep` has no other bits.
     unsafe fn expand(self, from: *const Self::Weight, keep: u32) -> Self::Vector;
-    /// `expand` for a `keep` of half of the lanes at most.
+    /// A bit for each vector of a chunk more than half of whose columns are kept, where `FEW_UP_TO` is not 0.
+    fn many(self, _: &ChunkMask) -> u64 {
+        0
+    }
+    /// `expand` of half of the lanes at most: where `keep` has more bits, of those first.
     ///
     /// # Safety
-    /// That of `expand`.
+    /// That of `expand`; half of the elements suffice where `FEW_UP_TO` is not 0.
     #[inline(always)]
     unsafe fn expand_few(self, from: *const Self::Weight, keep: u32) -> Self::Vector {
         // SAFETY: the caller's promise.
@@ -213,6 +220,7 @@ impl<V: Engine> Work<'_, V> {
                 Some(Groups { keep, of }) if V::LANES % of == 0 => {
                     self.direct::<1, ROWS, _>(first, Equal::<false> { kept: V::LANES / of * keep })
                 }
+                _ if const { V::FEW_UP_TO > 0 } && self.few_kept() => self.direct::<1, ROWS, _>(first, Few),
                 _ => self.direct::<1, ROWS, _>(first, Counted),
             },
             2 => self.direct::<2, ROWS, _>(first, Counted),
@@ -222,6 +230,13 @@ impl<V: Engine> Work<'_, V> {
             4 => self.direct::<4, 2, _>(first, Counted) & self.direct::<4, 2, _>(first + 2, Counted),
             _ => unreachable!("at most DIRECT"),
         }
+    }
+
+    /// Whether so few weights are kept.
+    #[inline(always)]
+    fn few_kept(&self) -> bool {
+        let Weights { shape, values, .. } = self.task.weights;
+        values.len().saturating_mul(1000) <= shape.len().saturating_mul(V::FEW_UP_TO)
     }
 
     /// A tile of rows of weights from `first` on, all activations.
