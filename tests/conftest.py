@@ -1,6 +1,7 @@
 """The one fixture that everything that computes runs under: each backend, each instruction set."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("fastsparse")
+
+# What a shell starts in the background ignores Ctrl-C; here it is raised.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=BACKENDS, ids=[isa for _, isa in BACKENDS])
