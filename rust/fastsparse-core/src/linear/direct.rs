@@ -38,11 +38,14 @@ pub(super) trait Pace: Copy {
     fn all<W: Word>(self, start: *const W, from: *const W, mask: &ChunkMask) -> usize;
 }
 
-/// As many as there are bits.
+/// As many as there are bits. If `FEW`, these are hardly ever more than half of the columns: those of the first half are expanded, the rest
+/// goes another way.
 #[derive(Clone, Copy)]
-pub(super) struct Counted;
+pub(super) struct Counted<const FEW: bool>;
 
-impl Pace for Counted {
+impl<const FEW: bool> Pace for Counted<FEW> {
+    const REST: bool = FEW;
+
     #[inline(always)]
     fn place<W: Word>(self, _: *const W, from: *const W, _: usize) -> *const W {
         from
@@ -51,7 +54,7 @@ impl Pace for Counted {
     #[inline(always)]
     unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
         // SAFETY: the caller's promise.
-        unsafe { engine.expand(from, keep) }
+        unsafe { if FEW { engine.expand_few(from, keep) } else { engine.expand(from, keep) } }
     }
 
     #[inline(always)]
@@ -62,36 +65,6 @@ impl Pace for Counted {
     #[inline(always)]
     fn all<W: Word>(self, start: *const W, from: *const W, _: &ChunkMask) -> usize {
         (from.addr() - start.addr()) / W::BYTES
-    }
-}
-
-/// As many as there are bits, which are hardly ever more than half of the columns: those of the first half are expanded, the rest goes another
-/// way.
-#[derive(Clone, Copy)]
-pub(super) struct Few;
-
-impl Pace for Few {
-    const REST: bool = true;
-
-    #[inline(always)]
-    fn place<W: Word>(self, start: *const W, from: *const W, vector: usize) -> *const W {
-        Counted.place(start, from, vector)
-    }
-
-    #[inline(always)]
-    unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { engine.expand_few(from, keep) }
-    }
-
-    #[inline(always)]
-    fn passed(self, keep: u32) -> usize {
-        Counted.passed(keep)
-    }
-
-    #[inline(always)]
-    fn all<W: Word>(self, start: *const W, from: *const W, mask: &ChunkMask) -> usize {
-        Counted.all(start, from, mask)
     }
 }
 
@@ -303,7 +276,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                 let keep = keep::<V>(mask, vector);
                 // SAFETY: as in `all`.
                 let w = unsafe { engine.expand(from, keep) };
-                from = from.wrapping_add(Counted.passed(keep));
+                from = from.wrapping_add(Counted::<false>.passed(keep));
                 for b in 0..B {
                     // SAFETY: as in `all`: there are no bits behind the columns.
                     let x = unsafe { engine.load(self.x[b].add(vector * V::LANES)) };
@@ -331,7 +304,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                 // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
                 unsafe { engine.compress(self.x[b].add(vector * V::LANES), keep, kept.add(b * ROW + count)) };
             }
-            count += Counted.passed(keep);
+            count += Counted::<false>.passed(keep);
         }
         for b in 0..B {
             // What an earlier task left there would be multiplied by nothing, which has a sign.
@@ -409,7 +382,7 @@ impl<V: Engine> Work<'_, V> {
                 }
             }
             for r in 0..R {
-                rows[r].skip(Counted.all(from[r], work.from[r], masks[r]));
+                rows[r].skip(Counted::<false>.all(from[r], work.from[r], masks[r]));
             }
         }
         let len = R.min(self.task.rows.end - first);

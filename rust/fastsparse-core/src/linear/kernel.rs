@@ -11,7 +11,7 @@
 //! The sums of a row lie in the lanes of one vector to the end and are then folded in halves.
 
 use super::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
-use super::direct::{Counted, Equal, Few};
+use super::direct::{Counted, Equal};
 use super::task::{ChunkMask, Task};
 use super::{Groups, Weights};
 use crate::element::Word;
@@ -220,14 +220,14 @@ impl<V: Engine> Work<'_, V> {
                 Some(Groups { keep, of }) if V::LANES % of == 0 => {
                     self.direct::<1, ROWS, _>(first, Equal::<false> { kept: V::LANES / of * keep })
                 }
-                _ if const { V::FEW_UP_TO > 0 } && self.few_kept() => self.direct::<1, ROWS, _>(first, Few),
-                _ => self.direct::<1, ROWS, _>(first, Counted),
+                _ if const { V::FEW_UP_TO > 0 } && self.few_kept() => self.direct::<1, ROWS, _>(first, Counted::<true>),
+                _ => self.direct::<1, ROWS, _>(first, Counted::<false>),
             },
-            2 => self.direct::<2, ROWS, _>(first, Counted),
-            3 if const { V::SUMS >= 3 * ROWS } => self.direct::<3, ROWS, _>(first, Counted),
-            4 if const { V::SUMS >= 4 * ROWS } => self.direct::<4, ROWS, _>(first, Counted),
-            3 => self.direct::<3, 2, _>(first, Counted) & self.direct::<3, 2, _>(first + 2, Counted),
-            4 => self.direct::<4, 2, _>(first, Counted) & self.direct::<4, 2, _>(first + 2, Counted),
+            2 => self.direct::<2, ROWS, _>(first, Counted::<false>),
+            3 if const { V::SUMS >= 3 * ROWS } => self.direct::<3, ROWS, _>(first, Counted::<false>),
+            4 if const { V::SUMS >= 4 * ROWS } => self.direct::<4, ROWS, _>(first, Counted::<false>),
+            3 => self.direct::<3, 2, _>(first, Counted::<false>) & self.direct::<3, 2, _>(first + 2, Counted::<false>),
+            4 => self.direct::<4, 2, _>(first, Counted::<false>) & self.direct::<4, 2, _>(first + 2, Counted::<false>),
             _ => unreachable!("at most DIRECT"),
         }
     }
