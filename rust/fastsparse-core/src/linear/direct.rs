@@ -14,7 +14,7 @@
 //! them.
 
 use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
-use super::kernel::{AHEAD, Engine, KEPT, Work, keep, leading, turned, vectors};
+use super::kernel::{Engine, KEPT, Work, keep, leading, lines, step, turned, vectors, written_out};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
 use crate::matrix::low;
@@ -119,11 +119,6 @@ fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T
     to
 }
 
-/// Vectors that are written out in the loop: of eight columns, those of a mask word, which is loaded once and turned.
-const fn step<V: Engine>() -> usize {
-    if V::LANES == 8 { BLOCK / 8 } else { 1 }
-}
-
 /// Vectors in a hundred that hold weights up to which each row had better go through its own. Measured on Zen 3 with AVX2 for one, two
 /// and four rows of activations: level between 30 (bfloat16) and 43 (float32), at 57 and 50. Wider vectors: reckoned.
 const fn each_up_to<V: Engine, const B: usize>() -> usize {
@@ -132,11 +127,6 @@ const fn each_up_to<V: Engine, const B: usize>() -> usize {
         (8, _) => 50,
         _ => 75,
     }
-}
-
-/// Cache lines of the values of a step that keeps half.
-const fn lines<V: Engine>() -> usize {
-    (step::<V>() * V::LANES * size_of::<V::Weight>() / 2).div_ceil(64)
 }
 
 /// The bits of a mask before a column.
@@ -154,6 +144,8 @@ fn before(mask: &ChunkMask, column: usize) -> usize {
 struct Chunk<'a, V: Engine, const B: usize, const R: usize> {
     masks: [&'a ChunkMask; R],
     from: [*const V::Weight; R],
+    /// How far behind those are values that are fetched, in bytes.
+    ahead: usize,
     x: [*const V::Lane; B],
     /// Vectors that have columns.
     vectors: usize,
@@ -176,20 +168,12 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                 // Without a bound the compiler does not see how few words there are, and does not write out the loop over them.
                 words[r] = u64::from_le_bytes(self.masks[r].as_chunks().0[first * V::LANES / BLOCK % CHUNK]);
             }
-            // Written out: so large a loop is not unrolled by the compiler, and bits would be turned by variable numbers in it.
-            macro_rules! unrolled {
-                ($($i:literal)*) => { $(
-                    if const { $i < step::<V>() } {
-                        // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
-                        sums = unsafe { self.one(engine, pace, start, words, first, $i, sums) };
-                    }
-                )* };
-            }
-            unrolled!(0 1 2 3 4 5 6 7);
+            // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
+            written_out!(V, i, sums = unsafe { self.one(engine, pace, start, words, first, i, sums) });
             for r in 0..R {
                 let from = pace.place(start[r], self.from[r], first);
                 for line in 0..const { lines::<V>() } {
-                    prefetch(from.wrapping_byte_add(AHEAD + 64 * line));
+                    prefetch(from.wrapping_byte_add(self.ahead).wrapping_byte_add(64 * line));
                 }
             }
         }
@@ -328,7 +312,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                     for b in 0..B {
                         sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
                     }
-                    prefetch(self.from[r].add(at).wrapping_byte_add(AHEAD));
+                    prefetch(self.from[r].add(at).wrapping_byte_add(self.ahead));
                 }
             }
         }
@@ -353,17 +337,19 @@ impl<V: Engine> Work<'_, V> {
             let (width, x) = self.x.chunk(chunk);
             let (mut masks, mut used) = ([&NOTHING; R], [0; R]);
             let mut from = [std::ptr::null(); R];
+            let ahead = self.task.ahead(chunk, first, R);
             let (mut many, mut same) = (0, true);
             for (r, buffer) in self.scratch.masks[..R].iter_mut().enumerate() {
                 masks[r] = rows[r].mask(chunk, cols, buffer);
-                rows[r].prefetch_mask(chunk);
+                rows[r].prefetch_mask(chunk, R);
                 from[r] = rows[r].window(&mut self.scratch.values[r]).as_ptr();
                 used[r] = engine.used(masks[r]);
                 many += used[r].count_ones() as usize;
-                same = same && masks[r] == masks[0];
+                // Mostly the first word tells.
+                same = same && masks[r][..8] == masks[0][..8] && masks[r] == masks[0];
             }
             let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
-            let mut work = Chunk { masks, from, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
+            let mut work = Chunk { masks, from, ahead, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
             // SAFETY: 512 values are there and the vectors of the chunk; `kept` is as long.
             unsafe {
                 if V::ORDERED && same {

@@ -32,9 +32,6 @@ const DIRECT: usize = 4;
 /// Bytes of a tile: half of the first cache.
 const TILE_BYTES: usize = 16 << 10;
 
-/// How far ahead of its use each stream of values is fetched, in bytes.
-pub(super) const AHEAD: usize = 1024;
-
 /// Vectors of an instruction set, and how weights and activations meet in them.
 pub(super) trait Engine: Copy + Send + Sync {
     /// Bits of a packed weight.
@@ -125,6 +122,29 @@ pub(super) const fn vectors<V: Engine>() -> usize {
 /// Rows of a tile.
 const fn tile_rows<V: Engine>() -> usize {
     TILE_BYTES / (CHUNK_COLS * size_of::<V::Lane>())
+}
+
+/// Vectors that are written out in a loop: of eight columns, those of a mask word, which is loaded once and turned.
+pub(super) const fn step<V: Engine>() -> usize {
+    if V::LANES == 8 { BLOCK / 8 } else { 1 }
+}
+
+/// `$body` for each vector `$i` of a step. So large a loop is not unrolled by the compiler, and bits would be turned by variable numbers in
+/// it.
+macro_rules! written_out {
+    ($engine:ty, $i:ident, $body:expr) => { written_out!(@ $engine, $i, $body; 0 1 2 3 4 5 6 7) };
+    (@ $engine:ty, $i:ident, $body:expr; $($number:literal)*) => { $(
+        if const { $number < step::<$engine>() } {
+            let $i = $number;
+            $body;
+        }
+    )* };
+}
+pub(super) use written_out;
+
+/// Cache lines of the values of a step that keeps half.
+pub(super) const fn lines<V: Engine>() -> usize {
+    (step::<V>() * V::LANES * size_of::<V::Weight>() / 2).div_ceil(64)
 }
 
 /// The bits of a vector, shifted as the engine wants them.
@@ -290,6 +310,7 @@ impl<V: Engine> Work<'_, V> {
         let (engine, cols) = (self.engine, self.task.weights.shape.cols);
         let (width, _) = self.x.chunk(chunk);
         let vectors = width * (vectors::<V>() / CHUNK);
+        let ahead = self.task.ahead(chunk, first, tile_rows::<V>());
         let mut used = [0; 16];
         for r in 0..tile_rows::<V>() {
             let mut row = self.task.row(first + r);
@@ -299,12 +320,17 @@ impl<V: Engine> Work<'_, V> {
             let start = row.window(&mut self.scratch.values[0]).as_ptr();
             let mut from = start;
             let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..].as_mut_ptr().cast();
-            for vector in 0..vectors {
-                let keep = keep::<V>(mask, vector);
-                // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
-                unsafe { engine.store(tile.add(vector * V::LANES), engine.expand(from, keep)) };
-                prefetch(from.wrapping_byte_add(AHEAD));
-                from = from.wrapping_add(keep.count_ones() as usize);
+            for vector in (0..vectors).step_by(const { step::<V>() }) {
+                let word = u64::from_le_bytes(mask.as_chunks().0[vector * V::LANES / BLOCK]);
+                written_out!(V, i, {
+                    let keep = if V::LANES == 8 { turned::<V>(word, i) } else { keep::<V>(mask, vector + i) };
+                    // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
+                    unsafe { engine.store(tile.add((vector + i) * V::LANES), engine.expand(from, keep)) };
+                    from = from.wrapping_add(keep.count_ones() as usize);
+                });
+                for line in 0..const { lines::<V>() } {
+                    prefetch(from.wrapping_byte_add(ahead.wrapping_add(64 * line)));
+                }
             }
             used[r / ROWS] |= engine.used(mask);
             passed[r] += (from.addr() - start.addr()) / V::Weight::BYTES;

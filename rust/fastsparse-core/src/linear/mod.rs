@@ -244,7 +244,7 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         let all = weights.shape.rows;
         let agreed = AtomicBool::new(true);
         run_with(self.exec.threads, all.div_ceil(rows), state, |state, i| {
-            let task = Task { weights, rows: i * rows..all.min((i + 1) * rows) };
+            let task = Task::new(weights, i * rows..all.min((i + 1) * rows));
             let emit = |row: usize, batch: usize, sums: &[f32]| {
                 // SAFETY: each result is written by the task that owns the row.
                 let to = unsafe { out.slice(batch * all + row, sums.len()) };

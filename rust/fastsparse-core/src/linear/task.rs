@@ -14,6 +14,11 @@ const ELEMENTS: usize = 1 << 16;
 /// What a row costs at least, in elements.
 const ROW_COST: usize = 16;
 
+/// How far ahead of their use values are fetched, in bytes, at most a row: rows are too short for hardware to see streams. Measured on Zen 3
+/// with AVX2, two threads, one row of activations, nanoseconds a weight of bfloat16 at 50 %, rows of 2048 and of 4096 columns: 0.071 and
+/// 0.073 with 1024, 0.063 and 0.069 with 2048, 0.062 and 0.061 with 3072, 0.061 and 0.066 with 4096.
+const AHEAD: usize = 3072;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -26,9 +31,22 @@ pub(super) fn rows(shape: Matrix, together: usize) -> usize {
 pub(super) struct Task<'a, W> {
     pub weights: Weights<'a, W>,
     pub rows: Range<usize>,
+    /// Chunks of a row.
+    chunks: usize,
+    /// Values of a chunk, on average.
+    chunk_values: usize,
+    /// The values of the chunk that is later by so many are fetched.
+    later: usize,
 }
 
 impl<'a, W: Word> Task<'a, W> {
+    pub fn new(weights: Weights<'a, W>, rows: Range<usize>) -> Self {
+        let chunks = weights.shape.cols.div_ceil(CHUNK_COLS).max(1);
+        let chunk_values = (weights.values.len() / (weights.shape.rows * chunks)).max(1);
+        let later = (AHEAD / (chunk_values * W::BYTES)).clamp(1, chunks);
+        Task { weights, rows, chunks, chunk_values, later }
+    }
+
     /// A row of the matrix from its first column on; one without weights behind the end.
     #[inline(always)]
     pub fn row(&self, row: usize) -> Row<'a, W> {
@@ -38,6 +56,20 @@ impl<'a, W: Word> Task<'a, W> {
         }
         let bits = &mask[row * shape.row_bytes()..(row + 1) * shape.row_bytes()];
         Row { bits, values, at: offsets[row] as usize, end: offsets[row + 1] as usize }
+    }
+
+    /// How far behind the values of `chunk` those are that are to be fetched while it is computed, in bytes, where `together` rows from
+    /// `first` on are read at a time. Behind the last chunk of a row comes the first of the one that is read in its place.
+    #[inline(always)]
+    pub fn ahead(&self, chunk: usize, first: usize, together: usize) -> usize {
+        let Task { chunks, later, chunk_values, .. } = *self;
+        let start = |row: usize| self.weights.offsets[row.min(self.weights.shape.rows)] as usize;
+        let mut values = later * chunk_values;
+        if chunk + later >= chunks {
+            let next = start(first + together).wrapping_sub(start(first));
+            values = next.wrapping_add(values).wrapping_sub(chunks * chunk_values);
+        }
+        values.wrapping_mul(W::BYTES)
     }
 }
 
@@ -108,10 +140,13 @@ impl<'a, W: Word> Row<'a, W> {
         self.values.get(self.at..)?.get(..len)
     }
 
-    /// Asks for the mask that follows that of a chunk of columns by two: rows of masks are too short for hardware to see a stream.
+    /// Asks for the mask that follows that of a chunk of columns by two, where `together` rows are read at a time: rows of masks are too
+    /// short for hardware to see a stream.
     #[inline(always)]
-    pub fn prefetch_mask(&self, chunk: usize) {
-        prefetch(self.bits.as_ptr().wrapping_add(CHUNK_COLS / 8 * (chunk + 2)));
+    pub fn prefetch_mask(&self, chunk: usize, together: usize) {
+        let (at, len) = (CHUNK_COLS / 8 * (chunk + 2), self.bits.len());
+        let at = if at < len { at } else { at.wrapping_sub(len.next_multiple_of(LINE)) + together * len };
+        prefetch(self.bits.as_ptr().wrapping_add(at));
     }
 
     /// Asks for the lines that hold the last of the next `blocks` words of the mask, from `block` on, and the next `len` values: what is

@@ -30,9 +30,6 @@ const GROUPS: usize = TILE_ROWS / ROWS;
 /// Rows of activations whose sums are held at a time: 32 kB of them, which the second cache keeps.
 const PANEL: usize = 64;
 
-/// How far ahead values are asked for, in bytes: each row is a stream of its own, too many for hardware to see.
-const AHEAD: usize = 512;
-
 /// Chunks whose sum, with weights up to 255 and activations down to −128, is an int32.
 const SPAN: usize = 128;
 
@@ -190,7 +187,7 @@ impl<V: Engine> Work<'_, V> {
             let mut from: [Row<'_, u8>; TILE_ROWS] = std::array::from_fn(|r| self.task.row(first + r));
             self.scratch.sums.fill(Sums::zero(engine));
             for chunk in 0..chunks {
-                let used = self.expand_tile(&mut from, chunk);
+                let used = self.expand_tile(&mut from, chunk, self.task.ahead(chunk, first, TILE_ROWS));
                 for b in (0..panel).step_by(V::BATCH) {
                     match V::BATCH.min(panel - b) {
                         1 => self.multiply::<1>(start, b, chunk, used),
@@ -215,9 +212,9 @@ impl<V: Engine> Work<'_, V> {
         agreed
     }
 
-    /// Expands a chunk of the rows. Returns which blocks of each four rows hold anything, as bits.
+    /// Expands a chunk of the rows, values being fetched so far ahead. Returns which blocks of each four rows hold anything, as bits.
     #[inline(always)]
-    fn expand_tile(&mut self, rows: &mut [Row<'_, u8>; TILE_ROWS], chunk: usize) -> [u32; GROUPS] {
+    fn expand_tile(&mut self, rows: &mut [Row<'_, u8>; TILE_ROWS], chunk: usize, ahead: usize) -> [u32; GROUPS] {
         let (engine, cols) = (self.engine, self.task.weights.shape.cols);
         let (width, _) = self.x.x.chunk(chunk);
         let mut used = [0; GROUPS];
@@ -225,14 +222,14 @@ impl<V: Engine> Work<'_, V> {
             let (row, tile) = (&mut rows[r], &mut self.scratch.tile[r]);
             let mut buffer = [0; CHUNK_COLS / 8];
             let mask = row.mask(chunk, cols, &mut buffer);
-            row.prefetch_mask(chunk);
+            row.prefetch_mask(chunk, TILE_ROWS);
             let start = row.window(&mut self.scratch.values).as_ptr();
             let mut values = start;
             for i in 0..width {
                 let keep = block_of(mask, i);
                 // SAFETY: no more values than columns have been passed, and those of a chunk are there.
                 unsafe { engine.expand(values, keep, &mut tile[i]) };
-                prefetch(values.wrapping_add(AHEAD));
+                prefetch(values.wrapping_add(ahead));
                 used[r / ROWS] |= ((word(keep) != 0) as u32) << i;
                 values = values.wrapping_add(word(keep).count_ones() as usize);
             }

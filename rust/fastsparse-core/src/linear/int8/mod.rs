@@ -197,7 +197,7 @@ fn each_task<S: Send>(
     let rows = task::rows(weights.shape, together);
     let agreed = AtomicBool::new(true);
     run_with(exec.threads, all.div_ceil(rows), state, |state, i| {
-        if !kernel(state, &Task { weights, rows: i * rows..all.min((i + 1) * rows) }) {
+        if !kernel(state, &Task::new(weights, i * rows..all.min((i + 1) * rows))) {
             agreed.store(false, Ordering::Relaxed);
         }
     });
