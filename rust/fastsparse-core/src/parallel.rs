@@ -4,6 +4,7 @@
 //! and belongs to one process id; a child that finds another id forgets it and makes its own.
 
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::isa::Isa;
 
@@ -33,6 +34,13 @@ struct Pool {
     threads: usize,
     pool: rayon::ThreadPool,
 }
+
+/// How long a thread without work waits for more before it sleeps: to be woken costs it, and the one that wakes it, up to 50 µs each in a
+/// virtual machine, and the layers of a model follow each other within less than this.
+const LINGER: Duration = Duration::from_micros(200);
+
+/// Parallel calls so far: while there is no other the threads of the last one linger.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
 
 static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -81,12 +89,27 @@ pub fn run(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
             task(i);
         }
     };
+    let call = CALLS.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+    let finished = AtomicUsize::new(0);
     pool.in_place_scope(|scope| {
         for _ in 1..workers {
-            scope.spawn(|_| work());
+            scope.spawn(|_| {
+                work();
+                rayon::spawn(move || linger(|| CALLS.load(Ordering::Relaxed) != call));
+                finished.fetch_add(1, Ordering::Relaxed);
+            });
         }
         work();
+        linger(|| finished.load(Ordering::Relaxed) == workers - 1);
     });
+}
+
+/// Waits until it is `over`, but not long: others may run meanwhile.
+fn linger(over: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !over() && start.elapsed() < LINGER {
+        std::thread::yield_now();
+    }
 }
 
 /// [`run`] over the disjoint pieces of `out`: piece `i` is `out[i * piece .. (i + 1) * piece]`, the last one may be shorter.
