@@ -95,11 +95,7 @@ impl<const FEW: bool> Pace for Equal<FEW> {
     /// A promise may not be kept: the bits say how many there are.
     #[inline(always)]
     fn all<W: Word>(self, _: *const W, _: *const W, mask: &ChunkMask) -> usize {
-        let mut count = 0;
-        for word in mask.as_chunks().0 {
-            count += u64::from_le_bytes(*word).count_ones() as usize;
-        }
-        count
+        bits(mask.as_chunks().0)
     }
 }
 
@@ -129,15 +125,22 @@ const fn each_up_to<V: Engine, const B: usize>() -> usize {
     }
 }
 
-/// The bits of a mask before a column.
+/// The bits of some mask words.
 #[inline(always)]
-fn before(mask: &ChunkMask, column: usize) -> usize {
-    let words: &[[u8; 8]] = mask.as_chunks().0;
-    let mut count = (u64::from_le_bytes(words[column / BLOCK]) & low(column % BLOCK)).count_ones();
-    for word in &words[..column / BLOCK] {
+fn bits(words: &[[u8; 8]]) -> usize {
+    let mut count = 0;
+    for word in words {
         count += u64::from_le_bytes(*word).count_ones();
     }
     count as usize
+}
+
+/// The bits of a mask before a column.
+#[inline(always)]
+fn before(mask: &ChunkMask, column: usize) -> usize {
+    let words = mask.as_chunks().0;
+    bits(&words[..column / BLOCK])
+        + (u64::from_le_bytes(words[column / BLOCK]) & low(column % BLOCK)).count_ones() as usize
 }
 
 /// A chunk of some rows, and activations.

@@ -145,7 +145,7 @@ impl<'a, W: Word> Row<'a, W> {
     #[inline(always)]
     pub fn prefetch_mask(&self, chunk: usize, together: usize) {
         let (at, len) = (CHUNK_COLS / 8 * (chunk + 2), self.bits.len());
-        let at = if at < len { at } else { at.wrapping_sub(len.next_multiple_of(LINE)) + together * len };
+        let at = if at < len { at } else { at - len.next_multiple_of(LINE) + together * len };
         prefetch(self.bits.as_ptr().wrapping_add(at));
     }
 
