@@ -35,8 +35,9 @@ struct Pool {
     pool: rayon::ThreadPool,
 }
 
-/// How long a thread without work waits for more before it sleeps: to be woken costs it, and the one that wakes it, up to 50 µs each in a
-/// virtual machine, and the layers of a model follow each other within less than this.
+/// How long a thread without work waits for more before it sleeps: waking it costs both sides, and the layers of a model follow each other
+/// within less than this. Measured in a virtual machine, two threads, calls 150 µs apart, one row of activations: 0.5 and 1 million
+/// weights took 99 and 134 µs, with this 62 and 103.
 const LINGER: Duration = Duration::from_micros(200);
 
 /// Parallel calls so far: while there is no other the threads of the last one linger.
