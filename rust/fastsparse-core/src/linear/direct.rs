@@ -14,7 +14,7 @@
 //! them.
 
 use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
-use super::kernel::{Engine, KEPT, Work, keep, leading, lines, step, turned, vectors, written_out};
+use super::kernel::{Engine, KEPT, Work, keep, keep_in_step, leading, lines, step, vectors, written_out};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
 use crate::matrix::low;
@@ -125,7 +125,7 @@ const fn each_up_to<V: Engine, const B: usize>() -> usize {
     }
 }
 
-/// The bits of some mask words.
+/// The bits of some mask words. A loop, unlike [`crate::matrix::popcount`]: closures are compiled without the features.
 #[inline(always)]
 fn bits(words: &[[u8; 8]]) -> usize {
     let mut count = 0;
@@ -207,7 +207,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
             loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
         }
         for r in 0..R {
-            let keep = if V::LANES == 8 { turned::<V>(words[r], i) } else { keep::<V>(self.masks[r], first + i) };
+            let keep = keep_in_step::<V>(self.masks[r], words[r], first, i);
             let from = pace.place(start[r], self.from[r], first + i);
             // SAFETY: as above; no more values than columns have been passed.
             let w = unsafe { pace.expand(engine, from, keep) };

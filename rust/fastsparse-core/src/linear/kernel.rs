@@ -158,9 +158,13 @@ pub(super) fn keep<V: Engine>(mask: &ChunkMask, vector: usize) -> u32 {
     bits << V::SHIFT
 }
 
-/// [`keep`] of vector `i` of eight columns, given the mask word. Where `i` is a constant, the word is turned and nothing more is shifted.
+/// [`keep`] of vector `i` of the step from `first` on. Eight columns are turned to the front of `word`, the mask word of the step: where `i` is
+/// a constant, nothing more is shifted.
 #[inline(always)]
-pub(super) fn turned<V: Engine>(word: u64, i: usize) -> u32 {
+pub(super) fn keep_in_step<V: Engine>(mask: &ChunkMask, word: u64, first: usize, i: usize) -> u32 {
+    if V::LANES != 8 {
+        return keep::<V>(mask, first + i);
+    }
     word.rotate_right((8 * i as u32).wrapping_sub(V::SHIFT) % 64) as u32 & (255 << V::SHIFT)
 }
 
@@ -323,7 +327,7 @@ impl<V: Engine> Work<'_, V> {
             for vector in (0..vectors).step_by(const { step::<V>() }) {
                 let word = u64::from_le_bytes(mask.as_chunks().0[vector * V::LANES / BLOCK]);
                 written_out!(V, i, {
-                    let keep = if V::LANES == 8 { turned::<V>(word, i) } else { keep::<V>(mask, vector + i) };
+                    let keep = keep_in_step::<V>(mask, word, vector, i);
                     // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
                     unsafe { engine.store(tile.add((vector + i) * V::LANES), engine.expand(from, keep)) };
                     from = from.wrapping_add(keep.count_ones() as usize);
