@@ -13,89 +13,29 @@
 //! Where each group of columns keeps as many, the values of the next vector begin at a known place: nothing is counted on the way to
 //! them.
 
-use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
-use super::kernel::{Engine, KEPT, Work, keep, keep_in_step, leading, lines, step, vectors, written_out};
+use super::activations::{BLOCK, CHUNK_COLS};
+use super::kernel::{Engine, KEPT, Work, keep, leading, lines, step, vectors, written_out};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
 use crate::matrix::low;
 use crate::vector::prefetch;
 
-/// How many values a vector of columns takes.
-pub(super) trait Pace: Copy {
-    /// Whether what is behind half of a vector's columns is left out by `expand`.
-    const REST: bool = false;
-
-    /// Where the values of a vector are, if those before were passed up to `from`, and those of the first vector are at `start`.
-    fn place<W: Word>(self, start: *const W, from: *const W, vector: usize) -> *const W;
-    /// The next values in the columns of `keep`.
-    ///
-    /// # Safety
-    /// `from` is valid for reading `LANES` elements.
-    unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector;
-    /// Those of the bits `keep`.
-    fn passed(self, keep: u32) -> usize;
-    /// All values from `start` to `from`, which lie in the columns of `mask`.
-    fn all<W: Word>(self, start: *const W, from: *const W, mask: &ChunkMask) -> usize;
-}
-
-/// As many as there are bits. If `FEW`, these are hardly ever more than half of the columns: those of the first half are expanded, the rest
-/// goes another way.
+/// How many values a vector of columns takes. Its fields are constants where it is made: functions that take it are inlined there.
 #[derive(Clone, Copy)]
-pub(super) struct Counted<const FEW: bool>;
-
-impl<const FEW: bool> Pace for Counted<FEW> {
-    const REST: bool = FEW;
-
-    #[inline(always)]
-    fn place<W: Word>(self, _: *const W, from: *const W, _: usize) -> *const W {
-        from
-    }
-
-    #[inline(always)]
-    unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { if FEW { engine.expand_few(from, keep) } else { engine.expand(from, keep) } }
-    }
-
-    #[inline(always)]
-    fn passed(self, keep: u32) -> usize {
-        keep.count_ones() as usize
-    }
-
-    #[inline(always)]
-    fn all<W: Word>(self, start: *const W, from: *const W, _: &ChunkMask) -> usize {
-        (from.addr() - start.addr()) / W::BYTES
-    }
+pub(super) struct Pace {
+    /// Each vector as many, or `None`: as many as there are bits.
+    pub kept: Option<usize>,
+    /// Hardly ever more than half of the columns: those of the first half are expanded, the rest goes another way.
+    pub few: bool,
 }
 
-/// `kept` in each vector, which are half of its columns at most, if `FEW`.
-#[derive(Clone, Copy)]
-pub(super) struct Equal<const FEW: bool> {
-    pub kept: usize,
-}
+impl Pace {
+    pub const COUNTED: Pace = Pace { kept: None, few: false };
 
-impl<const FEW: bool> Pace for Equal<FEW> {
-    /// One offset for all rows, which leaves registers for the rest.
+    /// All values from `start` to `from`, which lie in the columns of `mask`. A promise may not be kept: then the bits say how many there are.
     #[inline(always)]
-    fn place<W: Word>(self, start: *const W, _: *const W, vector: usize) -> *const W {
-        start.wrapping_add(vector * self.kept)
-    }
-
-    #[inline(always)]
-    unsafe fn expand<V: Engine>(self, engine: V, from: *const V::Weight, keep: u32) -> V::Vector {
-        // SAFETY: the caller's promise.
-        unsafe { if FEW { engine.expand_few(from, keep) } else { engine.expand(from, keep) } }
-    }
-
-    #[inline(always)]
-    fn passed(self, _: u32) -> usize {
-        self.kept
-    }
-
-    /// A promise may not be kept: the bits say how many there are.
-    #[inline(always)]
-    fn all<W: Word>(self, _: *const W, _: *const W, mask: &ChunkMask) -> usize {
-        bits(mask.as_chunks().0)
+    fn all<W: Word>(self, start: *const W, from: *const W, mask: &ChunkMask) -> usize {
+        if self.kept.is_some() { bits(mask.as_chunks().0) } else { (from.addr() - start.addr()) / W::BYTES }
     }
 }
 
@@ -163,43 +103,34 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
     /// # Safety
     /// The values of a chunk are readable at `from`, the vectors at `x`. `pace` takes no more than a vector has columns.
     #[inline(always)]
-    unsafe fn all<P: Pace>(&mut self, engine: V, pace: P, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
-        let start = self.from;
+    unsafe fn all(&mut self, engine: V, pace: Pace, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
+        let table = engine.table(pace.few);
         for first in (0..self.vectors).step_by(const { step::<V>() }) {
-            let mut words = [0; R];
-            for r in 0..R {
-                // Without a bound the compiler does not see how few words there are, and does not write out the loop over them.
-                words[r] = u64::from_le_bytes(self.masks[r].as_chunks().0[first * V::LANES / BLOCK % CHUNK]);
-            }
             // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
-            written_out!(V, i, sums = unsafe { self.one(engine, pace, start, words, first, i, sums) });
+            written_out!(V, I, sums = unsafe { self.one::<I>(engine, pace, table, first, sums) });
             for r in 0..R {
-                let from = pace.place(start[r], self.from[r], first);
                 for line in 0..const { lines::<V>() } {
-                    prefetch(from.wrapping_byte_add(self.ahead).wrapping_byte_add(64 * line));
+                    prefetch(self.from[r].wrapping_byte_add(self.ahead).wrapping_byte_add(64 * line));
                 }
             }
         }
         sums
     }
 
-    /// Vector `i` of those from `first` on, whose mask words are `words`. Values begin at `start`.
+    /// Vector `first + I`.
     ///
     /// # Safety
-    /// As for `all`.
+    /// As for `all`; `table` is the engine's.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "what a loop would have as variables")]
-    unsafe fn one<P: Pace>(
+    unsafe fn one<const I: usize>(
         &mut self,
         engine: V,
-        pace: P,
-        start: [*const V::Weight; R],
-        words: [u64; R],
+        pace: Pace,
+        table: *const u8,
         first: usize,
-        i: usize,
         mut sums: Sums<V, B, R>,
     ) -> Sums<V, B, R> {
-        let at = (first + i) * V::LANES;
+        let at = (first + I) * V::LANES;
         // SAFETY: the caller's promise, here and below.
         let mut loaded = [unsafe { engine.load(self.x[0].add(at)) }; B];
         for b in 1..B {
@@ -207,14 +138,12 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
             loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
         }
         for r in 0..R {
-            let keep = keep_in_step::<V>(self.masks[r], words[r], first, i);
-            let from = pace.place(start[r], self.from[r], first + i);
             // SAFETY: as above; no more values than columns have been passed.
-            let w = unsafe { pace.expand(engine, from, keep) };
+            let (w, next) = unsafe { engine.next::<I>(pace.few, table, self.masks[r], first, self.from[r], pace.kept) };
             for b in 0..B {
                 sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
             }
-            self.from[r] = self.from[r].wrapping_add(pace.passed(keep));
+            self.from[r] = next;
         }
         sums
     }
@@ -263,7 +192,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                 let keep = keep::<V>(mask, vector);
                 // SAFETY: as in `all`.
                 let w = unsafe { engine.expand(from, keep) };
-                from = from.wrapping_add(Counted::<false>.passed(keep));
+                from = from.wrapping_add(keep.count_ones() as usize);
                 for b in 0..B {
                     // SAFETY: as in `all`: there are no bits behind the columns.
                     let x = unsafe { engine.load(self.x[b].add(vector * V::LANES)) };
@@ -291,7 +220,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
                 // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
                 unsafe { engine.compress(self.x[b].add(vector * V::LANES), keep, kept.add(b * ROW + count)) };
             }
-            count += Counted::<false>.passed(keep);
+            count += keep.count_ones() as usize;
         }
         for b in 0..B {
             // What an earlier task left there would be multiplied by nothing, which has a sign.
@@ -329,7 +258,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
 impl<V: Engine> Work<'_, V> {
     /// `R` rows of weights from `first` on, `B` rows of activations. Answers whether mask and offsets agree.
     #[inline(always)]
-    pub(super) fn direct<const B: usize, const R: usize, P: Pace>(&mut self, first: usize, pace: P) -> bool {
+    pub(super) fn direct<const B: usize, const R: usize>(&mut self, first: usize, pace: Pace) -> bool {
         if first >= self.task.rows.end {
             return true;
         }
@@ -358,7 +287,7 @@ impl<V: Engine> Work<'_, V> {
                 if V::ORDERED && same {
                     sums = work.shared(engine, used[0], self.scratch.kept.as_mut_ptr().cast(), sums);
                 } else if 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
-                    if P::REST {
+                    if pace.few && pace.kept.is_none() {
                         sums = work.rest(engine, sums);
                     }
                     sums = work.all(engine, pace, sums);
@@ -371,7 +300,7 @@ impl<V: Engine> Work<'_, V> {
                 }
             }
             for r in 0..R {
-                rows[r].skip(Counted::<false>.all(from[r], work.from[r], masks[r]));
+                rows[r].skip(Pace::COUNTED.all(from[r], work.from[r], masks[r]));
             }
         }
         let len = R.min(self.task.rows.end - first);

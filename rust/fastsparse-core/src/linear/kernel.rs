@@ -11,7 +11,7 @@
 //! The sums of a row lie in the lanes of one vector to the end and are then folded in halves.
 
 use super::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
-use super::direct::{Counted, Equal};
+use super::direct::Pace;
 use super::task::{ChunkMask, Task};
 use super::{Groups, Weights};
 use crate::element::Word;
@@ -85,6 +85,30 @@ pub(super) trait Engine: Copy + Send + Sync {
         // SAFETY: the caller's promise.
         unsafe { self.expand(from, keep) }
     }
+    /// What `next` looks up, to be kept in a register.
+    fn table(self, _few: bool) -> *const u8 {
+        std::ptr::null()
+    }
+    /// `expand` or, if `few`, `expand_few` by the bits of vector `first + I` of a chunk, and where the elements behind are: by `kept` further
+    /// or, if `None`, by as many as there are bits.
+    ///
+    /// # Safety
+    /// That of `expand`; `table` is the one for `few`, `first + I` less than there are vectors in a chunk.
+    #[inline(always)]
+    unsafe fn next<const I: usize>(
+        self,
+        few: bool,
+        _table: *const u8,
+        mask: &ChunkMask,
+        first: usize,
+        from: *const Self::Weight,
+        kept: Option<usize>,
+    ) -> (Self::Vector, *const Self::Weight) {
+        let keep = keep::<Self>(mask, first + I);
+        // SAFETY: the caller's promise.
+        let vector = unsafe { if few { self.expand_few(from, keep) } else { self.expand(from, keep) } };
+        (vector, from.wrapping_add(kept.unwrap_or(keep.count_ones() as usize)))
+    }
     /// The elements at `from`, of which none is missing.
     ///
     /// # Safety
@@ -124,18 +148,17 @@ const fn tile_rows<V: Engine>() -> usize {
     TILE_BYTES / (CHUNK_COLS * size_of::<V::Lane>())
 }
 
-/// Vectors that are written out in a loop: of eight columns, those of a mask word, which is loaded once and turned.
+/// Vectors that are written out in a loop: those of a block, or one that is wider than eight columns.
 pub(super) const fn step<V: Engine>() -> usize {
     if V::LANES == 8 { BLOCK / 8 } else { 1 }
 }
 
-/// `$body` for each vector `$i` of a step. So large a loop is not unrolled by the compiler, and bits would be turned by variable numbers in
-/// it.
+/// `$body` for each vector `$i`, a constant, of a step. So large a loop is not unrolled by the compiler.
 macro_rules! written_out {
     ($engine:ty, $i:ident, $body:expr) => { written_out!(@ $engine, $i, $body; 0 1 2 3 4 5 6 7) };
     (@ $engine:ty, $i:ident, $body:expr; $($number:literal)*) => { $(
         if const { $number < step::<$engine>() } {
-            let $i = $number;
+            const $i: usize = $number;
             $body;
         }
     )* };
@@ -156,16 +179,6 @@ pub(super) fn keep<V: Engine>(mask: &ChunkMask, vector: usize) -> u32 {
         _ => u32::from_le_bytes(mask.as_chunks().0[vector]),
     };
     bits << V::SHIFT
-}
-
-/// [`keep`] of vector `i` of the step from `first` on. Eight columns are turned to the front of `word`, the mask word of the step: where `i` is
-/// a constant, nothing more is shifted.
-#[inline(always)]
-pub(super) fn keep_in_step<V: Engine>(mask: &ChunkMask, word: u64, first: usize, i: usize) -> u32 {
-    if V::LANES != 8 {
-        return keep::<V>(mask, first + i);
-    }
-    word.rotate_right((8 * i as u32).wrapping_sub(V::SHIFT) % 64) as u32 & (255 << V::SHIFT)
 }
 
 /// The first columns of a vector.
@@ -238,20 +251,24 @@ impl<V: Engine> Work<'_, V> {
         match self.x.len {
             0 => true,
             1 => match self.task.weights.groups {
-                Some(Groups { keep, of }) if V::LANES % of == 0 && 2 * keep <= of => {
-                    self.direct::<1, ROWS, _>(first, Equal::<true> { kept: V::LANES / of * keep })
-                }
                 Some(Groups { keep, of }) if V::LANES % of == 0 => {
-                    self.direct::<1, ROWS, _>(first, Equal::<false> { kept: V::LANES / of * keep })
+                    let kept = Some(V::LANES / of * keep);
+                    if 2 * keep <= of {
+                        self.direct::<1, ROWS>(first, Pace { kept, few: true })
+                    } else {
+                        self.direct::<1, ROWS>(first, Pace { kept, few: false })
+                    }
                 }
-                _ if const { V::FEW_UP_TO > 0 } && self.few_kept() => self.direct::<1, ROWS, _>(first, Counted::<true>),
-                _ => self.direct::<1, ROWS, _>(first, Counted::<false>),
+                _ if const { V::FEW_UP_TO > 0 } && self.few_kept() => {
+                    self.direct::<1, ROWS>(first, Pace { kept: None, few: true })
+                }
+                _ => self.direct::<1, ROWS>(first, Pace::COUNTED),
             },
-            2 => self.direct::<2, ROWS, _>(first, Counted::<false>),
-            3 if const { V::SUMS >= 3 * ROWS } => self.direct::<3, ROWS, _>(first, Counted::<false>),
-            4 if const { V::SUMS >= 4 * ROWS } => self.direct::<4, ROWS, _>(first, Counted::<false>),
-            3 => self.direct::<3, 2, _>(first, Counted::<false>) & self.direct::<3, 2, _>(first + 2, Counted::<false>),
-            4 => self.direct::<4, 2, _>(first, Counted::<false>) & self.direct::<4, 2, _>(first + 2, Counted::<false>),
+            2 => self.direct::<2, ROWS>(first, Pace::COUNTED),
+            3 if const { V::SUMS >= 3 * ROWS } => self.direct::<3, ROWS>(first, Pace::COUNTED),
+            4 if const { V::SUMS >= 4 * ROWS } => self.direct::<4, ROWS>(first, Pace::COUNTED),
+            3 => self.direct::<3, 2>(first, Pace::COUNTED) & self.direct::<3, 2>(first + 2, Pace::COUNTED),
+            4 => self.direct::<4, 2>(first, Pace::COUNTED) & self.direct::<4, 2>(first + 2, Pace::COUNTED),
             _ => unreachable!("at most DIRECT"),
         }
     }
@@ -315,6 +332,7 @@ impl<V: Engine> Work<'_, V> {
         let (width, _) = self.x.chunk(chunk);
         let vectors = width * (vectors::<V>() / CHUNK);
         let ahead = self.task.ahead(chunk, first, tile_rows::<V>());
+        let table = engine.table(false);
         let mut used = [0; 16];
         for r in 0..tile_rows::<V>() {
             let mut row = self.task.row(first + r);
@@ -325,12 +343,12 @@ impl<V: Engine> Work<'_, V> {
             let mut from = start;
             let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..].as_mut_ptr().cast();
             for vector in (0..vectors).step_by(const { step::<V>() }) {
-                let word = u64::from_le_bytes(mask.as_chunks().0[vector * V::LANES / BLOCK]);
-                written_out!(V, i, {
-                    let keep = keep_in_step::<V>(mask, word, vector, i);
-                    // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the tile.
-                    unsafe { engine.store(tile.add((vector + i) * V::LANES), engine.expand(from, keep)) };
-                    from = from.wrapping_add(keep.count_ones() as usize);
+                written_out!(V, I, {
+                    // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the chunk.
+                    let (weights, next) = unsafe { engine.next::<I>(false, table, mask, vector, from, None) };
+                    // SAFETY: a vector of the tile.
+                    unsafe { engine.store(tile.add((vector + I) * V::LANES), weights) };
+                    from = next;
                 });
                 for line in 0..const { lines::<V>() } {
                     prefetch(from.wrapping_byte_add(ahead.wrapping_add(64 * line)));

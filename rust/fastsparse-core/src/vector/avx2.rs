@@ -3,6 +3,7 @@
 //! AVX2 has no compress: a table indexed by eight mask bits holds the shuffle, applied by `vpermd` to 32-bit lanes (two of which
 //! make a 64-bit one) and by `pshufb` to bytes.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use crate::element::Word;
@@ -334,6 +335,128 @@ pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: usize) -> __m256i {
         _mm256_shuffle_epi8(both, _mm256_load_si256(entry(&EXPAND_FEW, keep)))
     }
 }
+
+/// A function that makes eight lanes of float32 with a table: the next elements at `from` where byte `at + I` of `mask` has a bit, zero
+/// elsewhere. It also returns where the elements behind are: by `kept` elements further or, if `None`, by as many as there are bits. And a
+/// function for the table's address, which the compiler is not to know: it would fetch it anew for each vector.
+///
+/// In assembly, as the compiler moves parts of several vectors past each other until registers no longer suffice. Measured on Zen 3 in the
+/// product of one row, nanoseconds a weight of float32 and of bfloat16 at 50 %: 0.115 and 0.082, and 0.135 and 0.090 with what the compiler
+/// makes of the same.
+macro_rules! lanes {
+    (
+        $(#[$doc:meta])* $name:ident, $address:ident, $table:ident, $bytes:literal,
+        [$($line:literal),*] $(, $scratch:ident)?
+    ) => {
+        #[doc = concat!("The table of [`", stringify!($name), "`].")]
+        #[inline(always)]
+        pub(crate) fn $address() -> *const u8 {
+            let mut address: *const u8 = $table.0.as_ptr().cast();
+            // SAFETY: no instruction, and the address stays what it is.
+            unsafe { asm!("/* {0} */", inout(reg) address, options(pure, readonly, nostack, preserves_flags)) };
+            address
+        }
+
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// `table` is that of this function; the byte is readable, and eight elements at `from`.
+        #[target_feature(enable = "avx2,f16c,popcnt")]
+        #[inline]
+        pub(crate) unsafe fn $name<const I: usize>(
+            table: *const u8,
+            mask: *const u8,
+            at: usize,
+            from: *const u8,
+            kept: Option<usize>,
+        ) -> (__m256, *const u8) {
+            let (lanes, next);
+            // SAFETY: what is read is an entry of the table and what the caller promises.
+            unsafe {
+                match kept {
+                    None => asm!(
+                        "movzx {bits:e}, byte ptr [{mask} + {at} + {i}]",
+                        $($line,)*
+                        "popcnt {bits:e}, {bits:e}",
+                        concat!("lea {from}, [{from} + ", $bytes, " * {bits}]"),
+                        bits = out(reg) _,
+                        $($scratch = out(reg) _,)?
+                        lanes = out(ymm_reg) lanes,
+                        from = inout(reg) from => next,
+                        mask = in(reg) mask,
+                        at = in(reg) at,
+                        table = in(reg) table,
+                        i = const I,
+                        options(pure, readonly, nostack),
+                    ),
+                    Some(kept) => asm!(
+                        "movzx {bits:e}, byte ptr [{mask} + {at} + {i}]",
+                        $($line,)*
+                        "add {from}, {bytes_kept}",
+                        bits = out(reg) _,
+                        $($scratch = out(reg) _,)?
+                        lanes = out(ymm_reg) lanes,
+                        from = inout(reg) from => next,
+                        mask = in(reg) mask,
+                        at = in(reg) at,
+                        table = in(reg) table,
+                        bytes_kept = in(reg) $bytes * kept,
+                        i = const I,
+                        options(pure, readonly, nostack),
+                    ),
+                }
+            }
+            (lanes, next)
+        }
+    };
+}
+
+lanes!(
+    /// Of float32: each half of the bits shuffles a load of its own, as [`expand_lanes`] does.
+    next_floats,
+    floats_table,
+    EXPAND_QUADS,
+    4,
+    [
+        "shl {bits:e}, 5",
+        "mov {half:e}, {bits:e}",
+        "and {half:e}, 15 * 32",
+        "popcnt {half:e}, {half:e}",
+        "vmovdqu {lanes:x}, [{from}]",
+        "vinserti128 {lanes}, {lanes}, [{from} + 4 * {half}], 1",
+        "vpshufb {lanes}, {lanes}, [{table} + {bits}]"
+    ],
+    half
+);
+lanes!(
+    /// Of float32, the first four of them.
+    next_few_floats,
+    few_floats_table,
+    EXPAND_FEW,
+    4,
+    ["shl {bits:e}, 5", "vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
+);
+lanes!(
+    /// Of bfloat16.
+    next_bfloats,
+    bfloats_table,
+    EXPAND_UPPER_PAIRS,
+    2,
+    ["shl {bits:e}, 5", "vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
+);
+lanes!(
+    /// Of float16.
+    next_halves,
+    halves_table,
+    EXPAND_PAIRS,
+    2,
+    [
+        "shl {bits:e}, 4",
+        "vmovdqu {lanes:x}, [{from}]",
+        "vpshufb {lanes:x}, {lanes:x}, [{table} + {bits}]",
+        "vcvtph2ps {lanes}, {lanes:x}"
+    ]
+);
 
 /// Stores a vector, past the caches if `STREAM`.
 ///
