@@ -107,18 +107,18 @@ class Layers:
         for s, layers in self.packed.items():
             out = np.empty((batch, layers[0].shape[0]), self.dtype)
             yield f"ours {s}", packed_side(x, layers, out), self.pruned[s]
-        if self.dtype == np.float32:
-            yield "NumPy", lambda i: x @ self.dense[i].T, self.dense[0]
         if torch:
             t = tensor(x)
             yield "torch", lambda i: torch.nn.functional.linear(t, self.tensors[i]), self.dense[0]
-        if batch > CSR_BATCH:
-            return
-        columns = np.ascontiguousarray(x.T)
-        for s, csr in self.csr.items():
-            yield f"scipy CSR {s}", csr_side(csr, columns), self.pruned[s]
-        for s, csr in self.torch_csr.items():
-            yield f"torch CSR {s}", csr_side(csr, torch.from_numpy(columns)), self.pruned[s]
+        if batch <= CSR_BATCH:
+            columns = np.ascontiguousarray(x.T)
+            for s, csr in self.torch_csr.items():
+                yield f"torch CSR {s}", csr_side(csr, torch.from_numpy(columns)), self.pruned[s]
+            for s, csr in self.csr.items():
+                yield f"scipy CSR {s}", csr_side(csr, columns), self.pruned[s]
+        # The last of a round: its threads disturb others for longest.
+        if self.dtype == np.float32:
+            yield "NumPy", lambda i: x @ self.dense[i].T, self.dense[0]
 
     def expected(self, batch: int, weights: Array) -> tuple[Array, Array]:
         """A few rows in float64, and the size of their terms."""
