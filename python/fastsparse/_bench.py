@@ -34,8 +34,9 @@ _LAYERS = 2, 16
 _ROUNDS = 3
 """At least, however little time there is."""
 
-_PAUSE = 0.01
-"""Seconds before a measurement: the threads of the side before it keep the cores busy while they wait for work."""
+_PAUSE = 0.2
+"""Seconds before a round, while its first side is computed untimed: the threads of dense layers keep cores busy while
+they wait for work (those of NumPy's OpenBLAS for 0.12 s), and cores that have slept are slow."""
 
 _BAR = 48
 """Characters of the longest bar."""
@@ -128,16 +129,25 @@ def measure(shape: tuple[int, int], dtype: str, batches: list[int], sparsities: 
     packed = {sparsity: _copies(compress(weights, Unstructured(sparsity)), layers) for sparsity in sparsities}
     prepared = {sparsity: _prepared(copies, min(batches)) for sparsity, copies in packed.items()}
     peers = _dense(weights, layers)
+
+    def sides(x: NDArray[Any]) -> dict[str, Layer]:
+        ours = {}
+        for sparsity, copies in packed.items():
+            ours[f"packed {sparsity}"] = _computed(x, copies)
+            if _by_indices(copies[0], len(x)):
+                ours[f"prepared {sparsity}"] = _computed(x, prepared[sparsity])
+        return ours | {name: dense(x) for name, dense in peers.items()}
+
+    # Memory that has only been written may be slow when it is first read.
+    for run in sides(np.ones((min(batches), shape[1]), DTYPES[dtype])).values():
+        for layer in range(layers):
+            run(layer)
     rows = []
     for batch in batches:
         x = rng.standard_normal((batch, shape[1]), dtype=np.float32).astype(DTYPES[dtype])
-        sides = {name: dense(x) for name, dense in peers.items()}
-        for sparsity, copies in packed.items():
+        for copies in packed.values():
             _check_result(x, copies[0])
-            sides[f"packed {sparsity}"] = _computed(x, copies)
-            if _by_indices(copies[0], batch):
-                sides[f"prepared {sparsity}"] = _computed(x, prepared[sparsity])
-        times = _interleaved(sides, layers, seconds / len(batches))
+        times = _interleaved(sides(x), layers, seconds / len(batches))
         dense = {name: times[name] for name in peers}
         for sparsity in packed:
             rows.append(Row(batch, sparsity, dense, times[f"packed {sparsity}"], times.get(f"prepared {sparsity}")))
@@ -172,7 +182,10 @@ def _computed(x: NDArray[Any], weights: list[Any]) -> Layer:
 
 
 def _dense(weights: NDArray[Any], layers: int) -> dict[str, Peer]:
-    """NumPy, which multiplies nothing narrower than float32 at speed, and torch where there is one."""
+    """Torch where there is one, and NumPy, which multiplies nothing narrower than float32 at speed.
+
+    NumPy is the last: its threads disturb others for longest.
+    """
     wide = [weights.astype(np.float32) for _ in range(layers)]
 
     def numpy(x: NDArray[Any]) -> Layer:
@@ -196,7 +209,7 @@ def _dense(weights: NDArray[Any], layers: int) -> dict[str, Peer]:
 
         return run
 
-    return {**peers, "torch": dense}
+    return {"torch": dense, **peers}
 
 
 def _check_result(x: NDArray[Any], s: BitmaskArray) -> None:
@@ -212,15 +225,17 @@ def _check_result(x: NDArray[Any], s: BitmaskArray) -> None:
 def _interleaved(sides: dict[str, Layer], layers: int, seconds: float) -> dict[str, float]:
     """The median of each side's times, in milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in sides}
+    first = next(iter(sides.values()))
     end = time.perf_counter() + seconds
     rounds = 0
-    for run in sides.values():  # wakes threads
-        run(layers - 1)
     while rounds < _ROUNDS or time.perf_counter() < end:
+        layer = rounds % layers
+        quiet = time.perf_counter() + _PAUSE
+        while time.perf_counter() < quiet:
+            first(layer - 1)
         for name, run in sides.items():
-            time.sleep(_PAUSE)
             start = time.perf_counter()
-            run(rounds % layers)
+            run(layer)
             times[name].append(1e3 * (time.perf_counter() - start))
         rounds += 1
     return {name: median(spent) for name, spent in times.items()}
