@@ -116,19 +116,18 @@ impl<E: Real> Engine for Floats<E> {
         self,
         few: bool,
         table: *const u8,
-        mask: &ChunkMask,
-        first: usize,
+        word: u64,
         from: *const E::Bits,
         kept: Option<usize>,
     ) -> (__m256, *const E::Bits) {
-        let (mask, from) = (mask.as_ptr(), from.cast());
-        // SAFETY: the token proves the features; eight elements are readable and the vector is one of the chunk (the caller's promise).
+        let from = from.cast();
+        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
         let (vector, next) = unsafe {
             match E::DTYPE {
-                DType::F32 if few => next_few_floats::<I>(table, mask, first, from, kept),
-                DType::F32 => next_floats::<I>(table, mask, first, from, kept),
-                DType::F16 => next_halves::<I>(table, mask, first, from, kept),
-                _ => next_bfloats::<I>(table, mask, first, from, kept),
+                DType::F32 if few => next_few_floats::<I>(table, word, from, kept),
+                DType::F32 => next_floats::<I>(table, word, from, kept),
+                DType::F16 => next_halves::<I>(table, word, from, kept),
+                _ => next_bfloats::<I>(table, word, from, kept),
             }
         };
         (vector, next.cast())
@@ -162,6 +161,12 @@ impl<E: Real> Engine for Floats<E> {
     fn add(self, sums: __m256, w: __m256, x: __m256) -> __m256 {
         // SAFETY: the token proves the features.
         unsafe { _mm256_fmadd_ps(w, x, sums) }
+    }
+
+    #[inline(always)]
+    fn settled(self, sums: __m256) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe { settled(sums) }
     }
 
     #[inline(always)]

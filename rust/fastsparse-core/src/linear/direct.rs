@@ -14,7 +14,7 @@
 //! them.
 
 use super::activations::{BLOCK, CHUNK_COLS};
-use super::kernel::{Engine, KEPT, Work, keep, leading, lines, step, vectors, written_out};
+use super::kernel::{Engine, KEPT, Work, keep, leading, lines, step, vectors, word, written_out};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
 use crate::matrix::low;
@@ -38,9 +38,6 @@ impl Pace {
         if self.kept.is_some() { bits(mask.as_chunks().0) } else { (from.addr() - start.addr()) / W::BYTES }
     }
 }
-
-/// A mask of no columns.
-const NOTHING: ChunkMask = [0; CHUNK_COLS / 8];
 
 /// Rows for columns. An array that a loop indexes lies in memory, where every addition would be stored; so sums get there this way,
 /// and those that are added to stay in registers.
@@ -84,8 +81,10 @@ fn before(mask: &ChunkMask, column: usize) -> usize {
 }
 
 /// A chunk of some rows, and activations.
-struct Chunk<'a, V: Engine, const B: usize, const R: usize> {
-    masks: [&'a ChunkMask; R],
+struct Chunk<V: Engine, const B: usize, const R: usize> {
+    /// Mask of the first row; the others follow by `stride` bytes.
+    mask: *const u8,
+    stride: usize,
     from: [*const V::Weight; R],
     /// How far behind those are values that are fetched, in bytes.
     ahead: usize,
@@ -97,17 +96,32 @@ struct Chunk<'a, V: Engine, const B: usize, const R: usize> {
 type Sums<V, const B: usize, const R: usize> = [[<V as Engine>::Sums; B]; R];
 
 #[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
-impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
+impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
+    /// Mask of a row.
+    ///
+    /// # Safety
+    /// The masks of the rows are readable, and outlive what is done with this one.
+    #[inline(always)]
+    unsafe fn mask<'a>(&self, r: usize) -> &'a ChunkMask {
+        // SAFETY: the caller's promise.
+        unsafe { &*self.mask.add(r * self.stride).cast() }
+    }
+
     /// All rows at a time.
     ///
     /// # Safety
-    /// The values of a chunk are readable at `from`, the vectors at `x`. `pace` takes no more than a vector has columns.
+    /// The values of a chunk are readable at `from`, the vectors at `x`, the masks. `pace` takes no more than a vector has columns.
     #[inline(always)]
     unsafe fn all(&mut self, engine: V, pace: Pace, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
         let table = engine.table(pace.few);
         for first in (0..self.vectors).step_by(const { step::<V>() }) {
+            let mut words = [0; R];
+            for r in 0..R {
+                // SAFETY: the caller's promise.
+                words[r] = unsafe { word::<V>(self.mask(r), first) };
+            }
             // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
-            written_out!(V, I, sums = unsafe { self.one::<I>(engine, pace, table, first, sums) });
+            written_out!(V, I, sums = unsafe { self.one::<I>(engine, pace, table, words, first, sums) });
             for r in 0..R {
                 for line in 0..const { lines::<V>() } {
                     prefetch(self.from[r].wrapping_byte_add(self.ahead).wrapping_byte_add(64 * line));
@@ -127,6 +141,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
         engine: V,
         pace: Pace,
         table: *const u8,
+        words: [u64; R],
         first: usize,
         mut sums: Sums<V, B, R>,
     ) -> Sums<V, B, R> {
@@ -139,9 +154,9 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
         }
         for r in 0..R {
             // SAFETY: as above; no more values than columns have been passed.
-            let (w, next) = unsafe { engine.next::<I>(pace.few, table, self.masks[r], first, self.from[r], pace.kept) };
+            let (w, next) = unsafe { engine.next::<I>(pace.few, table, words[r], self.from[r], pace.kept) };
             for b in 0..B {
-                sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
+                sums[r][b] = engine.settled(engine.add(sums[r][b], w, loaded[b]));
             }
             self.from[r] = next;
         }
@@ -155,7 +170,9 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
     #[inline(always)]
     unsafe fn rest(&self, engine: V, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
         for r in 0..R {
-            let (mask, mut row, mut left) = (self.masks[r], sums[r], engine.many(self.masks[r]));
+            // SAFETY: the caller's promise.
+            let mask = unsafe { self.mask(r) };
+            let (mut row, mut left) = (sums[r], engine.many(mask));
             while left != 0 {
                 let vector = left.trailing_zeros() as usize;
                 left &= left - 1;
@@ -185,7 +202,9 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
     unsafe fn each(&mut self, engine: V, used: [u64; R], mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
         for r in 0..R {
             // What is named by a variable lies in memory: not within the loop.
-            let (mask, mut from, mut row, mut left) = (self.masks[r], self.from[r], sums[r], used[r]);
+            // SAFETY: the caller's promise.
+            let mask = unsafe { self.mask(r) };
+            let (mut from, mut row, mut left) = (self.from[r], sums[r], used[r]);
             while left != 0 {
                 let vector = left.trailing_zeros() as usize;
                 left &= left - 1;
@@ -215,7 +234,8 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<'_, V, B, R> {
         while left != 0 {
             let vector = left.trailing_zeros() as usize;
             left &= left - 1;
-            let keep = keep::<V>(self.masks[0], vector);
+            // SAFETY: the caller's promise.
+            let keep = keep::<V>(unsafe { self.mask(0) }, vector);
             for b in 0..B {
                 // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
                 unsafe { engine.compress(self.x[b].add(vector * V::LANES), keep, kept.add(b * ROW + count)) };
@@ -265,25 +285,38 @@ impl<V: Engine> Work<'_, V> {
         let (engine, cols) = (self.engine, self.task.weights.shape.cols);
         let mut rows: [Row<'_, V::Weight>; R] = std::array::from_fn(|r| self.task.row(first + r));
         let mut sums = [[engine.zero(); B]; R];
+        let mut roomy = true;
+        for row in &rows {
+            roomy &= row.is_roomy(cols);
+        }
         for chunk in 0..self.x.chunks() {
             let (width, x) = self.x.chunk(chunk);
-            let (mut masks, mut used) = ([&NOTHING; R], [0; R]);
-            let mut from = [std::ptr::null(); R];
             let ahead = self.task.ahead(chunk, first, R);
-            let (mut many, mut same) = (0, true);
-            for (r, buffer) in self.scratch.masks[..R].iter_mut().enumerate() {
-                masks[r] = rows[r].mask(chunk, cols, buffer);
-                rows[r].prefetch_mask(chunk, R);
-                from[r] = rows[r].window(&mut self.scratch.values[r]).as_ptr();
-                used[r] = engine.used(masks[r]);
-                many += used[r].count_ones() as usize;
-                // Mostly the first word tells.
-                same = same && masks[r][..8] == masks[0][..8] && masks[r] == masks[0];
+            let mut from = [std::ptr::null(); R];
+            let (mask, stride);
+            if roomy && (chunk + 1) * CHUNK_COLS <= cols {
+                for r in 0..R {
+                    from[r] = rows[r].next();
+                }
+                (mask, stride) = (rows[0].bits(chunk), rows[0].bytes());
+            } else {
+                self.window(&rows, chunk, &mut from);
+                (mask, stride) = (self.scratch.masks.as_ptr().cast(), size_of::<ChunkMask>());
+            }
+            for r in 0..R {
+                prefetch(rows[0].later_bits(chunk, R).wrapping_add(r * rows[0].bytes()));
             }
             let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
-            let mut work = Chunk { masks, from, ahead, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
-            // SAFETY: 512 values are there and the vectors of the chunk; `kept` is as long.
+            let mut work = Chunk { mask, stride, from, ahead, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
+            let (mut used, mut many, mut same) = ([0; R], 0, true);
+            // SAFETY: 512 values are there, the vectors of the chunk and the masks; `kept` is as long.
             unsafe {
+                for (r, used) in used.iter_mut().enumerate() {
+                    *used = engine.used(work.mask(r));
+                    many += used.count_ones() as usize;
+                    // Mostly the first word tells.
+                    same = same && work.mask(r)[..8] == work.mask(0)[..8] && work.mask(r) == work.mask(0);
+                }
                 if V::ORDERED && same {
                     sums = work.shared(engine, used[0], self.scratch.kept.as_mut_ptr().cast(), sums);
                 } else if 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
@@ -292,15 +325,15 @@ impl<V: Engine> Work<'_, V> {
                     }
                     sums = work.all(engine, pace, sums);
                     for r in 0..R {
-                        rows[r].skip(pace.all(from[r], work.from[r], masks[r]));
+                        rows[r].skip(pace.all(from[r], work.from[r], work.mask(r)));
                     }
                     continue;
                 } else {
                     sums = work.each(engine, used, sums);
                 }
-            }
-            for r in 0..R {
-                rows[r].skip(Pace::COUNTED.all(from[r], work.from[r], masks[r]));
+                for r in 0..R {
+                    rows[r].skip(Pace::COUNTED.all(from[r], work.from[r], work.mask(r)));
+                }
             }
         }
         let len = R.min(self.task.rows.end - first);
@@ -312,5 +345,21 @@ impl<V: Engine> Work<'_, V> {
             (self.emit)(first, b, &totals[..len]);
         }
         rows.iter().all(Row::complete)
+    }
+
+    /// Puts masks and values of a chunk into the buffers, where they may not be whole.
+    #[cold]
+    #[inline(never)]
+    fn window<const R: usize>(
+        &mut self,
+        rows: &[Row<'_, V::Weight>; R],
+        chunk: usize,
+        from: &mut [*const V::Weight; R],
+    ) {
+        let cols = self.task.weights.shape.cols;
+        for (r, row) in rows.iter().enumerate() {
+            row.partial(chunk, cols, &mut self.scratch.masks[r]);
+            from[r] = row.window(&mut self.scratch.values[r]).as_ptr();
+        }
     }
 }

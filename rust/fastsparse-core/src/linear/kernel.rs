@@ -89,22 +89,21 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn table(self, _few: bool) -> *const u8 {
         std::ptr::null()
     }
-    /// `expand` or, if `few`, `expand_few` by the bits of vector `first + I` of a chunk, and where the elements behind are: by `kept` further
+    /// `expand` or, if `few`, `expand_few` by the bits of vector `I` of a step, whose mask `word` is, and where the elements behind are: by `kept` further
     /// or, if `None`, by as many as there are bits.
     ///
     /// # Safety
-    /// That of `expand`; `table` is the one for `few`, `first + I` less than there are vectors in a chunk.
+    /// That of `expand`; `table` is the one for `few`.
     #[inline(always)]
     unsafe fn next<const I: usize>(
         self,
         few: bool,
         _table: *const u8,
-        mask: &ChunkMask,
-        first: usize,
+        word: u64,
         from: *const Self::Weight,
         kept: Option<usize>,
     ) -> (Self::Vector, *const Self::Weight) {
-        let keep = keep::<Self>(mask, first + I);
+        let keep = ((word >> (I * Self::LANES)) as u32 & low(Self::LANES) as u32) << Self::SHIFT;
         // SAFETY: the caller's promise.
         let vector = unsafe { if few { self.expand_few(from, keep) } else { self.expand(from, keep) } };
         (vector, from.wrapping_add(kept.unwrap_or(keep.count_ones() as usize)))
@@ -132,6 +131,11 @@ pub(super) trait Engine: Copy + Send + Sync {
     unsafe fn store(self, to: *mut Self::Lane, vector: Self::Vector);
     /// `sums + w · x`.
     fn add(self, sums: Self::Sums, w: Self::Vector, x: Self::Vector) -> Self::Sums;
+    /// The same, computed by now: otherwise the compiler may put additions off until there are no registers for what is to be added.
+    #[inline(always)]
+    fn settled(self, sums: Self::Sums) -> Self::Sums {
+        sums
+    }
     /// The sum of the sums.
     fn total(self, sums: Self::Sums) -> f32;
     /// Runs a kernel, compiled for this engine.
@@ -179,6 +183,23 @@ pub(super) fn keep<V: Engine>(mask: &ChunkMask, vector: usize) -> u32 {
         _ => u32::from_le_bytes(mask.as_chunks().0[vector]),
     };
     bits << V::SHIFT
+}
+
+/// The bits of the vectors of a step.
+///
+/// # Safety
+/// The chunk has these vectors.
+#[inline(always)]
+pub(super) unsafe fn word<V: Engine>(mask: &ChunkMask, first: usize) -> u64 {
+    let from = mask.as_ptr().wrapping_add(first * (V::LANES / 8));
+    // SAFETY: that many bytes of the mask (the caller's promise).
+    unsafe {
+        match V::LANES {
+            8 => u64::from_le_bytes(*from.cast()),
+            16 => u16::from_le_bytes(*from.cast()) as u64,
+            _ => u32::from_le_bytes(*from.cast()) as u64,
+        }
+    }
 }
 
 /// The first columns of a vector.
@@ -343,9 +364,11 @@ impl<V: Engine> Work<'_, V> {
             let mut from = start;
             let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..].as_mut_ptr().cast();
             for vector in (0..vectors).step_by(const { step::<V>() }) {
+                // SAFETY: vectors of the chunk.
+                let word = unsafe { word::<V>(mask, vector) };
                 written_out!(V, I, {
                     // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the chunk.
-                    let (weights, next) = unsafe { engine.next::<I>(false, table, mask, vector, from, None) };
+                    let (weights, next) = unsafe { engine.next::<I>(false, table, word, from, None) };
                     // SAFETY: a vector of the tile.
                     unsafe { engine.store(tile.add((vector + I) * V::LANES), weights) };
                     from = next;

@@ -111,10 +111,34 @@ impl<'a, W: Word> Row<'a, W> {
         self.partial(chunk, cols, buffer)
     }
 
+    /// Whether, whatever the mask holds, there are as many values as a chunk has columns at the start of each of its chunks.
+    #[inline(always)]
+    pub fn is_roomy(&self, cols: usize) -> bool {
+        !self.bits.is_empty() && self.at.saturating_add(cols).saturating_add(CHUNK_COLS) <= self.values.len()
+    }
+
+    /// The mask from a chunk on.
+    #[inline(always)]
+    pub fn bits(&self, chunk: usize) -> *const u8 {
+        self.bits.as_ptr().wrapping_add(CHUNK_COLS / 8 * chunk)
+    }
+
+    /// Bytes of the mask.
+    #[inline(always)]
+    pub fn bytes(&self) -> usize {
+        self.bits.len()
+    }
+
+    /// The values from the next one on.
+    #[inline(always)]
+    pub fn next(&self) -> *const W {
+        self.values.as_ptr().wrapping_add(self.at)
+    }
+
     /// [`Row::mask`] of the last chunk. Not inlined: the compiler would prepare for it before each chunk.
     #[cold]
     #[inline(never)]
-    fn partial<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask {
+    pub fn partial<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask {
         for (block, word) in buffer.as_chunks_mut().0.iter_mut().enumerate() {
             *word = self.word(CHUNK * chunk + block, cols).to_le_bytes();
         }
@@ -144,9 +168,15 @@ impl<'a, W: Word> Row<'a, W> {
     /// short for hardware to see a stream.
     #[inline(always)]
     pub fn prefetch_mask(&self, chunk: usize, together: usize) {
+        prefetch(self.later_bits(chunk, together));
+    }
+
+    /// Where that mask is.
+    #[inline(always)]
+    pub fn later_bits(&self, chunk: usize, together: usize) -> *const u8 {
         let (at, len) = (CHUNK_COLS / 8 * (chunk + 2), self.bits.len());
         let at = if at < len { at } else { at - len.next_multiple_of(LINE) + together * len };
-        prefetch(self.bits.as_ptr().wrapping_add(at));
+        self.bits.as_ptr().wrapping_add(at)
     }
 
     /// Asks for the lines that hold the last of the next `blocks` words of the mask, from `block` on, and the next `len` values: what is

@@ -336,7 +336,7 @@ pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: usize) -> __m256i {
     }
 }
 
-/// A function that makes eight lanes of float32 with a table: the next elements at `from` where byte `at + I` of `mask` has a bit, zero
+/// A function that makes eight lanes of float32 with a table: the next elements at `from` where byte `I` of `word` has a bit, zero
 /// elsewhere. It also returns where the elements behind are: by `kept` elements further or, if `None`, by as many as there are bits. And a
 /// function for the table's address, which the compiler is not to know: it would fetch it anew for each vector.
 ///
@@ -345,7 +345,7 @@ pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: usize) -> __m256i {
 /// makes of the same.
 macro_rules! lanes {
     (
-        $(#[$doc:meta])* $name:ident, $address:ident, $table:ident, $bytes:literal,
+        $(#[$doc:meta])* $name:ident, $address:ident, $table:ident, $bytes:literal, $shift:literal,
         [$($line:literal),*] $(, $scratch:ident)?
     ) => {
         #[doc = concat!("The table of [`", stringify!($name), "`].")]
@@ -360,13 +360,12 @@ macro_rules! lanes {
         $(#[$doc])*
         ///
         /// # Safety
-        /// `table` is that of this function; the byte is readable, and eight elements at `from`.
-        #[target_feature(enable = "avx2,f16c,popcnt")]
+        /// `table` is that of this function; eight elements are readable at `from`.
+        #[target_feature(enable = "avx2,bmi2,f16c,popcnt")]
         #[inline]
         pub(crate) unsafe fn $name<const I: usize>(
             table: *const u8,
-            mask: *const u8,
-            at: usize,
+            word: u64,
             from: *const u8,
             kept: Option<usize>,
         ) -> (__m256, *const u8) {
@@ -375,7 +374,8 @@ macro_rules! lanes {
             unsafe {
                 match kept {
                     None => asm!(
-                        "movzx {bits:e}, byte ptr [{mask} + {at} + {i}]",
+                        "rorx {bits}, {word}, {turn}",
+                        concat!("and {bits:e}, 255 << ", $shift),
                         $($line,)*
                         "popcnt {bits:e}, {bits:e}",
                         concat!("lea {from}, [{from} + ", $bytes, " * {bits}]"),
@@ -383,25 +383,24 @@ macro_rules! lanes {
                         $($scratch = out(reg) _,)?
                         lanes = out(ymm_reg) lanes,
                         from = inout(reg) from => next,
-                        mask = in(reg) mask,
-                        at = in(reg) at,
+                        word = in(reg) word,
                         table = in(reg) table,
-                        i = const I,
+                        turn = const (8 * I + 64 - $shift) % 64,
                         options(pure, readonly, nostack),
                     ),
                     Some(kept) => asm!(
-                        "movzx {bits:e}, byte ptr [{mask} + {at} + {i}]",
+                        "rorx {bits}, {word}, {turn}",
+                        concat!("and {bits:e}, 255 << ", $shift),
                         $($line,)*
                         "add {from}, {bytes_kept}",
                         bits = out(reg) _,
                         $($scratch = out(reg) _,)?
                         lanes = out(ymm_reg) lanes,
                         from = inout(reg) from => next,
-                        mask = in(reg) mask,
-                        at = in(reg) at,
+                        word = in(reg) word,
                         table = in(reg) table,
                         bytes_kept = in(reg) $bytes * kept,
-                        i = const I,
+                        turn = const (8 * I + 64 - $shift) % 64,
                         options(pure, readonly, nostack),
                     ),
                 }
@@ -417,8 +416,8 @@ lanes!(
     floats_table,
     EXPAND_QUADS,
     4,
+    5,
     [
-        "shl {bits:e}, 5",
         "mov {half:e}, {bits:e}",
         "and {half:e}, 15 * 32",
         "popcnt {half:e}, {half:e}",
@@ -434,7 +433,8 @@ lanes!(
     few_floats_table,
     EXPAND_FEW,
     4,
-    ["shl {bits:e}, 5", "vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
+    5,
+    ["vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
 );
 lanes!(
     /// Of bfloat16.
@@ -442,7 +442,8 @@ lanes!(
     bfloats_table,
     EXPAND_UPPER_PAIRS,
     2,
-    ["shl {bits:e}, 5", "vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
+    5,
+    ["vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
 );
 lanes!(
     /// Of float16.
@@ -450,13 +451,22 @@ lanes!(
     halves_table,
     EXPAND_PAIRS,
     2,
+    4,
     [
-        "shl {bits:e}, 4",
         "vmovdqu {lanes:x}, [{from}]",
         "vpshufb {lanes:x}, {lanes:x}, [{table} + {bits}]",
         "vcvtph2ps {lanes}, {lanes:x}"
     ]
 );
+
+/// The same vector, computed by now: the compiler cannot put off what this reads.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) fn settled(mut vector: __m256) -> __m256 {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
+    vector
+}
 
 /// Stores a vector, past the caches if `STREAM`.
 ///
