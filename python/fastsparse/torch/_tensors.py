@@ -58,15 +58,17 @@ def as_array(tensor: Tensor, name: str = "tensor") -> NDArray[Any]:
     """
     if not isinstance(tensor, Tensor):
         raise FastSparseError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise FastSparseError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}; move it with .cpu()")
     if tensor.layout is not torch.strided:
         raise FastSparseError(f"{name}: expected a strided tensor, got {tensor.layout}; make it .to_dense()")
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     kinds = _BITS.get(tensor.dtype)
     if kinds is not None:
-        return tensor.detach().view(kinds[0]).numpy().view(kinds[1])  # type: ignore[no-any-return]
+        return tensor.view(kinds[0]).numpy().view(kinds[1])  # type: ignore[no-any-return]
     try:
-        return tensor.detach().numpy()  # type: ignore[no-any-return]
+        return tensor.numpy()  # type: ignore[no-any-return]
     except TypeError:
         raise FastSparseError(f"{name}: dtype {tensor.dtype} has no counterpart in NumPy") from None
 
