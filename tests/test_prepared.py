@@ -18,12 +18,23 @@ pytestmark = pytest.mark.usefixtures("backend")
 F32, F16, BF16 = (np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 
 
+def laid(s, in_bytes):
+    """By indices, in the layout that belongs to columns of one byte or two."""
+    p = in_form(s, "indices")
+    p._layout = _backend.active.index(s.values, s.bitmask, s.row_offsets, s.shape, in_bytes)
+    return p
+
+
+each_layout = pytest.mark.parametrize("in_bytes", [True, False], ids=["bytes", "pairs"])
+
+
 @each_pair
+@each_layout
 @pytest.mark.parametrize("batch", [0, 1, 2, 5])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (33, 257), (20, 255), (16, 510), (7, 5)])
-def test_indices_against_float64(dtype, x_dtype, batch, shape):
+def test_indices_against_float64(dtype, x_dtype, in_bytes, batch, shape):
     s, dense = packed(shape, dtype, seed=batch)
-    p = in_form(s, "indices")
+    p = laid(s, in_bytes)
     x, bias = numbers((batch, shape[1]), x_dtype, 1), numbers(shape[0], F32, 2)
     got = fs.linear(x, p)
     assert got.dtype == x_dtype
@@ -32,23 +43,25 @@ def test_indices_against_float64(dtype, x_dtype, batch, shape):
 
 
 @each_pair
+@each_layout
 @pytest.mark.parametrize("sparsity", [0.9, 0.98])
-def test_large(dtype, x_dtype, sparsity):
-    w = numbers((300, 2999), dtype, 3)
+@pytest.mark.parametrize("shape", [(300, 2999), (40, 20_001)])
+def test_large(dtype, x_dtype, in_bytes, sparsity, shape):
+    w = numbers(shape, dtype, 3)
     s = fs.compress(w, fs.Unstructured(sparsity))
-    x = numbers((3, 2999), x_dtype, 5)
-    assert_close(fs.linear(x, in_form(s, "indices")), x, s.to_dense().astype(np.float64))
+    x = numbers((3, shape[1]), x_dtype, 5)
+    assert_close(fs.linear(x, laid(s, in_bytes)), x, s.to_dense().astype(np.float64))
 
 
-@given(st.integers(0, 40), st.integers(0, 600), st.sampled_from([0, 0.5, 0.95, 1]), st.integers(0, 99))
-def test_there_and_back(rows, cols, sparsity, seed):
+@given(st.integers(0, 40), st.integers(0, 600), st.sampled_from([0, 0.5, 0.95, 1]), st.booleans(), st.integers(0, 99))
+def test_there_and_back(rows, cols, sparsity, in_bytes, seed):
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((rows, cols)).astype(F32)
     w[rng.random(w.shape) < 0.1] = -0.0
     s = fs.pack(w, rng.random(w.shape) >= sparsity)
-    p = in_form(s, "indices")
+    p = laid(s, in_bytes)
     assert p.to_packed() == s
-    twin = _fallback.index(s.values, s.bitmask, s.row_offsets, s.shape)
+    twin = _fallback.index(s.values, s.bitmask, s.row_offsets, s.shape, in_bytes)
     for part, expected in zip(p._layout, twin, strict=True):
         assert part.dtype == expected.dtype
         assert np.array_equal(part, expected)
@@ -65,8 +78,9 @@ def test_one_row_holds_everything():
 
 
 @each_pair
-def test_threads_do_not_change_a_bit(dtype, x_dtype):
-    p = in_form(packed((203, 2001), dtype)[0], "indices")
+@each_layout
+def test_threads_do_not_change_a_bit(dtype, x_dtype, in_bytes):
+    p = laid(packed((203, 2001), dtype)[0], in_bytes)
     for batch in (1, 3):
         x = numbers((batch, 2001), x_dtype, 1)
         results = []
@@ -77,12 +91,13 @@ def test_threads_do_not_change_a_bit(dtype, x_dtype):
 
 
 @each_pair
+@each_layout
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
-def test_a_dropped_weight_contributes_nothing(dtype, x_dtype, special):
+def test_a_dropped_weight_contributes_nothing(dtype, x_dtype, in_bytes, special):
     s, dense = packed((21, 300), dtype)
     x = numbers((2, 300), x_dtype, 1)
     x[1, 255] = x[1, 33] = special
-    got = fs.linear(x, in_form(s, "indices")).astype(np.float64)
+    got = fs.linear(x, laid(s, in_bytes)).astype(np.float64)
     kept = (dense[:, 255] != 0) | (dense[:, 33] != 0)
     assert kept.any()
     assert not kept.all()
@@ -165,20 +180,25 @@ def test_messages_are_the_same(call, monkeypatch):
     assert messages[0] == messages[1]
 
 
-def test_layouts_that_disagree(backend):
+@each_layout
+def test_layouts_that_disagree(backend, in_bytes):
     if backend == "numpy":
         return  # takes layouts of its own only
     native = _backend.active
-    values, columns, steps, starts = in_form(fs.pack(np.ones((40, 600), F32)), "indices")._layout
+    values, columns, steps, starts = laid(fs.pack(np.ones((40, 600), F32)), in_bytes)._layout
     x = np.ones(600, F32)
     with pytest.raises(fs.FastSparseError):
         native.linear_indexed(values[:-1], columns[:-1], steps, starts, (40, 600), x, None, None)
     with pytest.raises(fs.FastSparseError):
-        native.linear_indexed(values, columns, steps + np.uint8(1), starts, (40, 600), x, None, None)
+        native.linear_indexed(values, columns, steps + np.uint16(1), starts, (40, 600), x, None, None)
     with pytest.raises(fs.FastSparseError):
         native.linear_indexed(values, columns, steps, -starts, (40, 600), x, None, None)
     with pytest.raises(fs.FastSparseError):
-        native.linear_indexed(values, columns[:, :16], steps, starts, (40, 600), x, None, None)
+        native.linear_indexed(values, columns[:, :8], steps, starts, (40, 600), x, None, None)
+    with pytest.raises(fs.FastSparseError):
+        native.linear_indexed(values, columns.astype(np.int32), steps, starts, (40, 600), x, None, None)
+    with pytest.raises(fs.FastSparseError):
+        native.linear_indexed(values, columns, steps.astype(np.uint8), starts, (40, 600), x, None, None)
     for kept in (0, 23_999, 24_001, 2**40):
         with pytest.raises(fs.FastSparseError):
             native.unindex(values, columns, steps, starts, (40, 600), kept)

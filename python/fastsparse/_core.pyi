@@ -64,10 +64,11 @@ _Mask: TypeAlias = tuple[_Shape, NDArray[np.uint8], int]
 """shape, bits, number of bits set"""
 _Parts: TypeAlias = tuple[_Shape, NDArray[Any], NDArray[np.uint8], NDArray[np.int64]]
 """shape, values, bitmask, row_offsets"""
-_Layout: TypeAlias = tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]
-"""Column indices, for groups of 16 rows and blocks of 255 columns. Weights and their columns within the block, 255
-where there is none, both `[steps, 32]`: two of each row of the group in turn; steps of each block of each group; the
-step at which each group begins, and the end"""
+_Layout: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[np.uint16], NDArray[np.int64]]
+"""Column indices, for groups of rows and blocks of columns, as even as possible. Weights and their columns within the
+block; steps of each block of each group; the step at which each group begins, and the end. Columns of uint8: groups of
+16 rows, blocks of 255 columns at most, weights and columns `[steps, 32]`, two of each row of the group in turn, 255
+where there is none. Of uint16: rows, blocks of 8191, `[steps, 16]`, 8191 where there is none."""
 
 def select(
     w: ArrayLike, spec: _Spec, scores: ArrayLike | None, column_scale: ArrayLike | None, threads: int | None
@@ -112,13 +113,19 @@ def linear(
 def prefers_indices(values: NDArray[Any], shape: _Shape, batch: int) -> bool:
     """Whether column indices compute faster than the mask, for `batch` rows of activations."""
 
-def index(values: NDArray[Any], bitmask: NDArray[np.uint8], row_offsets: NDArray[np.int64], shape: _Shape) -> _Layout:
-    """float32, float16 or bfloat16 weights by column indices."""
+def index(
+    values: NDArray[Any],
+    bitmask: NDArray[np.uint8],
+    row_offsets: NDArray[np.int64],
+    shape: _Shape,
+    in_bytes: bool | None = None,
+) -> _Layout:
+    """float32, float16 or bfloat16 weights by column indices of one byte or two; by default what computes faster."""
 
 def unindex(
     values: NDArray[Any],
-    columns: NDArray[np.uint8],
-    steps: NDArray[np.uint8],
+    columns: NDArray[Any],
+    steps: NDArray[np.uint16],
     starts: NDArray[np.int64],
     shape: _Shape,
     kept: int,
@@ -127,8 +134,8 @@ def unindex(
 
 def linear_indexed(
     values: NDArray[Any],
-    columns: NDArray[np.uint8],
-    steps: NDArray[np.uint8],
+    columns: NDArray[Any],
+    steps: NDArray[np.uint16],
     starts: NDArray[np.int64],
     shape: _Shape,
     x: ArrayLike,

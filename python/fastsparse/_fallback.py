@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -637,14 +637,28 @@ def _integer_sums(dense: NDArray[Any], x: NDArray[Any], scales: NDArray[Any]) ->
 # Column indices
 
 
-Layout = tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]
-_GROUP, _BLOCK, _PADDING = 16, 255, 255
+Layout = tuple[NDArray[Any], NDArray[Any], NDArray[np.uint16], NDArray[np.int64]]
 
 
-def _grid(shape: Shape) -> tuple[int, int]:
-    """Groups of rows and blocks of columns."""
-    rows, cols = _matrix(shape)
-    return -(-rows // _GROUP), -(-cols // _BLOCK)
+class _Columns(NamedTuple):
+    """What the dtype of the columns says about the layout."""
+
+    rows: int
+    """Of a group."""
+    slots: int
+    """Of a row in a step."""
+    padding: int
+    """What stands where there is no column, and how many columns a block has at most."""
+
+
+_COLUMNS = {np.dtype(np.uint8): _Columns(16, 2, 255), np.dtype(np.uint16): _Columns(1, 16, 8191)}
+
+
+def _even_blocks(shape: Shape, layout: _Columns) -> tuple[int, int]:
+    """Number of blocks, and the columns of all but the last."""
+    cols = _matrix(shape)[1]
+    blocks = -(-cols // layout.padding)
+    return blocks, max(1, -(-cols // max(1, blocks)))
 
 
 def prefers_indices(values: NDArray[Any], shape: Shape, batch: int) -> bool:
@@ -652,47 +666,52 @@ def prefers_indices(values: NDArray[Any], shape: Shape, batch: int) -> bool:
     return False
 
 
-def _places(keep: Keep) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Row, column, and rank among those of its row and block, of each element that is kept."""
-    rows, cols = np.nonzero(keep)
-    _, first, counts = np.unique(
-        rows * (keep.shape[1] // _BLOCK + 1) + cols // _BLOCK, return_index=True, return_counts=True
-    )
-    return rows, cols, np.arange(len(rows)) - np.repeat(first, counts)
-
-
-def index(values: NDArray[Any], bitmask: NDArray[np.uint8], row_offsets: NDArray[np.int64], shape: Shape) -> Layout:
+def index(
+    values: NDArray[Any],
+    bitmask: NDArray[np.uint8],
+    row_offsets: NDArray[np.int64],
+    shape: Shape,
+    in_bytes: bool | None = None,
+) -> Layout:
     """The layout by column indices."""
     _check_computed(values, "s")
-    groups, blocks = _grid(shape)
-    rows, cols, ranks = _places(to_bool(shape, bitmask).reshape(_matrix(shape)))
-    steps = np.zeros((groups, blocks), np.uint8)
-    np.maximum.at(steps, (rows // _GROUP, cols // _BLOCK), (ranks // 2 + 1).astype(np.uint8))
+    dtype = np.dtype(np.uint8 if in_bytes else np.uint16)
+    layout = _COLUMNS[dtype]
+    blocks, width = _even_blocks(shape, layout)
+    groups = -(-_matrix(shape)[0] // layout.rows)
+    rows, cols = np.nonzero(to_bool(shape, bitmask).reshape(_matrix(shape)))
+    # The rank of each among those of its row and block.
+    _, first, counts = np.unique(rows * (blocks + 1) + cols // width, return_index=True, return_counts=True)
+    ranks = np.arange(len(rows)) - np.repeat(first, counts)
+    steps = np.zeros((groups, blocks), np.uint16)
+    np.maximum.at(steps, (rows // layout.rows, cols // width), (ranks // layout.slots + 1).astype(np.uint16))
     ends = np.cumsum(steps, dtype=np.int64)
     begins = (ends - steps.reshape(-1)).reshape(steps.shape)
     starts = np.zeros(groups + 1, np.int64)
     np.cumsum(steps.sum(axis=1, dtype=np.int64), out=starts[1:])
-    laid = np.zeros((starts[-1], 2 * _GROUP), values.dtype)
-    columns = np.full(laid.shape, _PADDING, np.uint8)
-    slots = begins[rows // _GROUP, cols // _BLOCK] + ranks // 2, 2 * (rows % _GROUP) + ranks % 2
-    _words(laid)[slots] = _words(values)
-    columns[slots] = cols % _BLOCK
+    laid = np.zeros((starts[-1], layout.rows * layout.slots), values.dtype)
+    columns = np.full(laid.shape, layout.padding, dtype)
+    step = begins[rows // layout.rows, cols // width] + ranks // layout.slots
+    lane = layout.slots * (rows % layout.rows) + ranks % layout.slots
+    _words(laid)[step, lane] = _words(values)
+    columns[step, lane] = cols % width
     return _frozen(laid), _frozen(columns), _frozen(steps), _frozen(starts)
 
 
 def unindex(
     values: NDArray[Any],
-    columns: NDArray[np.uint8],
-    steps: NDArray[np.uint8],
+    columns: NDArray[Any],
+    steps: NDArray[np.uint16],
     starts: NDArray[np.int64],
     shape: Shape,
     kept: int,
 ) -> Parts:
     """The packed form again."""
+    layout = _COLUMNS[columns.dtype]
     grid = np.indices(steps.shape).reshape(2, -1).repeat(steps.reshape(-1), axis=1)
-    step, lane = np.nonzero(columns != _PADDING)
-    rows = grid[0][step] * _GROUP + lane // 2
-    cols = grid[1][step] * _BLOCK + columns[step, lane]
+    step, lane = np.nonzero(columns != layout.padding)
+    rows = grid[0][step] * layout.rows + lane // layout.slots
+    cols = grid[1][step] * _even_blocks(shape, layout)[1] + columns[step, lane]
     keep = np.zeros(_matrix(shape), np.bool_)
     keep[rows, cols] = True
     order = np.lexsort((cols, rows))
@@ -702,8 +721,8 @@ def unindex(
 
 def linear_indexed(
     values: NDArray[Any],
-    columns: NDArray[np.uint8],
-    steps: NDArray[np.uint8],
+    columns: NDArray[Any],
+    steps: NDArray[np.uint16],
     starts: NDArray[np.int64],
     shape: Shape,
     x: ArrayLike,
@@ -713,7 +732,8 @@ def linear_indexed(
     """Unpacks and multiplies."""
     parts = {"values": values, "columns": columns, "steps": steps, "starts": starts}
     call = _Call(values.dtype, shape, x, bias, None, out, **parts)
-    _, kept, bits, offsets = unindex(values, columns, steps, starts, shape, int(np.count_nonzero(columns != _PADDING)))
+    number = int(np.count_nonzero(columns != _COLUMNS[columns.dtype].padding))
+    _, kept, bits, offsets = unindex(values, columns, steps, starts, shape, number)
     return call.compute(unpack(kept, bits, offsets, shape, None), lambda: to_bool(shape, bits))
 
 

@@ -38,7 +38,7 @@ class PreparedWeights:
     _nnz: int
     _packed: BitmaskArray | None
     """What it is, in the form `mask`."""
-    _layout: tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]
+    _layout: tuple[NDArray[Any], NDArray[Any], NDArray[np.uint16], NDArray[np.int64]]
     """What it is, in the form `indices`; missing otherwise."""
     _pattern: Pattern | None
 

@@ -3,7 +3,7 @@
 use fastsparse_core::element::{BF16, F16, F32, Word};
 use fastsparse_core::error::Error;
 use fastsparse_core::isa::Isa;
-use fastsparse_core::linear::indexed::{Indexed, SLOTS, count, grid, index, linear_indexed, unindex};
+use fastsparse_core::linear::indexed::{Column, Indexed, count, grid, index, linear_indexed, unindex};
 use fastsparse_core::linear::{Real, Weights};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
@@ -30,11 +30,11 @@ struct Packed<W> {
 }
 
 /// The same by column indices.
-struct Laid<W> {
+struct Laid<W, C> {
     shape: Matrix,
     values: Vec<W>,
-    columns: Vec<u8>,
-    steps: Vec<u8>,
+    columns: Vec<C>,
+    steps: Vec<u16>,
     starts: Vec<i64>,
 }
 
@@ -57,36 +57,41 @@ impl<W: Word> Packed<W> {
         Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets, groups: None }
     }
 
-    fn laid(&self, exec: Exec) -> Laid<W> {
-        let grid = grid(self.shape);
+    fn laid<C: Column>(&self, exec: Exec) -> Laid<W, C> {
+        let grid = grid::<C>(self.shape);
         let (mut steps, mut starts) = (vec![0; grid.len()], vec![0; grid.rows + 1]);
-        count(self.shape, &self.mask, exec, &mut steps, &mut starts);
-        let len = starts[grid.rows] as usize * SLOTS;
-        let (mut values, mut columns) = (vec![W::default(); len], vec![0; len]);
+        count::<C>(self.shape, &self.mask, exec, &mut steps, &mut starts);
+        let len = starts[grid.rows] as usize * C::SLOTS;
+        let (mut values, mut columns) = (vec![W::default(); len], vec![C::default(); len]);
         index(self.weights(), &steps, &starts, exec, &mut values, &mut columns).unwrap();
         Laid { shape: self.shape, values, columns, steps, starts }
     }
 }
 
-impl<W: Word> Laid<W> {
-    fn weights(&self) -> Indexed<'_, W> {
+impl<W: Word, C: Column> Laid<W, C> {
+    fn weights(&self) -> Indexed<'_, W, C> {
         let Laid { shape, values, columns, steps, starts } = self;
         Indexed { shape: *shape, values, columns, steps, starts }
     }
 }
 
 fn check<E: Real, X: Real>(shape: Matrix, keep: u64, batch: usize) {
+    check_layout::<E, X, u8>(shape, keep, batch);
+    check_layout::<E, X, u16>(shape, keep, batch);
+}
+
+fn check_layout<E: Real, X: Real, C: Column>(shape: Matrix, keep: u64, batch: usize) {
     let mut random = Random(keep + 7);
     let packed = Packed::random::<E>(shape, keep, &mut random);
     let x = random.numbers::<X>(batch * shape.cols);
     let bias: Vec<f32> = (0..shape.rows).map(|row| row as f32).collect();
     for isa in Isa::available() {
-        let laid = packed.laid(Exec { isa, threads: 2 });
+        let laid = packed.laid::<C>(Exec { isa, threads: 2 });
         let (mut values, mut mask) = (vec![E::Bits::default(); packed.values.len()], vec![0xff; packed.mask.len()]);
         unindex(laid.weights(), &mut values, &mut mask).unwrap();
         assert!(values == packed.values && mask == packed.mask, "{shape:?}");
         let mut out = vec![X::Bits::default(); batch * shape.rows];
-        linear_indexed::<E, X>(laid.weights(), &x, Some(&bias), Exec::single(isa), &mut out).unwrap();
+        linear_indexed::<E, X, C>(laid.weights(), &x, Some(&bias), Exec::single(isa), &mut out).unwrap();
         for (i, &got) in out.iter().enumerate() {
             let (b, row) = (i / shape.rows, i % shape.rows);
             let bits = &packed.mask[row * shape.row_bytes()..];
@@ -105,7 +110,7 @@ fn check<E: Real, X: Real>(shape: Matrix, keep: u64, batch: usize) {
             assert!((X::to_f64(got) - sum).abs() <= allowed, "{isa:?} {shape:?} {b} {row}: {} {sum}", X::to_f64(got));
         }
         let mut again = vec![X::Bits::default(); batch * shape.rows];
-        linear_indexed::<E, X>(laid.weights(), &x, Some(&bias), Exec { isa, threads: 3 }, &mut again).unwrap();
+        linear_indexed::<E, X, C>(laid.weights(), &x, Some(&bias), Exec { isa, threads: 3 }, &mut again).unwrap();
         assert!(again == out, "{isa:?} {shape:?}");
     }
 }
@@ -126,35 +131,45 @@ fn shapes_and_densities() {
     }
 }
 
+/// Rows of more than one block of columns of either type.
+#[test]
+fn long_rows() {
+    for cols in [8191, 8192, 20_000] {
+        check::<F32, F32>(Matrix { rows: 3, cols }, 5, 2);
+        check::<BF16, BF16>(Matrix { rows: 18, cols }, 60, 1);
+    }
+}
+
 #[test]
 fn layouts_that_disagree() {
+    disagree::<u8>();
+    disagree::<u16>();
+}
+
+fn disagree<C: Column>() {
     let packed = Packed::random::<F32>(Matrix { rows: 40, cols: 700 }, 30, &mut Random(1));
     for isa in Isa::available() {
         let exec = Exec::single(isa);
-        let good = packed.laid(exec);
-        let refuses = |weights: Indexed<'_, u32>| {
-            let error = linear_indexed::<F32, F32>(weights, &[0; 700], None, exec, &mut [0; 40]).unwrap_err();
+        let good = packed.laid::<C>(exec);
+        let refuses = |weights: Indexed<'_, u32, C>| {
+            let error = linear_indexed::<F32, F32, C>(weights, &[0; 700], None, exec, &mut [0; 40]).unwrap_err();
             assert!(matches!(error, Error::Changed));
             let (mut values, mut mask) = (packed.values.clone(), packed.mask.clone());
             unindex(weights, &mut values, &mut mask).unwrap_err();
         };
-        let more: Vec<u8> = good.steps.iter().map(|steps| steps + 1).collect();
+        let more: Vec<u16> = good.steps.iter().map(|steps| steps + 1).collect();
         refuses(Indexed { steps: &more, ..good.weights() });
         for wrong in [i64::MIN, -1, i64::MAX] {
             let starts: Vec<i64> = good.starts.iter().map(|start| start.wrapping_add(wrong)).collect();
             refuses(Indexed { starts: &starts, ..good.weights() });
         }
         // Any columns are within bounds for the product, not for the mask.
-        let columns = vec![254; good.columns.len()];
-        linear_indexed::<F32, F32>(
-            Indexed { columns: &columns, ..good.weights() },
-            &[0; 700],
-            None,
-            exec,
-            &mut [0; 40],
-        )
-        .unwrap();
-        let (mut values, mut mask) = (packed.values.clone(), packed.mask.clone());
-        unindex(Indexed { columns: &columns, ..good.weights() }, &mut values, &mut mask).unwrap_err();
+        for column in [C::from_u64(254), C::MAX] {
+            let columns = vec![column; good.columns.len()];
+            let weights = Indexed { columns: &columns, ..good.weights() };
+            linear_indexed::<F32, F32, C>(weights, &[0; 700], None, exec, &mut [0; 40]).unwrap();
+            let (mut values, mut mask) = (packed.values.clone(), packed.mask.clone());
+            unindex(weights, &mut values, &mut mask).unwrap_err();
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! Weights laid out for computing.
 
-use fastsparse_core::element::{BF16, DType, F16, F32};
+use fastsparse_core::element::{BF16, DType, F16, F32, Word};
+use fastsparse_core::error::Result;
 use fastsparse_core::linear::Weights;
-use fastsparse_core::linear::indexed::{self, Indexed, SLOTS};
+use fastsparse_core::linear::indexed::{self, Column, Indexed};
 use fastsparse_core::matrix::Matrix;
+use fastsparse_core::parallel::Exec;
 use numpy::{PyArrayDescrMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
@@ -24,14 +26,16 @@ pub fn prefers_indices(values: &Bound<'_, PyAny>, shape: Vec<usize>, batch: usiz
     Ok(indexed::pays(exec.isa, values.dtype, checked_view(py, &shape)?, values.array.len(), batch))
 }
 
-/// The layout by column indices.
+/// The layout by column indices of one byte or two; if it is not said, what computes faster here.
 #[pyfunction]
+#[pyo3(signature = (values, bitmask, row_offsets, shape, in_bytes=None))]
 pub fn index<'py>(
     py: Python<'py>,
     values: &Bound<'py, PyAny>,
     bitmask: &Array<'py>,
     row_offsets: &Array<'py>,
     shape: Vec<usize>,
+    in_bytes: Option<bool>,
 ) -> PyResult<Layout<'py>> {
     let exec = runtime::exec(py, None)?;
     let values = Input::new(values, "values")?;
@@ -39,31 +43,39 @@ pub fn index<'py>(
     let view = checked_view(py, &shape)?;
     let bits = mask_bits(bitmask, "bitmask", view)?;
     let (mask, offsets) = (array::words::<u8>(&bits), int64s(row_offsets, view)?);
-    let grid = indexed::grid(view);
-    let steps = array::empty_words::<u8>(py, &[grid.rows, grid.cols])?;
+    let laid = |in_bytes, u32s| match (in_bytes, u32s) {
+        (true, true) => lay::<u32, u8>(py, &values, view, mask, offsets, exec),
+        (true, false) => lay::<u16, u8>(py, &values, view, mask, offsets, exec),
+        (false, true) => lay::<u32, u16>(py, &values, view, mask, offsets, exec),
+        (false, false) => lay::<u16, u16>(py, &values, view, mask, offsets, exec),
+    };
+    laid(in_bytes.unwrap_or(indexed::in_bytes(exec.isa)), values.dtype == DType::F32)?
+        .map_err(|error| errors::kernel(py, error, "bitmask", &shape))
+}
+
+/// The layout that belongs to a type of columns.
+fn lay<'py, W: Word, C: Column + numpy::Element>(
+    py: Python<'py>,
+    values: &Input<'py>,
+    view: Matrix,
+    mask: &[u8],
+    offsets: &[i64],
+    exec: Exec,
+) -> PyResult<Result<Layout<'py>>> {
+    let grid = indexed::grid::<C>(view);
+    let steps = array::empty_words::<u16>(py, &[grid.rows, grid.cols])?;
     let starts = array::empty_words::<i64>(py, &[grid.rows + 1])?;
     // SAFETY: fresh; int64 and u64 have one size.
-    let (to, begins) = unsafe { (array::words_mut::<u8>(&steps), as_int64s(array::words_mut::<u64>(&starts))) };
-    without_gil(py, view.len(), || indexed::count(view, mask, exec, to, begins));
-    let size = [begins[grid.rows] as usize, SLOTS];
-    let laid = array::empty(values.array.dtype(), &size)?;
-    let columns = array::empty_words::<u8>(py, &size)?;
-    macro_rules! fill {
-        ($W:ty) => {{
-            let weights =
-                Weights { shape: view, values: array::words::<$W>(&values.array), mask, offsets, groups: None };
-            // SAFETY: fresh.
-            let (out, places) = unsafe { (array::words_mut::<$W>(&laid), array::words_mut::<u8>(&columns)) };
-            without_gil(py, view.len(), || indexed::index(weights, to, begins, exec, out, places))
-        }};
-    }
-    match values.dtype {
-        DType::F32 => fill!(u32),
-        _ => fill!(u16),
-    }
-    .map_err(|error| errors::kernel(py, error, "bitmask", &shape))?;
+    let (to, begins) = unsafe { (array::words_mut::<u16>(&steps), as_int64s(array::words_mut::<u64>(&starts))) };
+    without_gil(py, view.len(), || indexed::count::<C>(view, mask, exec, to, begins));
+    let size = [begins[grid.rows] as usize, C::SLOTS];
+    let (laid, columns) = (array::empty(values.array.dtype(), &size)?, array::empty_words::<C>(py, &size)?);
+    let weights = Weights { shape: view, values: array::words::<W>(&values.array), mask, offsets, groups: None };
+    // SAFETY: fresh.
+    let (out, places) = unsafe { (array::words_mut::<W>(&laid), array::words_mut::<C>(&columns)) };
+    let done = without_gil(py, view.len(), || indexed::index(weights, to, begins, exec, out, places));
     [&laid, &columns, &steps, &starts].into_iter().for_each(array::freeze);
-    Ok((laid, columns, steps, starts))
+    Ok(done.map(|()| (laid, columns, steps, starts)))
 }
 
 fn as_int64s(words: &mut [u64]) -> &mut [i64] {
@@ -75,8 +87,9 @@ fn as_int64s(words: &mut [u64]) -> &mut [i64] {
 struct Checked<'a, 'py> {
     view: Matrix,
     values: Input<'py>,
-    columns: &'a [u8],
-    steps: &'a [u8],
+    columns: &'a Array<'py>,
+    in_bytes: bool,
+    steps: &'a [u16],
     starts: &'a [i64],
 }
 
@@ -90,25 +103,29 @@ impl<'a, 'py> Checked<'a, 'py> {
     ) -> PyResult<Self> {
         let py = values.py();
         let view = checked_view(py, shape)?;
-        let grid = indexed::grid(view);
         let values = Input::new(values, "values")?;
         check_dtype(&values, "s")?;
-        let bytes = |array: &Array<'py>, want: &[usize]| {
-            array.shape() == want && array.dtype().num() == numpy::dtype::<u8>(py).num() && array.is_c_contiguous()
-        };
-        let laid = values.shape().len() == 2 && values.shape()[1] == SLOTS;
-        if !laid || !bytes(columns, values.shape()) || !bytes(steps, &[grid.rows, grid.cols]) {
+        let in_bytes = is::<u8>(columns);
+        let (grid, slots) =
+            if in_bytes { (indexed::grid::<u8>(view), u8::SLOTS) } else { (indexed::grid::<u16>(view), u16::SLOTS) };
+        let laid = values.shape().len() == 2 && values.shape()[1] == slots && columns.shape() == values.shape();
+        let typed = (in_bytes || is::<u16>(columns)) && columns.is_c_contiguous();
+        if !laid || !typed || !is::<u16>(steps) || !steps.is_c_contiguous() || steps.shape() != [grid.rows, grid.cols] {
             let message = format!("columns: not those of weights of shape {}", shape_text(shape));
             return Err(errors::format(py, message));
         }
         let starts = int64s(starts, Matrix { rows: grid.rows, cols: 0 })?;
-        Ok(Checked { view, values, columns: array::words(columns), steps: array::words(steps), starts })
+        Ok(Checked { view, values, columns, in_bytes, steps: array::words(steps), starts })
     }
 
-    fn layout<W: fastsparse_core::element::Word>(&self) -> Indexed<'_, W> {
-        let Checked { view, ref values, columns, steps, starts } = *self;
-        Indexed { shape: view, values: array::words(&values.array), columns, steps, starts }
+    fn layout<W: Word, C: Column>(&self) -> Indexed<'_, W, C> {
+        let Checked { view, ref values, columns, steps, starts, .. } = *self;
+        Indexed { shape: view, values: array::words(&values.array), columns: array::words(columns), steps, starts }
     }
+}
+
+fn is<T: numpy::Element>(array: &Array<'_>) -> bool {
+    array.dtype().num() == numpy::dtype::<T>(array.py()).num()
 }
 
 /// The packed form of a layout, with `kept` values.
@@ -131,16 +148,18 @@ pub fn unindex<'py>(
     // SAFETY: fresh.
     let mask = unsafe { array::words_mut::<u8>(&bits) };
     macro_rules! fill {
-        ($W:ty) => {{
+        ($W:ty, $C:ty) => {{
             // SAFETY: fresh.
             let out = unsafe { array::words_mut::<$W>(&packed) };
-            let layout = checked.layout::<$W>();
+            let layout = checked.layout::<$W, $C>();
             without_gil(py, checked.view.len(), || indexed::unindex(layout, out, mask))
         }};
     }
-    match checked.values.dtype {
-        DType::F32 => fill!(u32),
-        _ => fill!(u16),
+    match (checked.values.dtype, checked.in_bytes) {
+        (DType::F32, true) => fill!(u32, u8),
+        (DType::F32, false) => fill!(u32, u16),
+        (_, true) => fill!(u16, u8),
+        (_, false) => fill!(u16, u16),
     }
     .map_err(|error| errors::kernel(py, error, "columns", &shape))?;
     check_parts(py, packed.as_any(), bits.as_any(), shape)
@@ -167,10 +186,16 @@ pub fn linear_indexed<'py>(
     let bias = call.bias();
     macro_rules! compute {
         ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
-            let (weights, x) = (checked.layout::<$W>(), array::words::<$Y>(&call.x.array));
+            let x = array::words::<$Y>(&call.x.array);
             // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
             let out = unsafe { array::words_mut::<$Y>(call.output.array()) };
-            without_gil(py, call.work, || indexed::linear_indexed::<$E, $X>(weights, x, bias, exec, out))
+            if checked.in_bytes {
+                let weights = checked.layout::<$W, u8>();
+                without_gil(py, call.work, || indexed::linear_indexed::<$E, $X, _>(weights, x, bias, exec, out))
+            } else {
+                let weights = checked.layout::<$W, u16>();
+                without_gil(py, call.work, || indexed::linear_indexed::<$E, $X, _>(weights, x, bias, exec, out))
+            }
         }};
     }
     match (checked.values.dtype, call.x.dtype) {

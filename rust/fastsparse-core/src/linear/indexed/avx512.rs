@@ -5,16 +5,22 @@
 
 use std::arch::x86_64::*;
 
-use super::{Block, Group, SLOTS, Sums};
+use super::product::totals;
+use super::{Column, Group};
 use crate::element::DType;
 use crate::isa::{Avx512, Avx512Bf16};
 use crate::linear::Real;
 
-/// x is float32. The sums of a group; `None` where steps are missing.
+const ROWS: usize = <u8 as Column>::ROWS;
+const SLOTS: usize = u8::SLOTS;
+const LEN: usize = u8::LEN;
+
+/// x is float32. The sums of the rows of a group; `None` where steps are missing.
 #[target_feature(enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt")]
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-pub fn floats<E: Real>(_: Avx512, group: Group<'_, E::Bits>, x: &[Block<f32>]) -> Option<Sums> {
-    let Group { mut values, mut columns, steps } = group;
+pub fn floats<E: Real>(_: Avx512, group: Group<'_, E::Bits, u8>, x: &[[f32; LEN]]) -> Option<[f32; ROWS]> {
+    let Group { values, columns, steps } = group;
+    let (mut values, mut columns) = (values.as_chunks::<SLOTS>().0, columns.as_chunks::<SLOTS>().0);
     // Four slots in turn of the first and of the second sixteen: what interleaving the halves puts in order again.
     let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let [mut first, mut second, mut other_first, mut other_second] = [_mm512_setzero_ps(); 4];
@@ -35,15 +41,17 @@ pub fn floats<E: Real>(_: Avx512, group: Group<'_, E::Bits>, x: &[Block<f32>]) -
             (first, second, other_first, other_second) = (other_first, other_second, sums.0, sums.1);
         }
     }
-    Some([lanes(first, second), lanes(other_first, other_second)])
+    let sums = [_mm512_add_ps(first, other_first), _mm512_add_ps(second, other_second)];
+    // SAFETY: the same bits.
+    Some(totals(unsafe { std::mem::transmute::<[__m512; 2], [f32; SLOTS]>(sums) }))
 }
 
 /// The low and the high words of a block.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn halves(x: &Block<f32>) -> [[__m512i; 8]; 2] {
+fn halves(x: &[f32; LEN]) -> [[__m512i; 8]; 2] {
     // SAFETY: a block is sixteen vectors.
-    let x: [__m512i; 16] = unsafe { std::mem::transmute::<Block<f32>, [__m512i; 16]>(*x) };
+    let x: [__m512i; 16] = unsafe { std::mem::transmute::<[f32; LEN], [__m512i; 16]>(*x) };
     let words: [u16; 32] = std::array::from_fn(|i| 2 * i as u16);
     // SAFETY: 32 words are a vector.
     let even = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
@@ -74,25 +82,18 @@ unsafe fn widen<E: Real>(from: *const E::Bits) -> __m512 {
     }
 }
 
-/// 32 lanes as an array.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn lanes(low: __m512, high: __m512) -> [f32; SLOTS] {
-    // SAFETY: the same bits.
-    unsafe { std::mem::transmute::<[__m512; 2], [f32; SLOTS]>([low, high]) }
-}
-
-/// bfloat16 on both sides. A lane of float32 takes both slots of a row, so that half of the sums stay zero.
+/// bfloat16 on both sides. A lane of float32 takes both slots of a row.
 #[target_feature(enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt")]
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512bf16")]
-pub fn pairs<W>(_: Avx512Bf16, group: Group<'_, W>, x: &[Block<u16>]) -> Option<Sums> {
+pub fn pairs<W>(_: Avx512Bf16, group: Group<'_, W, u8>, x: &[[u16; LEN]]) -> Option<[f32; ROWS]> {
     assert!(size_of::<W>() == 2);
-    let Group { mut values, mut columns, steps } = group;
+    let Group { values, columns, steps } = group;
+    let (mut values, mut columns) = (values.as_chunks::<SLOTS>().0, columns.as_chunks::<SLOTS>().0);
     let [mut sums, mut other] = [_mm512_setzero_ps(); 2];
     for (&steps, x) in steps.iter().zip(x) {
         let (now, now_columns) = (values.split_off(..steps as usize)?, columns.split_off(..steps as usize)?);
         // SAFETY: a block is eight vectors.
-        let x: [__m512i; 8] = unsafe { std::mem::transmute::<Block<u16>, [__m512i; 8]>(*x) };
+        let x: [__m512i; 8] = unsafe { std::mem::transmute::<[u16; LEN], [__m512i; 8]>(*x) };
         for (values, columns) in now.iter().zip(now_columns) {
             // SAFETY: 32 values of two bytes and 32 columns are readable; a vector of pairs is a vector of bits.
             let sum = unsafe {
@@ -103,7 +104,8 @@ pub fn pairs<W>(_: Avx512Bf16, group: Group<'_, W>, x: &[Block<u16>]) -> Option<
             (sums, other) = (other, sum);
         }
     }
-    Some([paired(sums), paired(other)])
+    // SAFETY: the same bits.
+    Some(unsafe { std::mem::transmute::<__m512, [f32; ROWS]>(_mm512_add_ps(sums, other)) })
 }
 
 /// The words of `x` at the indices `at`, up to 255.
@@ -124,17 +126,4 @@ fn lookup(x: &[__m512i; 8], at: __m512i) -> __m512i {
         _mm512_permutex2var_epi16(x[6], at, x[7]),
     );
     _mm512_mask_blend_epi16(eighth, low, high)
-}
-
-/// The sums of pairs in the first slot of each row.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn paired(sums: __m512) -> [f32; SLOTS] {
-    // SAFETY: the same bits.
-    let sums = unsafe { std::mem::transmute::<__m512, [f32; SLOTS / 2]>(sums) };
-    let mut slots = [0.0; SLOTS];
-    for (row, sum) in sums.into_iter().enumerate() {
-        slots[2 * row] = sum;
-    }
-    slots
 }
