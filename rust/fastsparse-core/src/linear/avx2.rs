@@ -142,7 +142,7 @@ impl<E: Real> Engine for Floats<E> {
     #[inline(always)]
     unsafe fn compress(self, from: *const f32, keep: u32, to: *mut f32) {
         // SAFETY: the token proves the features; the rest is the caller's promise.
-        unsafe { compress::<u32>(from.cast(), (keep >> Self::SHIFT) as u8, to.cast()) }
+        unsafe { compress::<u32>(from.cast(), keep as u8, to.cast()) }
     }
 
     #[inline(always)]

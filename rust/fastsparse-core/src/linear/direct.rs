@@ -14,7 +14,7 @@
 //! them.
 
 use super::activations::{BLOCK, CHUNK_COLS};
-use super::kernel::{Engine, KEPT, Work, keep, leading, lines, step, vectors, word, written_out};
+use super::kernel::{Engine, KEPT, Work, keep, leading, lines, part, step, vectors, word, written_out};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
 use crate::matrix::low;
@@ -223,32 +223,37 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         sums
     }
 
-    /// Rows that share the vectors of `used` and their mask: activations are compressed to `kept`, of `KEPT` blocks each.
+    /// Rows that share their mask: activations are compressed to `kept`, of `KEPT` blocks each.
     ///
     /// # Safety
     /// As for `all`; `kept` is valid for reading and writing `B` rows.
     #[inline(always)]
-    unsafe fn shared(&mut self, engine: V, used: u64, kept: *mut V::Lane, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
-        const ROW: usize = KEPT * super::activations::BLOCK;
-        let (mut left, mut count) = (used, 0);
-        while left != 0 {
-            let vector = left.trailing_zeros() as usize;
-            left &= left - 1;
-            // SAFETY: the caller's promise.
-            let keep = keep::<V>(unsafe { self.mask(0) }, vector);
-            for b in 0..B {
-                // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
-                unsafe { engine.compress(self.x[b].add(vector * V::LANES), keep, kept.add(b * ROW + count)) };
+    unsafe fn shared(&mut self, engine: V, kept: *mut V::Lane, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
+        const ROW: usize = KEPT * BLOCK;
+        let mut count = 0;
+        for first in (0..self.vectors).step_by(const { step::<V>() }) {
+            // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
+            let word = unsafe { word::<V>(self.mask(0), first) };
+            if word == 0 {
+                continue;
             }
-            count += keep.count_ones() as usize;
+            for r in 0..R {
+                let later = self.from[r].wrapping_add(count).wrapping_byte_add(self.ahead);
+                for line in 0..const { lines::<V>() } {
+                    prefetch(later.wrapping_byte_add(64 * line));
+                }
+            }
+            written_out!(V, I, {
+                let keep = part::<V, I>(word);
+                for b in 0..B {
+                    // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
+                    unsafe { engine.compress(self.x[b].add((first + I) * V::LANES), keep, kept.add(b * ROW + count)) };
+                }
+                count += keep.count_ones() as usize;
+            });
         }
-        for b in 0..B {
-            // What an earlier task left there would be multiplied by nothing, which has a sign.
-            // SAFETY: as above: a block is left.
-            unsafe { std::ptr::write_bytes(kept.add(b * ROW + count), 0, V::LANES) };
-        }
-        for at in (0..count).step_by(V::LANES) {
-            let whole = count - at >= V::LANES;
+        let whole = count - count % V::LANES;
+        for at in (0..whole).step_by(V::LANES) {
             // SAFETY: as above, and of values there are as many as columns.
             unsafe {
                 let mut loaded = [engine.load(kept.add(at)); B];
@@ -256,15 +261,26 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                     loaded[b] = engine.load(kept.add(b * ROW + at));
                 }
                 for r in 0..R {
-                    let w = if whole {
-                        engine.widen(self.from[r].add(at))
-                    } else {
-                        engine.expand(self.from[r].add(at), leading::<V>(count - at))
-                    };
+                    let w = engine.widen(self.from[r].add(at));
                     for b in 0..B {
                         sums[r][b] = engine.add(sums[r][b], w, loaded[b]);
                     }
-                    prefetch(self.from[r].add(at).wrapping_byte_add(self.ahead));
+                }
+            }
+        }
+        if whole < count {
+            for b in 0..B {
+                // What an earlier task left there would be multiplied by nothing, which has a sign.
+                // SAFETY: as above: a block is left.
+                unsafe { std::ptr::write_bytes(kept.add(b * ROW + count), 0, V::LANES) };
+            }
+            for r in 0..R {
+                // SAFETY: as above.
+                unsafe {
+                    let w = engine.expand(self.from[r].add(whole), leading::<V>(count - whole));
+                    for b in 0..B {
+                        sums[r][b] = engine.add(sums[r][b], w, engine.load(kept.add(b * ROW + whole)));
+                    }
                 }
             }
         }
@@ -318,7 +334,7 @@ impl<V: Engine> Work<'_, V> {
                     same = same && work.mask(r)[..8] == work.mask(0)[..8] && work.mask(r) == work.mask(0);
                 }
                 if V::ORDERED && same {
-                    sums = work.shared(engine, used[0], self.scratch.kept.as_mut_ptr().cast(), sums);
+                    sums = work.shared(engine, self.scratch.kept.as_mut_ptr().cast(), sums);
                 } else if 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
                     if pace.few && pace.kept.is_none() {
                         sums = work.rest(engine, sums);

@@ -103,7 +103,7 @@ pub(super) trait Engine: Copy + Send + Sync {
         from: *const Self::Weight,
         kept: Option<usize>,
     ) -> (Self::Vector, *const Self::Weight) {
-        let keep = ((word >> (I * Self::LANES)) as u32 & low(Self::LANES) as u32) << Self::SHIFT;
+        let keep = part::<Self, I>(word) << Self::SHIFT;
         // SAFETY: the caller's promise.
         let vector = unsafe { if few { self.expand_few(from, keep) } else { self.expand(from, keep) } };
         (vector, from.wrapping_add(kept.unwrap_or(keep.count_ones() as usize)))
@@ -113,8 +113,8 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// # Safety
     /// `from` is valid for reading `LANES` elements.
     unsafe fn widen(self, from: *const Self::Weight) -> Self::Vector;
-    /// Writes the activations at `from` that `keep` selects to `to`, side by side, and something behind them, `LANES` in
-    /// all.
+    /// Writes the activations at `from` that the bits of `keep` select, which are not shifted, to `to`, side by side, and something behind
+    /// them, `LANES` in all.
     ///
     /// # Safety
     /// `from` is valid for reading and `to` for writing `LANES` elements.
@@ -200,6 +200,12 @@ pub(super) unsafe fn word<V: Engine>(mask: &ChunkMask, first: usize) -> u64 {
             _ => u32::from_le_bytes(*from.cast()) as u64,
         }
     }
+}
+
+/// The bits of vector `I` among those of a step.
+#[inline(always)]
+pub(super) fn part<V: Engine, const I: usize>(word: u64) -> u32 {
+    (word >> (I * V::LANES)) as u32 & low(V::LANES) as u32
 }
 
 /// The first columns of a vector.
