@@ -11,10 +11,10 @@
 //! - So many vectors have no weight at all (wide blocks, runs of zeros) that each row had better go through its own.
 //!
 //! Where each group of columns keeps as many, the values of the next vector begin at a known place: nothing is counted on the way to
-//! them.
+//! them, nor are there vectors without weights.
 
 use super::activations::{BLOCK, CHUNK_COLS};
-use super::kernel::{Engine, KEPT, Work, keep, leading, lines, part, step, vectors, word, written_out};
+use super::kernel::{Engine, Kept, Work, keep, leading, lines, part, step, vectors, word, written_out};
 use super::task::{ChunkMask, Row};
 use crate::element::Word;
 use crate::matrix::low;
@@ -120,8 +120,20 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                 // SAFETY: the caller's promise.
                 words[r] = unsafe { word::<V>(self.mask(r), first) };
             }
-            // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
-            written_out!(V, I, sums = unsafe { self.one::<I>(engine, pace, table, words, first, sums) });
+            written_out!(V, I, {
+                if V::PAIRS
+                    && pace.few
+                    && let Some(kept) = pace.kept
+                {
+                    if const { I.is_multiple_of(2) } {
+                        // SAFETY: as below; a step that is written out has an even number of vectors.
+                        sums = unsafe { self.two::<I>(engine, kept, table, words, first, sums) };
+                    }
+                } else {
+                    // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
+                    sums = unsafe { self.one::<I>(engine, pace, table, words, first, sums) };
+                }
+            });
             for r in 0..R {
                 for line in 0..const { lines::<V>() } {
                     prefetch(self.from[r].wrapping_byte_add(self.ahead).wrapping_byte_add(64 * line));
@@ -157,6 +169,40 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
             let (w, next) = unsafe { engine.next::<I>(pace.few, table, words[r], self.from[r], pace.kept) };
             for b in 0..B {
                 sums[r][b] = engine.settled(engine.add(sums[r][b], w, loaded[b]));
+            }
+            self.from[r] = next;
+        }
+        sums
+    }
+
+    /// Vectors `first + I` and the next, which keep `kept` each, no more than half.
+    ///
+    /// # Safety
+    /// As for `one`.
+    #[inline(always)]
+    unsafe fn two<const I: usize>(
+        &mut self,
+        engine: V,
+        kept: usize,
+        table: *const u8,
+        words: [u64; R],
+        first: usize,
+        mut sums: Sums<V, B, R>,
+    ) -> Sums<V, B, R> {
+        let at = (first + I) * V::LANES;
+        // SAFETY: the caller's promise, here and below.
+        let mut loaded = [unsafe { [engine.load(self.x[0].add(at)), engine.load(self.x[0].add(at + V::LANES))] }; B];
+        for b in 1..B {
+            // SAFETY: as above.
+            loaded[b] = unsafe { [engine.load(self.x[b].add(at)), engine.load(self.x[b].add(at + V::LANES))] };
+        }
+        for r in 0..R {
+            // SAFETY: as above; no more values than columns have been passed.
+            let (w, next) = unsafe { engine.pair::<I>(table, words[r], self.from[r], kept) };
+            for b in 0..B {
+                for i in 0..2 {
+                    sums[r][b] = engine.settled(engine.add(sums[r][b], w[i], loaded[b][i]));
+                }
             }
             self.from[r] = next;
         }
@@ -223,13 +269,13 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         sums
     }
 
-    /// Rows that share their mask: activations are compressed to `kept`, of `KEPT` blocks each.
+    /// Rows that share their mask: activations are compressed to `kept`.
     ///
     /// # Safety
     /// As for `all`; `kept` is valid for reading and writing `B` rows.
     #[inline(always)]
-    unsafe fn shared(&mut self, engine: V, kept: *mut V::Lane, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
-        const ROW: usize = KEPT * BLOCK;
+    unsafe fn shared(&mut self, engine: V, kept: *mut Kept<V::Lane>, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
+        let kept: [*mut V::Lane; B] = std::array::from_fn(|b| kept.wrapping_add(b).cast());
         let mut count = 0;
         for first in (0..self.vectors).step_by(const { step::<V>() }) {
             // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
@@ -247,7 +293,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                 let keep = part::<V, I>(word);
                 for b in 0..B {
                     // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
-                    unsafe { engine.compress(self.x[b].add((first + I) * V::LANES), keep, kept.add(b * ROW + count)) };
+                    unsafe { engine.compress(self.x[b].add((first + I) * V::LANES), keep, kept[b].add(count)) };
                 }
                 count += keep.count_ones() as usize;
             });
@@ -256,9 +302,9 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         for at in (0..whole).step_by(V::LANES) {
             // SAFETY: as above, and of values there are as many as columns.
             unsafe {
-                let mut loaded = [engine.load(kept.add(at)); B];
+                let mut loaded = [engine.load(kept[0].add(at)); B];
                 for b in 1..B {
-                    loaded[b] = engine.load(kept.add(b * ROW + at));
+                    loaded[b] = engine.load(kept[b].add(at));
                 }
                 for r in 0..R {
                     let w = engine.widen(self.from[r].add(at));
@@ -272,14 +318,14 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
             for b in 0..B {
                 // What an earlier task left there would be multiplied by nothing, which has a sign.
                 // SAFETY: as above: a block is left.
-                unsafe { std::ptr::write_bytes(kept.add(b * ROW + count), 0, V::LANES) };
+                unsafe { std::ptr::write_bytes(kept[b].add(count), 0, V::LANES) };
             }
             for r in 0..R {
                 // SAFETY: as above.
                 unsafe {
                     let w = engine.expand(self.from[r].add(whole), leading::<V>(count - whole));
                     for b in 0..B {
-                        sums[r][b] = engine.add(sums[r][b], w, engine.load(kept.add(b * ROW + whole)));
+                        sums[r][b] = engine.add(sums[r][b], w, engine.load(kept[b].add(whole)));
                     }
                 }
             }
@@ -325,7 +371,7 @@ impl<V: Engine> Work<'_, V> {
             let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
             let mut work = Chunk { mask, stride, from, ahead, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
             let (mut used, mut many, mut same) = ([0; R], 0, true);
-            // SAFETY: 512 values are there, the vectors of the chunk and the masks; `kept` is as long.
+            // SAFETY: 512 values are there, the vectors of the chunk and the masks; `kept` has as many rows.
             unsafe {
                 for (r, used) in used.iter_mut().enumerate() {
                     *used = engine.used(work.mask(r));
@@ -334,8 +380,8 @@ impl<V: Engine> Work<'_, V> {
                     same = same && work.mask(r)[..8] == work.mask(0)[..8] && work.mask(r) == work.mask(0);
                 }
                 if V::ORDERED && same {
-                    sums = work.shared(engine, self.scratch.kept.as_mut_ptr().cast(), sums);
-                } else if 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
+                    sums = work.shared(engine, self.scratch.kept.as_mut_ptr(), sums);
+                } else if pace.kept.is_some() || 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
                     if pace.few && pace.kept.is_none() {
                         sums = work.rest(engine, sums);
                     }

@@ -471,6 +471,49 @@ lanes!(
     ]
 );
 
+/// What [`next_bfloats`] makes of bytes `I` and `I + 1` of `word`, which take `kept` elements each, no more than four: one load serves both,
+/// with `2 * kept` added to the second entry, whose zeros remain zeros.
+///
+/// # Safety
+/// `table` is that of [`next_bfloats`]; eight elements are readable at `from`.
+#[target_feature(enable = "avx2,bmi2")]
+#[inline]
+pub(crate) unsafe fn next_two_bfloats<const I: usize>(
+    table: *const u8,
+    word: u64,
+    from: *const u8,
+    kept: usize,
+) -> ([__m256; 2], *const u8) {
+    let (first, second, next);
+    // SAFETY: what is read are entries of the table and what the caller promises.
+    unsafe {
+        asm!(
+            "rorx {bits}, {word}, {turn}",
+            "and {bits:e}, 255 << 5",
+            "rorx {more}, {word}, {turn_more}",
+            "and {more:e}, 255 << 5",
+            "vbroadcasti128 {first}, [{from}]",
+            "vpaddb {second}, {behind}, [{table} + {more}]",
+            "vpshufb {second}, {first}, {second}",
+            "vpshufb {first}, {first}, [{table} + {bits}]",
+            "add {from}, {bytes_kept}",
+            bits = out(reg) _,
+            more = out(reg) _,
+            first = out(ymm_reg) first,
+            second = out(ymm_reg) second,
+            behind = in(ymm_reg) _mm256_set1_epi8(2 * kept as i8),
+            from = inout(reg) from => next,
+            word = in(reg) word,
+            table = in(reg) table,
+            bytes_kept = in(reg) 4 * kept,
+            turn = const (8 * I + 64 - 5) % 64,
+            turn_more = const (8 * I + 72 - 5) % 64,
+            options(pure, readonly, nostack),
+        );
+    }
+    ([first, second], next)
+}
+
 /// The same vector, computed by now: the compiler cannot put off what this reads.
 #[target_feature(enable = "avx2")]
 #[inline]
