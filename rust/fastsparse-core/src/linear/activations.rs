@@ -95,10 +95,15 @@ impl<W: Word, T, F: Fn(W) -> T, P: Fn(usize) -> usize> Kernel for Fill<'_, W, T,
 
     #[inline(always)]
     fn run(self) {
-        for (from, to) in self.from.chunks(BLOCK).zip(self.blocks) {
+        let (whole, rest) = self.from.as_chunks::<BLOCK>();
+        // Of a length that the compiler knows.
+        for (from, to) in whole.iter().zip(self.blocks.iter_mut()) {
             for (i, from) in from.iter().enumerate() {
                 to.0[(self.place)(i)] = (self.convert)(*from);
             }
+        }
+        for (i, from) in rest.iter().enumerate() {
+            self.blocks[whole.len()].0[(self.place)(i)] = (self.convert)(*from);
         }
     }
 }
