@@ -30,23 +30,22 @@ each_layout = pytest.mark.parametrize("in_bytes", [True, False], ids=["bytes", "
 
 @each_pair
 @each_layout
-@pytest.mark.parametrize("batch", [0, 1, 2, 5])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (33, 257), (20, 255), (16, 510), (7, 5)])
-def test_indices_against_float64(dtype, x_dtype, in_bytes, batch, shape):
-    s, dense = packed(shape, dtype, seed=batch)
-    p = laid(s, in_bytes)
-    x, bias = numbers((batch, shape[1]), x_dtype, 1), numbers(shape[0], F32, 2)
-    got = fs.linear(x, p)
-    assert got.dtype == x_dtype
-    assert_close(got, x, dense)
-    assert_close(fs.linear(x, p, bias), x, dense, bias)
+def test_indices_against_float64(dtype, x_dtype, in_bytes, shape):
+    for batch in (0, 1, 2, 5):
+        s, dense = packed(shape, dtype, seed=batch)
+        p = laid(s, in_bytes)
+        x, bias = numbers((batch, shape[1]), x_dtype, 1), numbers(shape[0], F32, 2)
+        got = fs.linear(x, p)
+        assert got.dtype == x_dtype
+        assert_close(got, x, dense)
+        assert_close(fs.linear(x, p, bias), x, dense, bias)
 
 
 @each_pair
 @each_layout
-@pytest.mark.parametrize("sparsity", [0.9, 0.98])
-@pytest.mark.parametrize("shape", [(300, 2999), (40, 20_001)])
-def test_large(dtype, x_dtype, in_bytes, sparsity, shape):
+@pytest.mark.parametrize(("shape", "sparsity"), [((300, 2999), 0.9), ((300, 2999), 0.98), ((16, 20_001), 0.95)])
+def test_large(dtype, x_dtype, in_bytes, shape, sparsity):
     w = numbers(shape, dtype, 3)
     s = fs.compress(w, fs.Unstructured(sparsity))
     x = numbers((3, shape[1]), x_dtype, 5)
@@ -80,7 +79,7 @@ def test_one_row_holds_everything():
 @each_pair
 @each_layout
 def test_threads_do_not_change_a_bit(dtype, x_dtype, in_bytes):
-    p = laid(packed((203, 2001), dtype)[0], in_bytes)
+    p = laid(packed((83, 2001), dtype)[0], in_bytes)
     for batch in (1, 3):
         x = numbers((batch, 2001), x_dtype, 1)
         results = []
