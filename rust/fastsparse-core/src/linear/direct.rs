@@ -94,6 +94,21 @@ struct Chunk<V: Engine, const B: usize, const R: usize> {
     vectors: usize,
 }
 
+/// A vector of each row of activations.
+///
+/// # Safety
+/// The vector behind `at` numbers of each row is readable.
+#[inline(always)]
+unsafe fn load_rows<V: Engine, const B: usize>(engine: V, rows: [*const V::Lane; B], at: usize) -> [V::Vector; B] {
+    // SAFETY: the caller's promise, here and below.
+    let mut loaded = [unsafe { engine.load(rows[0].add(at)) }; B];
+    for b in 1..B {
+        // SAFETY: as above.
+        loaded[b] = unsafe { engine.load(rows[b].add(at)) };
+    }
+    loaded
+}
+
 type Sums<V, const B: usize, const R: usize> = [[<V as Engine>::Sums; B]; R];
 
 #[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
@@ -159,14 +174,10 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         mut sums: Sums<V, B, R>,
     ) -> Sums<V, B, R> {
         let at = (first + I) * V::LANES;
-        // SAFETY: the caller's promise, here and below.
-        let mut loaded = [unsafe { engine.load(self.x[0].add(at)) }; B];
-        for b in 1..B {
-            // SAFETY: as above.
-            loaded[b] = unsafe { engine.load(self.x[b].add(at)) };
-        }
+        // SAFETY: the caller's promise.
+        let loaded = unsafe { load_rows(engine, self.x, at) };
         for r in 0..R {
-            // SAFETY: as above; no more values than columns have been passed.
+            // SAFETY: the caller's promise; no more values than columns have been passed.
             let (w, next) = unsafe { engine.next::<I>(pace.few, table, words[r], self.from[r], pace.kept) };
             for b in 0..B {
                 sums[r][b] = engine.settled(engine.add(sums[r][b], w, loaded[b]));
@@ -191,18 +202,14 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         mut sums: Sums<V, B, R>,
     ) -> Sums<V, B, R> {
         let at = (first + I) * V::LANES;
-        // SAFETY: the caller's promise, here and below.
-        let mut loaded = [unsafe { [engine.load(self.x[0].add(at)), engine.load(self.x[0].add(at + V::LANES))] }; B];
-        for b in 1..B {
-            // SAFETY: as above.
-            loaded[b] = unsafe { [engine.load(self.x[b].add(at)), engine.load(self.x[b].add(at + V::LANES))] };
-        }
+        // SAFETY: the caller's promise.
+        let loaded = unsafe { [load_rows(engine, self.x, at), load_rows(engine, self.x, at + V::LANES)] };
         for r in 0..R {
-            // SAFETY: as above; no more values than columns have been passed.
+            // SAFETY: the caller's promise; no more values than columns have been passed.
             let (w, next) = unsafe { engine.pair::<I>(table, words[r], self.from[r], kept) };
             for b in 0..B {
                 for i in 0..2 {
-                    sums[r][b] = engine.settled(engine.add(sums[r][b], w[i], loaded[b][i]));
+                    sums[r][b] = engine.settled(engine.add(sums[r][b], w[i], loaded[i][b]));
                 }
             }
             self.from[r] = next;
@@ -303,10 +310,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         for at in (0..whole).step_by(V::LANES) {
             // SAFETY: as above, and of values there are as many as columns.
             unsafe {
-                let mut loaded = [engine.load(kept[0].add(at)); B];
-                for b in 1..B {
-                    loaded[b] = engine.load(kept[b].add(at));
-                }
+                let loaded = load_rows(engine, kept.map(<*mut V::Lane>::cast_const), at);
                 for r in 0..R {
                     let w = engine.widen(self.from[r].add(at));
                     for b in 0..B {

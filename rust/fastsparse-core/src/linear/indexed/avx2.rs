@@ -3,11 +3,11 @@
 
 use std::arch::x86_64::*;
 
+use super::product::totals;
 use super::{Column, Group};
 use crate::isa::Avx2;
 use crate::linear::Real;
 use crate::linear::lanes::Lanes;
-use crate::linear::task::fold;
 use crate::vector::prefetch;
 
 const SLOTS: usize = u16::SLOTS;
@@ -38,7 +38,7 @@ pub fn floats<E: Real>(token: Avx2, group: Group<'_, E::Bits, u16>, x: &[[f32; L
         }
     }
     // SAFETY: the same bits.
-    Some([fold(unsafe { std::mem::transmute::<__m256, [f32; SLOTS / 2]>(_mm256_add_ps(low, high)) })])
+    Some(totals(unsafe { std::mem::transmute::<[__m256; 2], [f32; SLOTS]>([low, high]) }))
 }
 
 /// The numbers of `x` in twice four columns. These come in words: the compiler would take them out of a vector otherwise, one by one.
