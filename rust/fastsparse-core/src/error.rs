@@ -74,6 +74,12 @@ pub enum Error {
     /// A buffer changed under a kernel that reads it.
     #[error("the data changed while it was read")]
     Changed,
+    /// The system does not give a kernel the memory that it needs.
+    #[error("cannot allocate {bytes} bytes")]
+    OutOfMemory {
+        /// What was asked for.
+        bytes: usize,
+    },
     /// No such ISA on this CPU.
     #[error("this CPU lacks it")]
     IsaUnavailable,

@@ -14,6 +14,7 @@ pub mod isa;
 pub mod keys;
 pub mod linear;
 pub mod matrix;
+mod memory;
 pub mod nm;
 pub mod pack;
 pub mod parallel;

@@ -1,6 +1,7 @@
 //! The one place where errors become Python exceptions.
 
 use fastsparse_core::error::Error;
+use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -39,6 +40,7 @@ pub fn kernel(py: Python<'_>, error: Error, name: &str, shape: &[usize]) -> PyEr
             ),
         ),
         Error::Changed => general(py, format!("{name} was changed by another thread during the call")),
+        Error::OutOfMemory { .. } => PyMemoryError::new_err(error.to_string()),
         other => format(py, other.to_string()),
     }
 }

@@ -27,6 +27,7 @@ use super::{AMX_FROM, Real, WORK_PER_THREAD, Weights, work};
 use crate::element::F32;
 use crate::error::{Error, Result};
 use crate::isa::Kernel;
+use crate::memory::filled;
 use crate::parallel::{Exec, SharedMut, run_chunks, run_with};
 use crate::unpack::check_parts;
 
@@ -53,7 +54,7 @@ pub fn linear_int8<X: Real>(
     let (rows, cols) = (layer.weights.shape.rows, layer.weights.shape.cols);
     let batch = out.len().checked_div(rows).unwrap_or(0);
     assert!(rows == 0 || x.len() == batch * cols);
-    let (mut quantized, mut steps) = (vec![0; batch * cols], vec![0.0; batch]);
+    let (mut quantized, mut steps) = (filled(batch * cols, 0)?, filled(batch, 0.0)?);
     let exec_of_x = exec.for_work(x.len(), WORK_PER_THREAD);
     let to = SharedMut::new(&mut quantized);
     run_chunks(exec_of_x.threads, &mut steps, 1, |b, step| {
