@@ -15,7 +15,7 @@ import numpy as np
 from coremltools.optimize.coreml import OpMagnitudePrunerConfig, OptimizationConfig
 from coremltools.optimize.coreml._quantization_passes import prune_weights
 
-from fastsparse._coreml_pass import Pruner
+from fastsparse.coreml._prune_pass import Pruner
 
 ROUNDS = 5
 CASES = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from fastsparse import _backend, _fallback
+from fastsparse import _backend, _numpy
 
 try:
     from fastsparse import _core
@@ -15,9 +15,9 @@ except ImportError:
     # Without the native module half of this suite is missing: only a deliberate FASTSPARSE_BACKEND=numpy may do that.
     if os.environ.get("FASTSPARSE_BACKEND") != "numpy":
         raise
-    BACKENDS = [(_fallback, "numpy")]
+    BACKENDS = [(_numpy, "numpy")]
 else:
-    BACKENDS = [(_fallback, "numpy"), *((_core, isa) for isa in _core.available_isas())]
+    BACKENDS = [(_numpy, "numpy"), *((_core, isa) for isa in _core.available_isas())]
 
 # The fixture stays the same while hypothesis varies its examples, which is what the suppressed check warns of.
 settings.register_profile(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import _folder, checkpoint
+from fastsparse import checkpoint
+from fastsparse.checkpoint import _folder
 
 INDEX = "model.safetensors.index.json"
 SHARDS = {

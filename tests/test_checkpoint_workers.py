@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import _open, checkpoint
-from fastsparse._run import Task, ahead
+from fastsparse import checkpoint
+from fastsparse.checkpoint import _reader
+from fastsparse.checkpoint._executor import Task, ahead
 
 RECIPES = {
     "tensor": checkpoint.Recipe(default="2:4", rules=[checkpoint.Rule("0", "nonzero")]),
@@ -93,7 +94,7 @@ def test_an_error_of_a_worker_is_the_callers(tmp_path, src, make):
 def test_a_source_that_was_replaced_is_noticed(src):
     pickled = pickle.dumps(checkpoint.open(src))
     assert list(pickle.loads(pickled)) == list(checkpoint.open(src))
-    _open._reopen.cache_clear()
+    _reader._reopen.cache_clear()
     checkpoint.save({"other": np.arange(3)}, src, overwrite=True)
     with pytest.raises(fs.FastSparseError, match="changed while it was read"):
         pickle.loads(pickled)
@@ -171,7 +172,7 @@ def test_a_run_that_is_killed_leaves_the_old_or_the_new(tmp_path, folder, kind):
 COMPRESS = """
 import signal
 import sys
-from fastsparse import _commands
+from fastsparse.cli import _commands
 from fastsparse.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background hands it down as ignored
 print("started", flush=True)

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from fastsparse import _commands, checkpoint
-from fastsparse.cli import main
+from fastsparse import checkpoint
+from fastsparse.cli import _progress, main
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_failures_are_one_line_on_stderr(run, src, tmp_path):
 
 @pytest.mark.parametrize("command", ["compress", "verify"])
 def test_an_interrupt_is_one_line(run, src, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(_commands._Lines, "tick", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(_progress._Lines, "tick", lambda *_: signal.raise_signal(signal.SIGINT))
     code, out, err = run(command, src, *([tmp_path / "dst", "--pattern", "50%"] if command == "compress" else []))
     assert (code, out, err) == (130, "", "fastsparse: interrupted; what was begun is removed\n")
     assert os.listdir(tmp_path) == ["src"]
@@ -119,7 +119,7 @@ def test_an_interrupt_while_it_is_loaded_is_one_line(run, monkeypatch):
         def run(self):
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "fastsparse._commands", Interrupted())
+    monkeypatch.setitem(sys.modules, "fastsparse.cli._commands", Interrupted())
     assert run("inspect", "x") == (130, "", "fastsparse: interrupted; what was begun is removed\n")
 
 
@@ -204,7 +204,7 @@ def test_bench(run, dtype):
 
 
 def test_bench_says_where_packed_wins():
-    from fastsparse._bench import Bench, Row
+    from fastsparse.cli._measure import Bench, Row
 
     def rows(*packed):
         return [

@@ -15,7 +15,7 @@ from oracle import same_bits
 
 import fastsparse as fs
 from fastsparse import checkpoint, compressed_tensors
-from fastsparse._layout import Packed
+from fastsparse.checkpoint._format import Packed
 from fastsparse.cli import main
 
 DATA = Path(__file__).parent / "data" / "compressed_tensors"

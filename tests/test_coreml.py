@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from oracle import same_bits
 
 import fastsparse as fs
-from fastsparse import _backend, _coreml_select, coreml
+from fastsparse import _backend, coreml
+from fastsparse.coreml import _coremltools_select
 
 SHAPES = [(3, 16), (5, 13), (7,), (), (2, 3, 5), (4, 3, 2, 8), (0, 5), (3, 0), (1, 9), (64, 100)]
 
@@ -181,11 +182,11 @@ class TestTheirSelection:
     def test_magnitude(self, backend, w, share):
         q = share * 100
         keep = np.abs(w) > np.percentile(np.abs(w), q) if q else w != 0
-        assert _coreml_select.by_magnitude(w, share) == unpruned(w, keep & (q != 100))
+        assert _coremltools_select.by_magnitude(w, share) == unpruned(w, keep & (q != 100))
 
     @given(w=weights(), threshold=st.sampled_from([0.0, 1e-12, 0.1, 0.25, 0.5, 3.0]))
     def test_threshold(self, backend, w, threshold):
-        assert _coreml_select.by_threshold(w, threshold) == unpruned(w, ~(np.abs(w) <= threshold))
+        assert _coremltools_select.by_threshold(w, threshold) == unpruned(w, ~(np.abs(w) <= threshold))
 
     @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.4.0", reason="older percentiles round otherwise")
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -196,7 +197,7 @@ class TestTheirSelection:
             share * 100,
         )
         keep = ~(each <= np.percentile(each, q)) if q else w != 0
-        assert _coreml_select.by_block(w, share, length, axis) == unpruned(w, keep & (q != 100))
+        assert _coremltools_select.by_block(w, share, length, axis) == unpruned(w, keep & (q != 100))
 
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")
     @pytest.mark.parametrize("kind", [np.float32, np.float16])
@@ -222,15 +223,15 @@ class TestTheirSelection:
         groups = groups.reshape(*last.shape[:-1], -1, of)
         keep = np.argsort(np.argsort(groups, axis=-1, kind="stable"), axis=-1, kind="stable") >= zeros
         keep = keep.reshape(*last.shape[:-1], -1)[..., : last.shape[-1]]
-        assert _coreml_select.by_n_m(w, zeros, of, axis) == unpruned(w, np.moveaxis(keep, -1, axis))
+        assert _coremltools_select.by_n_m(w, zeros, of, axis) == unpruned(w, np.moveaxis(keep, -1, axis))
 
     def test_places(self, backend):
         rng = np.random.default_rng(2)
         for values in (rng.standard_normal(300).astype("f"), rng.integers(0, 3, 77).astype(np.float16)):
             order = sorted(np.abs(values).tolist())
             for place, pair in enumerate(itertools.pairwise(order)):
-                assert _coreml_select._in_order(values, place, place)[0] == (order[place], order[place])
-                found, rest = _coreml_select._in_order(values, place, place + 1)
+                assert _coremltools_select._in_order(values, place, place)[0] == (order[place], order[place])
+                found, rest = _coremltools_select._in_order(values, place, place + 1)
                 assert found == pair
                 assert rest.count == values.size - place - 1
                 if pair[0] < pair[1]:
@@ -238,11 +239,14 @@ class TestTheirSelection:
 
     def test_special_values(self, backend):
         w = np.float32([[1, np.nan], [2, 3]])
-        for call in (lambda: _coreml_select.by_magnitude(w, 0.5), lambda: _coreml_select.by_block(w, 0.5, 2, 0)):
+        for call in (
+            lambda: _coremltools_select.by_magnitude(w, 0.5),
+            lambda: _coremltools_select.by_block(w, 0.5, 2, 0),
+        ):
             with pytest.raises(fs.FastSparseError, match=r"NaN"):
                 call()
         with pytest.raises(fs.FastSparseError, match=r"infinities leave the 90\.0+% percentile"):
-            _coreml_select.by_magnitude(np.float32([1, np.inf, np.inf, 2]), 0.9)
+            _coremltools_select.by_magnitude(np.float32([1, np.inf, np.inf, 2]), 0.9)
         # Norms that overflow leave nothing to compare: coremltools prunes nothing then.
         huge = np.full((4, 4), 300, np.float16)
-        assert _coreml_select.by_block(huge, 0.5, 2, 0) == fs.pack(huge)
+        assert _coremltools_select.by_block(huge, 0.5, 2, 0) == fs.pack(huge)

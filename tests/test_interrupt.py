@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fastsparse import _interrupt
-from fastsparse._run import Task, ahead, workers
+from fastsparse.checkpoint import _sigint
+from fastsparse.checkpoint._executor import Task, ahead, workers
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +22,11 @@ def interruptible():
 def test_an_interrupt_waits_until_it_is_asked_for():
     before = signal.getsignal(signal.SIGINT)
     reached = []
-    with pytest.raises(KeyboardInterrupt), _interrupt.held():  # noqa: PT012
-        _interrupt.deliver()
+    with pytest.raises(KeyboardInterrupt), _sigint.held():  # noqa: PT012
+        _sigint.deliver()
         signal.raise_signal(signal.SIGINT)
         reached.append("held")
-        _interrupt.deliver()
+        _sigint.deliver()
         reached.append("delivered")
     assert reached == ["held"]
     assert signal.getsignal(signal.SIGINT) is before
@@ -34,7 +34,7 @@ def test_an_interrupt_waits_until_it_is_asked_for():
 
 def test_an_interrupt_comes_at_the_end_at_the_latest():
     reached = []
-    with pytest.raises(KeyboardInterrupt), _interrupt.held():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), _sigint.held():  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         reached.append("end")
     assert reached == ["end"]
@@ -44,14 +44,14 @@ def test_a_handler_of_the_caller_gets_it():
     seen = []
     before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
-        with _interrupt.held(), _interrupt.held():
+        with _sigint.held(), _sigint.held():
             signal.raise_signal(signal.SIGINT)
             assert seen == []
         assert seen == [signal.SIGINT]
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with _interrupt.held():
+        with _sigint.held():
             signal.raise_signal(signal.SIGINT)
-            _interrupt.deliver()
+            _sigint.deliver()
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -73,8 +73,8 @@ def test_other_threads_hold_nothing():
     before = signal.getsignal(signal.SIGINT)
 
     def inside():
-        with _interrupt.held():
-            _interrupt.deliver()
+        with _sigint.held():
+            _sigint.deliver()
             return signal.getsignal(signal.SIGINT)
 
     with ThreadPoolExecutor(1) as pool:

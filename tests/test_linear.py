@@ -189,14 +189,14 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_messages_are_the_same(call, monkeypatch):
-    from fastsparse import _fallback
+    from fastsparse import _numpy
 
     messages = []
     for _ in range(2):
         with pytest.raises(fs.FastSparseError) as caught:
             call()
         messages.append(str(caught.value))
-        monkeypatch.setattr(_backend, "active", _fallback)
+        monkeypatch.setattr(_backend, "active", _numpy)
     assert messages[0] == messages[1]
 
 

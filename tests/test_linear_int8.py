@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse as fs
-from fastsparse import _backend, _fallback
+from fastsparse import _backend, _numpy
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -182,5 +182,5 @@ def test_messages_are_the_same(call, monkeypatch):
         with pytest.raises(fs.FastSparseError) as caught:
             call()
         messages.append(str(caught.value))
-        monkeypatch.setattr(_backend, "active", _fallback)
+        monkeypatch.setattr(_backend, "active", _numpy)
     assert messages[0] == messages[1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_linear import assert_close, each_pair, numbers, packed
 
 import fastsparse as fs
-from fastsparse import _backend, _fallback
+from fastsparse import _backend, _numpy
 from fastsparse.prepared import in_form
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -60,7 +60,7 @@ def test_there_and_back(rows, cols, sparsity, in_bytes, seed):
     s = fs.pack(w, rng.random(w.shape) >= sparsity)
     p = laid(s, in_bytes)
     assert p.to_packed() == s
-    twin = _fallback.index(s.values, s.bitmask, s.row_offsets, s.shape, in_bytes)
+    twin = _numpy.index(s.values, s.bitmask, s.row_offsets, s.shape, in_bytes)
     for part, expected in zip(p._layout, twin, strict=True):
         assert part.dtype == expected.dtype
         assert np.array_equal(part, expected)
@@ -175,7 +175,7 @@ def test_messages_are_the_same(call, monkeypatch):
         with pytest.raises(fs.FastSparseError) as caught:
             call()
         messages.append(str(caught.value))
-        monkeypatch.setattr(_backend, "active", _fallback)
+        monkeypatch.setattr(_backend, "active", _numpy)
     assert messages[0] == messages[1]
 
 

@@ -16,7 +16,7 @@ from conftest import BACKENDS
 from strategies import weights
 
 import fastsparse as fs
-from fastsparse import _backend, _fallback
+from fastsparse import _backend, _numpy
 
 NATIVE = pytest.mark.skipif(len(BACKENDS) == 1, reason="the native module is not built")
 
@@ -294,5 +294,5 @@ def test_inputs_that_change_meanwhile(backend, dtype):
 
 
 def test_numpy_backend_needs_no_native_module():
-    assert _fallback.available_isas() == ["numpy"]
-    assert BACKENDS[0][0] is _fallback
+    assert _numpy.available_isas() == ["numpy"]
+    assert BACKENDS[0][0] is _numpy

@@ -26,9 +26,9 @@ def _choose() -> Any:
                 raise ImportError(f"FASTSPARSE_BACKEND=native, but the native module is missing: {error}") from error
             message = f"the native module is missing ({error}); fastsparse computes with NumPy, some fifty times slower"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
-    from fastsparse import _fallback
+    from fastsparse import _numpy
 
-    return _fallback
+    return _numpy
 
 
 if TYPE_CHECKING:

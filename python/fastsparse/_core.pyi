@@ -1,4 +1,4 @@
-"""The backend interface: `_core` (Rust) and `_fallback` (NumPy) provide all of this, with equal results and messages.
+"""The backend interface: `_core` (Rust) and `_numpy` (NumPy) provide all of this, with equal results and messages.
 
 Validation lives behind this interface, so that a call costs little Python. A *spec* is what `Pattern._spec` holds:
 

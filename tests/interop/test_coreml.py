@@ -17,7 +17,8 @@ from coremltools.optimize.coreml import prune_weights as their_prune_weights
 from coremltools.optimize.coreml._quantization_passes import prune_weights as theirs
 
 import fastsparse as fs
-from fastsparse import _coreml_select, coreml
+from fastsparse import coreml
+from fastsparse.coreml import _coremltools_select
 
 # Models keep temporary folders until they are collected.
 pytestmark = pytest.mark.filterwarnings(
@@ -49,12 +50,12 @@ class TestSelection:
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.777, 0.9, 0.999, 1.0])
     def test_magnitude(self, shape, kind, ties, share):
         w = weights(shape, kind, ties)
-        assert_same(_coreml_select.by_magnitude(w, share), theirs.compress_by_magnitude(w, share))
+        assert_same(_coremltools_select.by_magnitude(w, share), theirs.compress_by_magnitude(w, share))
 
     @pytest.mark.parametrize("threshold", [1e-12, 0.1, 0.25, 0.7])
     def test_threshold(self, shape, kind, ties, threshold):
         w = weights(shape, kind, ties)
-        assert_same(_coreml_select.by_threshold(w, threshold), theirs.compress_by_threshold(w, threshold, 0.0))
+        assert_same(_coremltools_select.by_threshold(w, threshold), theirs.compress_by_threshold(w, threshold, 0.0))
 
     @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 1.0])
     @pytest.mark.parametrize("axis", [0, 1])
@@ -63,7 +64,7 @@ class TestSelection:
         w = weights(shape, kind, ties)
         params = theirs.compress_by_magnitude(w, share, length, axis)
         if params is not None:
-            assert_same(_coreml_select.by_block(w, share, length, axis), params)
+            assert_same(_coremltools_select.by_block(w, share, length, axis), params)
 
     @pytest.mark.parametrize(("zeros", "of"), [(1, 2), (2, 4), (3, 4), (4, 4), (1, 5), (4, 5), (6, 8)])
     @pytest.mark.parametrize("axis", [0, 1])
@@ -75,7 +76,7 @@ class TestSelection:
             w = (np.arange(1, 1 + np.prod(shape)) * 7919 % 200_003).astype(kind).reshape(shape)
         params = theirs.compress_by_nm_sparsity(w, (zeros, of), axis)
         if params is not None:
-            assert_same(_coreml_select.by_n_m(w, zeros, of, axis), params)
+            assert_same(_coremltools_select.by_n_m(w, zeros, of, axis), params)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -84,7 +85,7 @@ def test_norms_that_leave_float16(scale):
     """There a target of half prunes most, or nothing; here only where that is asked for."""
     w = (np.random.default_rng(0).standard_normal((64, 64)) * scale).astype(np.float16)
     params = theirs.compress_by_magnitude(w, 0.5, 4, 0)
-    assert_same(_coreml_select.by_block(w, 0.5, 4, 0), params)
+    assert_same(_coremltools_select.by_block(w, 0.5, 4, 0), params)
     assert abs(params.nonzero_data.size / w.size - 0.5) > 0.1
     assert fs.compress(w, fs.Block(4, 0.5, axis=0)).sparsity == 0.5
 

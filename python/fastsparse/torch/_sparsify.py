@@ -10,11 +10,11 @@ from torch import nn
 
 import fastsparse as fs
 from fastsparse._errors import FastSparseError
-from fastsparse._global import spread
-from fastsparse._layout import DTYPES, Entry
-from fastsparse._open import native
-from fastsparse._report import Report, TensorReport
-from fastsparse.recipe import Recipe
+from fastsparse.checkpoint._format import DTYPES, Entry
+from fastsparse.checkpoint._global_sparsity import spread
+from fastsparse.checkpoint._reader import native
+from fastsparse.checkpoint._recipe import Recipe
+from fastsparse.checkpoint._report import Report, TensorReport
 from fastsparse.torch._linear import COMPUTES, SparseLinear
 from fastsparse.torch._tensors import as_array, compress
 

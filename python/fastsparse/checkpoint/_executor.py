@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fastsparse import _backend, _interrupt, ops
+from fastsparse import _backend, ops
+from fastsparse.checkpoint import _sigint
 
 __all__ = ["Task", "ahead", "result_of", "workers"]
 
@@ -45,7 +46,7 @@ def workers(executor: Executor | None = None) -> Iterator[Executor]:
 
     Interrupts come in `ahead` only.
     """
-    with _interrupt.held():
+    with _sigint.held():
         if executor is None:
             with ThreadPoolExecutor(1, "fastsparse-ahead") as own:
                 yield own
@@ -89,10 +90,10 @@ def ahead(executor: Executor, tasks: Iterable[Task[T]], largest: int) -> Generat
 
 def result_of(future: "Future[T]") -> T:
     """Waits for the result, looking up for an interrupt now and then."""
-    _interrupt.deliver()
+    _sigint.deliver()
     while not future.done():
         wait((future,), timeout=0.1)
-        _interrupt.deliver()
+        _sigint.deliver()
     return future.result()
 
 

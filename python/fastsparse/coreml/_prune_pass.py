@@ -7,10 +7,10 @@ from coremltools.optimize._utils import SparseParamsIos16
 from coremltools.optimize.coreml._quantization_passes import prune_weights
 from numpy.typing import NDArray
 
-from fastsparse import _coreml_select as exactly
 from fastsparse import ops
 from fastsparse._errors import FastSparseError
-from fastsparse.coreml import to_flat
+from fastsparse.coreml import _coremltools_select as exactly
+from fastsparse.coreml._params import to_flat
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Block, Pattern, Threshold, Unstructured
 

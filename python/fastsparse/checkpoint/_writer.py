@@ -9,15 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fastsparse import _interrupt
-from fastsparse._config import check_config, dense_config, sparse_config
 from fastsparse._errors import FastSparseError, FormatError
-from fastsparse._folder import CONFIG, read_folder, write_json
-from fastsparse._layout import Entry, refuse_marlin
-from fastsparse._open import Checkpoint, StrPath, native
-from fastsparse._report import Report
-from fastsparse._resume import Done, Record, Shard, record_name, resume
-from fastsparse._run import Task, ahead, result_of
+from fastsparse.checkpoint import _sigint
+from fastsparse.checkpoint._executor import Task, ahead, result_of
+from fastsparse.checkpoint._folder import CONFIG, read_folder, write_json
+from fastsparse.checkpoint._format import Entry, refuse_marlin
+from fastsparse.checkpoint._hf_config import check_config, dense_config, sparse_config
+from fastsparse.checkpoint._reader import Checkpoint, StrPath, native
+from fastsparse.checkpoint._report import Report
+from fastsparse.checkpoint._resume import Done, Record, Shard, record_name, resume
 
 __all__ = ["Target", "check_formats", "check_target", "writing"]
 
@@ -133,7 +133,7 @@ class Target:
         self._move_to(shard)
         for key, part in done.parts.items():
             for start in range(0, len(part), _BLOCK):
-                _interrupt.deliver()
+                _sigint.deliver()
                 self._writer.write(key, part[start : start + _BLOCK])
         # Else the system gathers gigabytes, and the end of the shard waits for the disk while nothing computes.
         if self._flushing is None or self._flushing.done():

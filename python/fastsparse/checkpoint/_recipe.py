@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastsparse._errors import FastSparseError
-from fastsparse._layout import PACKABLE
+from fastsparse.checkpoint._format import PACKABLE
 from fastsparse.patterns import Pattern, Unstructured, pattern
 
 __all__ = ["Recipe", "Rule"]

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from fastsparse import _interrupt
 from fastsparse._errors import FormatError
-from fastsparse._foreign import hint
+from fastsparse.checkpoint import _sigint
+from fastsparse.checkpoint._foreign import hint
 
 __all__ = ["CONFIG", "ModelFolder", "read_folder", "write_json"]
 
@@ -163,7 +163,7 @@ def _copy(source: str, target: str) -> None:
         while block := reading.read(_BLOCK):
             writing.write(block)
             _flush(writing)
-            _interrupt.deliver()
+            _sigint.deliver()
 
 
 def _flush(file: IO[Any]) -> None:

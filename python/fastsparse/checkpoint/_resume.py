@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse import _backend, _interrupt
+from fastsparse import _backend
 from fastsparse._errors import FastSparseError
-from fastsparse._layout import Entry
-from fastsparse._open import Checkpoint, native
+from fastsparse.checkpoint import _sigint
+from fastsparse.checkpoint._format import Entry
+from fastsparse.checkpoint._reader import Checkpoint, native
 
 __all__ = ["Done", "Record", "Shard", "record_name", "resume"]
 
@@ -106,11 +107,11 @@ def _agreements(source: Checkpoint, path: str, shard: Shard, record: Record) -> 
     yield {key: entry for key, (_, entry) in found.items()} == {entry.key: entry for entry in shard.entries}
     yield record.header == _header(path, shard.entries)
     for name, digest in record.source.items():
-        _interrupt.deliver()
+        _sigint.deliver()
         yield digest == source.digest(name)
         source.release(name)
     for key, digest in record.target.items():
-        _interrupt.deliver()
+        _sigint.deliver()
         index, _ = found[key]
         yield digest == native().digest(reader.bytes(index))
         reader.release(index)

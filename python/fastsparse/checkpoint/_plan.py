@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from fastsparse import ops
 from fastsparse._errors import FastSparseError
-from fastsparse._global import passes, spread
-from fastsparse._layout import Entry, Packed, density, prefix_for
-from fastsparse._open import Checkpoint, StrPath, native
-from fastsparse._report import Report, TensorReport
-from fastsparse._resume import Done
-from fastsparse._run import Task, ahead, workers
+from fastsparse.checkpoint._executor import Task, ahead, workers
+from fastsparse.checkpoint._format import Entry, Packed, density, prefix_for
+from fastsparse.checkpoint._global_sparsity import passes, spread
+from fastsparse.checkpoint._reader import Checkpoint, StrPath, native
+from fastsparse.checkpoint._recipe import Recipe
+from fastsparse.checkpoint._report import Report, TensorReport
+from fastsparse.checkpoint._resume import Done
 from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Nonzero, Pattern, TopK, Unstructured
-from fastsparse.recipe import Recipe
 
 __all__ = [
     "Job",

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse._errors import FastSparseError, FormatError
-from fastsparse._folder import read_folder
-from fastsparse._foreign import refuse_foreign
-from fastsparse._layout import DTYPES, METADATA_KEY, Entry, Packed, read_keys, read_pruned
+from fastsparse.checkpoint._folder import read_folder
+from fastsparse.checkpoint._foreign import refuse_foreign
+from fastsparse.checkpoint._format import DTYPES, METADATA_KEY, Entry, Packed, read_keys, read_pruned
 from fastsparse.masks import Bitmask, matrix_view
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Block, Pattern, TopK

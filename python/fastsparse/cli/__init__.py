@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        from fastsparse._commands import run
+        from fastsparse.cli._commands import run
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if missing not in ("typer", "rich"):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse._errors import FastSparseError
-from fastsparse._layout import Entry
+from fastsparse.checkpoint._format import Entry
 
 __all__ = ["passes", "spread"]
 

@@ -1,32 +1,15 @@
-"""Core ML: the sparse weights of its programs, its weight files, and coremltools' pruning in a fraction of its time.
-
-`constexpr_sparse_to_dense` stores the non-zeros and a bit mask as fastsparse does, but in one stream: rows do not start
-on a byte. `prune_weights` and `to_sparse_params` need coremltools, the rest does not. `docs/interop.md` lists the
-differences.
-"""
+"""Packed tensors as the inputs of `constexpr_sparse_to_dense`, and back."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsparse._coreml_blobs import Blob, read_blobs, write_blobs
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.masks import Bitmask, checked_shape, flat_bits, from_flat_bits
 from fastsparse.packed import BitmaskArray
 
-__all__ = [
-    "Blob",
-    "Flat",
-    "from_flat",
-    "from_sparse_params",
-    "prune_weights",
-    "read_blobs",
-    "to_flat",
-    "to_sparse_params",
-    "write_blobs",
-]
-
+__all__ = ["Flat", "from_flat", "from_sparse_params", "to_flat", "to_sparse_params"]
 
 _DTYPES = ("float32", "float16", "int8", "uint8")
 
@@ -132,41 +115,3 @@ def from_sparse_params(params: Any) -> BitmaskArray:
     mask = np.asarray(params.mask)
     keep = mask.view(np.bool_) if mask.dtype == np.uint8 and mask.max(initial=0) <= 1 else mask != 0
     return BitmaskArray.from_parts(params.nonzero_data, Bitmask.from_bool(keep).bits, mask.shape)
-
-
-def prune_weights(mlmodel: Any, config: Any, *, compat: str | None = None, joint_compression: bool = False) -> Any:
-    """What `coremltools.optimize.coreml.prune_weights` does, with the kernels of fastsparse.
-
-    Parameters
-    ----------
-    mlmodel : coremltools.models.MLModel
-        An ML program.
-    config : coremltools.optimize.coreml.OptimizationConfig
-        Holding `OpMagnitudePrunerConfig` and `OpThresholdPrunerConfig`; which weights they apply to, and which are
-        skipped with a warning, coremltools decides.
-    compat : {None, "coremltools"}
-        By default counts are exact, ties keep the lower index and blocks rank by float64 norms. ``"coremltools"`` keeps
-        what coremltools keeps, bit for bit, where that is defined: its order among ties of n:m is not for float32 or
-        more than 16.
-    joint_compression : bool
-        As there.
-
-    Returns
-    -------
-    coremltools.models.MLModel
-        A new model, whose weights are `constexpr_sparse_to_dense`.
-
-    Raises
-    ------
-    FastSparseError
-        If `compat` is something else, a weight holds NaN, or with ``compat="coremltools"`` is not float32 or float16.
-    """
-    from coremltools.models.utils import _apply_graph_pass  # optional, and seconds to import
-
-    from fastsparse._coreml_pass import Pruner
-
-    if compat not in (None, "coremltools"):
-        raise FastSparseError(f'compat: expected None or "coremltools", got {compat!r}')
-    if mlmodel._is_multifunction():
-        raise FastSparseError("mlmodel: coremltools prunes no models of several functions")
-    return _apply_graph_pass(mlmodel, Pruner(config, compat, joint_compression))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastsparse._errors import FormatError
-from fastsparse._report import TensorReport
+from fastsparse.checkpoint._report import TensorReport
 
 __all__ = ["check_config", "dense_config", "sparse_config"]
 

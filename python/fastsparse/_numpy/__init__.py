@@ -1,0 +1,41 @@
+"""The NumPy backend, beside the native one: the same names, results and messages as `_core`, some fifty times slower.
+
+Weights are handled as their bits. For all IEEE-like formats the bits without the sign, read as an unsigned integer,
+order the magnitudes: finite numbers first, then infinity, then the NaNs. That integer is the *key*; all selection
+compares keys.
+"""
+
+from fastsparse._numpy._indexed import index, linear_indexed, prefers_indices, unindex
+from fastsparse._numpy._linear import linear
+from fastsparse._numpy._masks import check_bits, from_bool, to_bool
+from fastsparse._numpy._norms import block_norms, blocks_above
+from fastsparse._numpy._pack import apply_mask, compress, pack, prune, select, unpack
+from fastsparse._numpy._parts import check_parts, check_pattern
+from fastsparse._numpy._runtime import available_isas, build_profile, get_isa, get_num_threads, set_isa, set_num_threads
+
+__all__ = [
+    "apply_mask",
+    "available_isas",
+    "block_norms",
+    "blocks_above",
+    "build_profile",
+    "check_bits",
+    "check_parts",
+    "check_pattern",
+    "compress",
+    "from_bool",
+    "get_isa",
+    "get_num_threads",
+    "index",
+    "linear",
+    "linear_indexed",
+    "pack",
+    "prefers_indices",
+    "prune",
+    "select",
+    "set_isa",
+    "set_num_threads",
+    "to_bool",
+    "unindex",
+    "unpack",
+]

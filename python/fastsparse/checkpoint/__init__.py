@@ -1,0 +1,32 @@
+"""Checkpoints: safetensors files and model folders whose tensors are pruned and packed without holding the whole.
+
+How to use them is described in `docs/checkpoints.md`, the file format in `docs/format.md`. This module needs the native
+module, whichever backend computes.
+"""
+
+from fastsparse.checkpoint._compress import compress, decompress
+from fastsparse.checkpoint._inspect import inspect
+from fastsparse.checkpoint._plan import Job, Plan, Progress, plan
+from fastsparse.checkpoint._reader import Checkpoint, open
+from fastsparse.checkpoint._recipe import Recipe, Rule
+from fastsparse.checkpoint._report import Report, TensorReport
+from fastsparse.checkpoint._save import save
+from fastsparse.checkpoint._verify import verify
+
+__all__ = [
+    "Checkpoint",
+    "Job",
+    "Plan",
+    "Progress",
+    "Recipe",
+    "Report",
+    "Rule",
+    "TensorReport",
+    "compress",
+    "decompress",
+    "inspect",
+    "open",
+    "plan",
+    "save",
+    "verify",
+]

@@ -1,0 +1,180 @@
+"""Compressing and decompressing whole checkpoints."""
+
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import replace
+
+from fastsparse.checkpoint._executor import Task, workers
+from fastsparse.checkpoint._format import METADATA_KEY, Entry, Packed, write_record
+from fastsparse.checkpoint._inspect import stored_row
+from fastsparse.checkpoint._plan import (
+    Job,
+    Progress,
+    Ticker,
+    choose,
+    flat_bytes,
+    make_plan,
+    task,
+)
+from fastsparse.checkpoint._reader import Checkpoint, StrPath
+from fastsparse.checkpoint._recipe import Recipe
+from fastsparse.checkpoint._report import Report
+from fastsparse.checkpoint._resume import Done, Shard
+from fastsparse.checkpoint._writer import Target, check_formats, check_target
+from fastsparse.patterns import Pattern
+
+__all__ = ["compress", "decompress"]
+
+
+def compress(
+    src: StrPath,
+    dst: StrPath,
+    recipe: Recipe | Pattern | str,
+    *,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Prune a checkpoint and store it packed.
+
+    A tensor is packed while the one before it is written, so that memory holds two of them. `dst` appears only when all
+    is written and flushed; a failure leaves nothing behind. Of a folder, the shards that a run finished before it was
+    killed are taken over where they are what this one would write.
+
+    Parameters
+    ----------
+    src : path-like
+        A ``.safetensors`` file or a model folder, without packed tensors.
+    dst : path-like
+        The file or folder to write; of a folder it has the shards, the index and all other files.
+    recipe : Recipe, Pattern or str
+        A pattern or its short form prunes the usual tensors, see `Recipe`.
+    progress : callable, optional
+        Called with bytes done, bytes in all and the tensor's name, always in the calling thread.
+    executor : concurrent.futures.Executor, optional
+        Its workers select and pack, one thread each, and have to see `src` under the same path. The result is the same
+        to the byte, and is written by the caller.
+    overwrite : bool
+        Whether an existing `dst` is replaced, in one step. A folder is replaced as a whole, and only if it holds a
+        model or nothing.
+
+    Raises
+    ------
+    FastSparseError
+        If a tensor holds NaN, a pattern does not fit its shape, the source holds packed tensors, the bounds of a global
+        recipe cannot be met, `dst` is `src`, exists, or another run is writing it.
+    FormatError
+        If the source is not valid.
+    OSError
+        If a file cannot be read or written.
+
+    Examples
+    --------
+    >>> import tempfile, os
+    >>> import numpy as np
+    >>> from fastsparse import checkpoint
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dense, packed = os.path.join(folder, "dense.safetensors"), os.path.join(folder, "packed.safetensors")
+    ...     checkpoint.save({"fc.weight": np.arange(1, 4097, dtype=np.float32).reshape(64, 64)}, dense)
+    ...     report = checkpoint.compress(dense, packed, "75%")
+    ...     (report.bytes_before, report.bytes_after), checkpoint.open(packed)["fc.weight"]
+    ((16384, 5136), <BitmaskArray 64×64 float32, 75.0 % sparse, 5.1 kB (0.31 of dense)>)
+    """
+    started = time.perf_counter()
+    chosen = choose(src, recipe)
+    source = chosen.source
+    check_target(source, dst, overwrite)
+    sizes = sum(entry.nbytes for entry in source._entries.values())
+    ticker = Ticker(progress, sizes + chosen.bytes_to_plan)
+    rows = []
+    with workers(executor) as pool:
+        todo = make_plan(chosen, pool, ticker)
+        shards = [_packed_shard(source, shard, todo.jobs) for shard in source._shards]
+        largest = max((job.entry.nbytes for job in todo.jobs), default=0)
+        work = {job.name: task(source, job) for job in todo.jobs}
+        with (
+            Target(source, dst, shards, overwrite, todo.report) as target,
+            closing(target.fill(pool, work, largest)) as written,
+        ):
+            for job, (name, energy) in zip(todo.jobs, written, strict=True):
+                rows.append(job.report(energy))
+                ticker.tick(job.entry.nbytes, name)
+    seconds = time.perf_counter() - started
+    return Report(source.path, os.fspath(dst), tuple(rows), seconds, tuple(target.resumed))
+
+
+def _packed_shard(source: Checkpoint, shard: str, jobs: Iterable[Job]) -> Shard:
+    """What a shard will hold."""
+    own = [job for job in jobs if job.shard == shard]
+    packed = [(job.packed, job.density) for job in own if job.packed is not None]
+    pruned = {job.name: (job.pruned, job.density) for job in own if job.pruned is not None}
+    metadata = {**source._metadata[shard], METADATA_KEY: write_record(packed, pruned)}
+    return Shard(shard, [job.name for job in own], [entry for job in own for entry in job.entries], metadata)
+
+
+def decompress(src: StrPath, dst: StrPath, *, progress: Progress | None = None, overwrite: bool = False) -> Report:
+    """Store a checkpoint with all of its tensors dense; what was pruned is zero.
+
+    Parameters
+    ----------
+    src : path-like
+        A checkpoint, as `open` takes it.
+    dst : path-like
+        The file or folder to write.
+    progress : callable, optional
+        Called with bytes done, bytes in all and the tensor's name.
+    overwrite : bool
+        Whether an existing `dst` is replaced, as by `compress`.
+
+    Raises
+    ------
+    FastSparseError
+        If `dst` is `src`, exists, or another run is writing it.
+    FormatError
+        If the source is not valid, or in a layout that is not supported: marlin-24, or one that is unknown.
+    OSError
+        If a file cannot be read or written.
+    """
+    started = time.perf_counter()
+    source = Checkpoint(src)
+    check_formats(source)
+    check_target(source, dst, overwrite)
+    rows = {name: stored_row(source, name) for name in source}
+    entries = {
+        name: Entry(name, found.dtype, found.shape, found.nbytes) if isinstance(found, Packed) else found
+        for name, found in source._tensors.items()
+    }
+    where = {name: source._shard_of(found) for name, found in source._tensors.items()}
+    shards = []
+    for shard in source._shards:
+        own = [name for name in entries if where[name] == shard]
+        shards.append(Shard(shard, own, [entries[name] for name in own], source._metadata[shard]))
+    largest = max((entry.nbytes for entry in entries.values()), default=0)
+    ticker = Ticker(progress, sum(entry.nbytes for entry in entries.values()))
+    work = {
+        name: Task(_dense, (source, name), row.bytes_after + row.bytes_before, row.bytes_before, row.reason is not None)
+        for name, row in rows.items()
+    }
+    with (
+        workers() as pool,
+        Target(source, dst, shards, overwrite) as target,
+        closing(target.fill(pool, work, largest)) as written,
+    ):
+        for name, _ in written:
+            ticker.tick(entries[name].nbytes, name)
+    turned = tuple(replace(row, bytes_before=row.bytes_after, bytes_after=row.bytes_before) for row in rows.values())
+    seconds = time.perf_counter() - started
+    return Report(source.path, os.fspath(dst), turned, seconds, tuple(target.resumed))
+
+
+def _dense(source: Checkpoint, name: str) -> Done:
+    """A tensor with its dense bytes."""
+    found = source._tensors[name]
+    if isinstance(found, Entry):
+        return Done({name: source._raw(found)}, source.digest(name))
+    done = Done({name: flat_bytes(source._packed(found).to_dense())}, source.digest(name))
+    source.release(name)
+    return done

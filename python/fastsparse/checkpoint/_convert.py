@@ -1,0 +1,220 @@
+"""Turning a checkpoint from one layout into another."""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import ops
+from fastsparse._errors import FastSparseError
+from fastsparse.checkpoint._bitmask_layouts import to_sparse24, to_sparse_bitmask
+from fastsparse.checkpoint._compress import decompress
+from fastsparse.checkpoint._executor import Task, ahead, workers
+from fastsparse.checkpoint._format import METADATA_KEY, TWO_FOUR, Entry, Packed, density, prefix_for, write_record
+from fastsparse.checkpoint._plan import Job, Progress, Ticker, flat_bytes
+from fastsparse.checkpoint._reader import Checkpoint, StrPath
+from fastsparse.checkpoint._recipe import Recipe
+from fastsparse.checkpoint._report import Report
+from fastsparse.checkpoint._resume import Done, Shard
+from fastsparse.checkpoint._writer import Target, check_formats, check_target
+from fastsparse.packed import BitmaskArray
+from fastsparse.patterns import Nonzero, Pattern
+
+__all__ = ["convert"]
+
+_FORMS = {"sparse-bitmask": "sparse-bitmask", "sparse-24": "sparse-24-bitmask"}
+"""What can be written packed, and what compressed-tensors calls it."""
+
+
+def convert(
+    src: StrPath, dst: StrPath, to: str, *, progress: Progress | None = None, overwrite: bool = False
+) -> Report:
+    """Turn a checkpoint from one layout of compressed-tensors into another, or into a dense one.
+
+    Nothing is pruned: the dense tensors are equal before and after (a −0.0 that was stored may become 0.0).
+
+    Parameters
+    ----------
+    src : path-like
+        A ``.safetensors`` file or a model folder, dense or packed by compressed-tensors 0.3 to 0.14.0.1 or by
+        fastsparse.
+    dst : path-like
+        The file or folder to write, as `checkpoint.compress` does. `config.json` says what it holds.
+    to : {"sparse-bitmask", "sparse-24", "dense"}
+        What to write. In a packed layout are the tensors that are packed already, and those that `checkpoint.compress`
+        would take by itself, if their packed form is not larger, for ``"sparse-24"`` if they obey 2:4. The report says
+        why others are dense.
+    progress : callable, optional
+        Called with bytes done, bytes in all and the tensor's name.
+    overwrite : bool
+        Whether an existing `dst` is replaced, as by `checkpoint.compress`.
+
+    Raises
+    ------
+    FastSparseError
+        If no tensor can be stored in the layout, or `dst` is `src`, exists, or another run is writing it.
+    FormatError
+        If the source is not valid, or in a layout that is not supported: marlin-24, or one that is unknown.
+    OSError
+        If a file cannot be read or written.
+    """
+    if to == "dense":
+        return decompress(src, dst, progress=progress, overwrite=overwrite)
+    if to not in _FORMS:
+        raise FastSparseError(f"to: expected {', '.join(_FORMS)} or dense, got {to!r}")
+    started = time.perf_counter()
+    source = Checkpoint(src)
+    check_formats(source)
+    check_target(source, dst, overwrite)
+    stored = {name: sum(entry.nbytes for entry in source._keys(name)) for name in source}
+    ticker = Ticker(progress, 2 * sum(stored.values()))
+    rows = []
+    with workers() as pool:
+        jobs = []
+        taken = set(source)
+        with closing(ahead(pool, _looks(source, to, stored), _largest(source))) as looks:
+            for name, (kept, reason) in zip(source, looks, strict=True):
+                jobs.append(_job(source, name, to, kept, reason, taken))
+                ticker.tick(stored[name], name)
+        if all(job.packed is None for job in jobs):
+            reasons = "; ".join(f"{job.name!r}: {job.reason}" for job in jobs[:3]) or "it has no tensors"
+            raise FastSparseError(f"{source.path}: nothing to store as {to}: {reasons}")
+        shards = [_shard(source, shard, jobs) for shard in source._shards]
+        report = Report(source.path, None, tuple(job.report() for job in jobs), 0.0)
+        work = {
+            job.name: Task(
+                _run, (source, job), peak=stored[job.name] + 2 * job.entry.nbytes, held=job.report().bytes_after
+            )
+            for job in jobs
+        }
+        with (
+            Target(source, dst, shards, overwrite, report, _FORMS[to]) as target,
+            closing(target.fill(pool, work, _largest(source))) as written,
+        ):
+            for job, (name, _) in zip(jobs, written, strict=True):
+                rows.append(replace(job.report(), bytes_before=stored[name]))
+                ticker.tick(stored[name], name)
+    seconds = time.perf_counter() - started
+    return Report(source.path, os.fspath(dst), tuple(rows), seconds, tuple(target.resumed))
+
+
+def _largest(source: Checkpoint) -> int:
+    return max((found.nbytes for found in source._tensors.values()), default=0)
+
+
+def _shard(source: Checkpoint, shard: str, jobs: list[Job]) -> Shard:
+    """What a shard will hold."""
+    own = [job for job in jobs if job.shard == shard]
+    record = [(job.packed, density(job.kept, job.entry.shape)) for job in own if job.packed is not None]
+    metadata = {**source._metadata[shard], METADATA_KEY: write_record(record)}
+    return Shard(shard, [job.name for job in own], [entry for job in own for entry in job.entries], metadata)
+
+
+def _looks(source: Checkpoint, to: str, stored: Mapping[str, int]) -> Iterator[Task[tuple[int, str | None]]]:
+    for name, found in source._tensors.items():
+        reason = _why_dense(found, name, to)
+        if reason is None:
+            yield Task(_look, (source, name, to), peak=stored[name] + 2 * found.nbytes)
+        else:
+            yield Task(_refused, (reason,), peak=0, here=True)
+
+
+def _refused(reason: str) -> tuple[int, str | None]:
+    return 0, reason
+
+
+def _why_dense(found: Packed | Entry, name: str, to: str) -> str | None:
+    """Why a tensor of this name, shape and dtype is not stored packed; None where its values decide."""
+    if name != "weight" and not name.endswith(".weight"):
+        return "packed, compressed-tensors would read it under another name"
+    if not found.shape:
+        return "a scalar"
+    if isinstance(found, Entry):
+        chosen = _DEFAULT.choose(name, found.dtype, found.shape)
+        if not isinstance(chosen, Pattern):
+            return chosen
+    if to == "sparse-24" and (len(found.shape) != 2 or found.shape[1] % 4):
+        return "no matrix with groups of 4"
+    return None
+
+
+_DEFAULT = Recipe(default=Nonzero())
+
+
+def _look(source: Checkpoint, name: str, to: str) -> tuple[int, str | None]:
+    """How many elements of a tensor the layout keeps, or why it cannot hold it."""
+    with source._blame(name):
+        array = _packed(source, name)
+        if to == "sparse-24":
+            try:
+                kept, reason = to_sparse24(array)[0].size, None
+            except FastSparseError:
+                kept, reason = 0, "not 2:4"
+        else:
+            kept, reason = _nonzero(array).nnz, None
+    source.release(name)
+    return kept, reason
+
+
+def _packed(source: Checkpoint, name: str) -> BitmaskArray:
+    found = source._tensors[name]
+    return source._packed(found) if isinstance(found, Packed) else ops.pack(source._array(found))
+
+
+def _nonzero(array: BitmaskArray) -> BitmaskArray:
+    """The tensor without kept elements that are zero."""
+    return array if ops.select(array.values, Nonzero()).count == array.nnz else ops.pack(array.to_dense())
+
+
+def _job(source: Checkpoint, name: str, to: str, kept: int, reason: str | None, taken: set[str]) -> Job:
+    """What becomes of a tensor."""
+    found = source._tensors[name]
+    entry = Entry(name, found.dtype, found.shape, found.nbytes)
+    shard = source._shard_of(found)
+    prefix = prefix_for(name, taken) if reason is None else None
+    if reason is not None or prefix is None:
+        return Job(name, entry, shard, reason=reason or "other tensors have the names of its parts")
+    known = found.pattern if isinstance(found, Packed) else None
+    if to == "sparse-24":
+        packed = Packed(name, prefix, found.dtype, found.shape, TWO_FOUR, True, "2:4")
+    else:
+        layout = "matrix" if len(found.shape) == 2 else "last-axis"
+        exact = known is None or (isinstance(found, Packed) and found.exact and kept == _kept(source, found))
+        packed = Packed(name, prefix, found.dtype, found.shape, known or Nonzero(), exact, layout)
+    job = Job(name, entry, shard, packed, kept)
+    size = job.report().bytes_after
+    if size > entry.nbytes:
+        return Job(name, entry, shard, reason=f"packed it would be larger, {size} bytes")
+    taken.update(packed.keys)
+    return job
+
+
+def _kept(source: Checkpoint, found: Packed) -> int:
+    """How many elements a tensor keeps as it is stored."""
+    return math.prod(source._entries[found.key("compressed")].shape)
+
+
+def _run(source: Checkpoint, job: Job) -> Done:
+    """Packs or unpacks the tensor of a job."""
+    found = source._tensors[job.name]
+    if job.packed is None:
+        if isinstance(found, Entry):
+            return Done({job.name: source._raw(found)}, source.digest(job.name))
+        return Done({job.name: flat_bytes(source._packed(found).to_dense())}, source.digest(job.name))
+    array = _packed(source, job.name)
+    parts: dict[str, NDArray[Any]] = {"shape": np.array(job.packed.shape, np.int64)}
+    if job.packed.layout == "2:4":
+        parts["compressed"], parts["bitmask"] = to_sparse24(array)
+    else:
+        parts["compressed"], parts["bitmask"], parts["row_offsets"] = to_sparse_bitmask(_nonzero(array))
+    if parts["compressed"].size != job.kept:
+        raise FastSparseError(f"{source.path}: tensor {job.name!r} changed while it was read")
+    done = Done({job.packed.key(part): flat_bytes(content) for part, content in parts.items()}, source.digest(job.name))
+    source.release(job.name)
+    return done

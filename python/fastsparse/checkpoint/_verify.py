@@ -1,0 +1,147 @@
+"""Whether everything in a checkpoint is right."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import ops
+from fastsparse._errors import FastSparseError, FormatError
+from fastsparse.checkpoint._format import Entry, Packed, density
+from fastsparse.checkpoint._inspect import stored_row
+from fastsparse.checkpoint._plan import (
+    Progress,
+    Ticker,
+    flat_bytes,
+    kept_energy,
+    mask_of,
+)
+from fastsparse.checkpoint._reader import Checkpoint, StrPath
+from fastsparse.checkpoint._report import Report
+from fastsparse.masks import Bitmask
+from fastsparse.packed import BitmaskArray
+from fastsparse.patterns import Nonzero, Pattern
+
+__all__ = ["verify"]
+
+
+_PIECE = 64 << 20
+"""Bytes of a tensor that `verify` holds against the source at once."""
+
+
+def verify(path: StrPath, against: StrPath | None = None, *, progress: Progress | None = None) -> Report:
+    """Check every invariant of every tensor of a checkpoint.
+
+    Parameters
+    ----------
+    path : path-like
+        A checkpoint, as `open` takes it.
+    against : path-like, optional
+        The dense checkpoint that it was made from. Then every tensor has to be there, dense ones and kept elements with
+        the same bits, and each mask has to be the one that the recorded pattern selects. Where no pattern is recorded,
+        what was dropped is not judged.
+    progress : callable, optional
+        Called with bytes done, bytes in all and the tensor's name.
+
+    Returns
+    -------
+    Report
+        With the kept energies where `against` is given.
+
+    Raises
+    ------
+    FormatError
+        If something is wrong; the message names every tensor that is.
+    OSError
+        If a file cannot be read.
+    """
+    started = time.perf_counter()
+    checked = Checkpoint(path)
+    dense = None if against is None else Checkpoint(against)
+    problems: list[str] = []
+    if dense is not None:
+        problems += [f"tensor {name!r} is missing" for name in dense if name not in checked]
+    ticker = Ticker(progress, sum(entry.nbytes for entry in checked._entries.values()))
+    rows = []
+    for name in checked:
+        row = stored_row(checked, name)
+        try:
+            row = replace(row, kept_energy=_check(checked, dense, name))
+        except FastSparseError as error:
+            problems.append(str(error).removeprefix(f"{checked.path}: "))
+        rows.append(row)
+        ticker.tick(row.bytes_after, name)
+    if problems:
+        raise FormatError(f"{checked.path}: " + "; ".join(problems))
+    return Report(checked.path, None, tuple(rows), time.perf_counter() - started)
+
+
+def _check(checked: Checkpoint, dense: Checkpoint | None, name: str) -> float | None:
+    """Checks one tensor; returns the kept energy where that is known."""
+    found = checked._tensors[name]
+    energy = None
+    if dense is not None:
+        original = dense._tensors.get(name)
+        with checked._blame(name):
+            if not isinstance(original, Entry):
+                raise FormatError("it is not a dense tensor of the source")
+            if (original.dtype, original.shape) != (found.dtype, found.shape):
+                raise FormatError(f"the source has {original.dtype} {list(original.shape)}")
+            if isinstance(found, Packed):
+                energy = _check_kept(checked._packed(found), found, dense._array(original))
+            elif name in checked._pruned:
+                energy = _check_zeros(checked._array(found), checked._pruned[name], dense._array(original))
+            elif not _same(checked._raw(found), dense._raw(original)):
+                raise FormatError("it differs from the source")
+        dense.release(name)
+    elif isinstance(found, Packed):
+        checked._packed(found)
+    elif name in checked._pruned:
+        with checked._blame(name):
+            _check_zeros(checked._array(found), checked._pruned[name])
+    checked.release(name)
+    return energy
+
+
+def _check_kept(array: BitmaskArray, found: Packed, w: NDArray[Any]) -> float | None:
+    """Holds a packed tensor against the original; returns the kept energy."""
+    for start, stop in _pieces(w):
+        part, own = (array.rows(start, stop), w[start:stop]) if w.ndim > 1 else (array, w)
+        if not np.array_equal(flat_bytes(ops.pack(own, part.mask).values), flat_bytes(part.values)):
+            raise FormatError("kept elements differ from the source")
+    if found.pattern is not None and mask_of(w, found.pattern, found.exact) != array.mask:
+        raise FormatError(f"the mask is not the one that {found.pattern!r} selects")
+    return kept_energy(array.values, w)
+
+
+def _check_zeros(dense: NDArray[Any], pruned: tuple[Pattern, float], w: NDArray[Any] | None = None) -> float | None:
+    """Holds a dense tensor against what is recorded of its zeros, and against the original; returns the kept energy."""
+    pattern, share = pruned
+    if density(ops.select(dense, Nonzero()).count, dense.shape) != share:
+        raise FormatError(f"it has other zeros than recorded: the density {share!r} is wrong")
+    if w is None:
+        return None
+    bits = ops.select(w, pattern).bits
+    for start, stop in _pieces(w):
+        part, own = (bits[start:stop], w[start:stop]) if w.ndim > 1 else (bits, w)
+        expected = ops.apply_mask(own, Bitmask.from_bits(part, own.shape))
+        if not np.array_equal(flat_bytes(expected), flat_bytes(dense[start:stop] if w.ndim > 1 else dense)):
+            raise FormatError(f"it is not what {pattern!r} makes of the source")
+    return kept_energy(dense, w)
+
+
+def _same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    return all(np.array_equal(a[at : at + _PIECE], b[at : at + _PIECE]) for at in range(0, a.size, _PIECE))
+
+
+def _pieces(w: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Some rows at a time, so that what is made of them is small; of fewer than two dimensions all at once."""
+    if w.ndim < 2:
+        yield 0, w.size
+        return
+    step = max(1, _PIECE * len(w) // max(w.nbytes, 1))
+    for start in range(0, len(w), step):
+        yield start, min(start + step, len(w))

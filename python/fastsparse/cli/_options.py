@@ -1,0 +1,34 @@
+"""Options and arguments that several commands have."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastsparse._errors import FastSparseError
+from fastsparse.patterns import Pattern, pattern
+
+__all__ = ["Expressions", "Json", "Overwrite", "Packed", "Source", "parse_expression", "parse_pattern"]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, and progress on stderr as JSON lines.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="A .safetensors file or a model folder.")]
+Packed = Annotated[Path, typer.Argument(metavar="PATH", help="A .safetensors file or a model folder.")]
+Expressions = list[str] | None
+
+
+def parse_pattern(text: str) -> Pattern:
+    try:
+        return pattern(text)
+    except FastSparseError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def parse_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise typer.BadParameter(f"{text!r} is not a regular expression: {error}") from None
+    return text

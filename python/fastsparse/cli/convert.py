@@ -1,0 +1,35 @@
+"""`fastsparse convert`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastsparse import compressed_tensors
+from fastsparse.cli._options import Json, Overwrite, Source
+from fastsparse.cli._progress import progress_of
+from fastsparse.cli._table import show
+
+__all__ = ["convert"]
+
+
+class Layout(StrEnum):
+    """What `convert` writes."""
+
+    SPARSE_BITMASK = "sparse-bitmask"
+    SPARSE_24 = "sparse-24"
+    DENSE = "dense"
+
+
+def convert(
+    src: Source,
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="What to write.")],
+    to: Annotated[Layout, typer.Option("--to", help="The layout, one of those of compressed-tensors.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint of compressed-tensors 0.3 to 0.14 into another layout or a dense one; nothing is pruned."""
+    with progress_of(as_json) as progress:
+        report = compressed_tensors.convert(src, dst, to.value, progress=progress, overwrite=overwrite)
+    show(report, as_json)

@@ -1,0 +1,25 @@
+"""`fastsparse decompress`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastsparse import checkpoint
+from fastsparse.cli._options import Json, Overwrite, Source
+from fastsparse.cli._progress import progress_of
+from fastsparse.cli._table import show
+
+__all__ = ["decompress"]
+
+
+def decompress(
+    src: Source,
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="What to write.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Store a checkpoint with all of its tensors dense."""
+    with progress_of(as_json) as progress:
+        report = checkpoint.decompress(src, dst, progress=progress, overwrite=overwrite)
+    show(report, as_json)
