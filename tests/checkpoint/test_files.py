@@ -27,7 +27,7 @@ DTYPES = [
     "uint8",
 ]
 FORMS = ["50%", "30%/row", "3:4", "top2/8", "75%/4x1", "50%/8", "threshold=2", "nonzero", "0%"]
-GOLDEN = Path(__file__).parent / "data" / "format1.safetensors"
+GOLDEN = Path(__file__).parents[1] / "data" / "format1.safetensors"
 
 
 @pytest.fixture

@@ -178,6 +178,6 @@ def test_nothing_else_that_was_left_stays(tmp_path, dense):
 
 def test_a_side_file_never_takes_the_name_of_a_record(tmp_path, dense):
     (dense / f".{SHARDS[0]}.done").write_text("x")
-    with pytest.raises(checkpoint.FormatError, match="the name is needed"):
+    with pytest.raises(fs.FormatError, match="the name is needed"):
         run("tensor", dense, tmp_path / "dst")
     assert sorted(os.listdir(tmp_path)) == ["dense"]

@@ -18,7 +18,7 @@ from fastsparse import checkpoint, compressed_tensors
 from fastsparse.checkpoint._format import Packed
 from fastsparse.cli import main
 
-DATA = Path(__file__).parent / "data" / "compressed_tensors"
+DATA = Path(__file__).parents[1] / "data" / "compressed_tensors"
 FOLDERS = ["0.3.3-sparse-bitmask", "0.8.1-sparse-bitmask", "0.14.0.1-sparse-bitmask", "0.14.0.1-sparse-24-bitmask"]
 
 
