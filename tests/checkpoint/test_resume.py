@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import fastsparse as fs
 from fastsparse import checkpoint
 
 pytestmark = [
