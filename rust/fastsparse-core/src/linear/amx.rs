@@ -18,7 +18,7 @@ use std::marker::PhantomData;
 
 use super::activations::{Block, CHUNK_COLS, COPY_PER_THREAD, flat, flat_mut};
 use super::real::Real;
-use super::task::{ChunkMask, Task};
+use super::rows::{ChunkMask, Task};
 use crate::element::Word;
 use crate::isa::{Amx, Kernel};
 use crate::parallel::{Exec, run_chunks};

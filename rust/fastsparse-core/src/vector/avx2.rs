@@ -13,7 +13,7 @@ const ZERO: u8 = 0x80;
 
 /// An entry for each eight mask bits. Aligned, so that none lies across two cache lines.
 #[repr(C, align(64))]
-struct Table<const N: usize>([[u8; N]; 256]);
+pub(crate) struct Table<const N: usize>(pub(crate) [[u8; N]; 256]);
 
 /// For eight mask bits, where the selected elements are: the k-th byte is the place of the k-th set bit.
 static COMPRESS: Table<8> = Table(compress_table());
@@ -37,17 +37,17 @@ static EXPAND_UPPER: Table<8> = {
 
 /// [`COMPRESS`] and [`EXPAND`] for two-byte elements, as bytes.
 static COMPRESS_PAIRS: Table<16> = Table(in_bytes(&compress_table()));
-static EXPAND_PAIRS: Table<16> = Table(in_bytes(&expand_table()));
+pub(crate) static EXPAND_PAIRS: Table<16> = Table(in_bytes(&expand_table()));
 
 /// For eight mask bits, where the bytes of each 32-bit lane come from, or [`ZERO`]: the upper four begin again, as those of a load of
 /// their own.
-static EXPAND_QUADS: Table<32> = Table(in_quads(4, true));
+pub(crate) static EXPAND_QUADS: Table<32> = Table(in_quads(4, true));
 
 /// The same where the upper four go on, for four bits at most.
-static EXPAND_FEW: Table<32> = Table(in_quads(4, false));
+pub(crate) static EXPAND_FEW: Table<32> = Table(in_quads(4, false));
 
 /// The same for two-byte elements, which become the upper half of a lane.
-static EXPAND_UPPER_PAIRS: Table<32> = Table(in_quads(2, false));
+pub(crate) static EXPAND_UPPER_PAIRS: Table<32> = Table(in_quads(2, false));
 
 /// For elements of `width` bytes that end where the lane ends.
 const fn in_quads(width: usize, again: bool) -> [[u8; 32]; 256] {
@@ -150,9 +150,9 @@ fn doubled(nibble: u8) -> usize {
 /// `from` is valid for reading 32 bytes.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn load_apart(from: *const u8) -> __m256i {
+unsafe fn load_unfused(from: *const u8) -> __m256i {
     // SAFETY: 32 readable bytes (the caller's promise).
-    _mm256_castps_si256(settled(unsafe { _mm256_loadu_ps(from.cast()) }))
+    _mm256_castps_si256(opt_barrier(unsafe { _mm256_loadu_ps(from.cast()) }))
 }
 
 /// Writes the elements among `from[0..8]` that `keep` selects to `to`, side by side; what follows them there, up to eight
@@ -176,12 +176,12 @@ pub(crate) unsafe fn compress<W: Word>(from: *const W, keep: u8, to: *mut W) {
                 _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), entry));
             }
             4 => {
-                let v = load_apart(from.cast());
+                let v = load_unfused(from.cast());
                 let packed = _mm256_permutevar8x32_epi32(v, indices(&COMPRESS.0[keep as usize]));
                 _mm256_storeu_si256(to.cast(), packed);
             }
             _ => {
-                let (low, high) = (load_apart(from.cast()), load_apart(from.add(4).cast()));
+                let (low, high) = (load_unfused(from.cast()), load_unfused(from.add(4).cast()));
                 let low = _mm256_permutevar8x32_epi32(low, indices(&COMPRESS.0[doubled(keep)]));
                 let high = _mm256_permutevar8x32_epi32(high, indices(&COMPRESS.0[doubled(keep >> 4)]));
                 _mm256_storeu_si256(to.cast(), low);
@@ -198,7 +198,7 @@ pub(crate) unsafe fn compress<W: Word>(from: *const W, keep: u8, to: *mut W) {
 /// `to` is valid for writing that many numbers and eight.
 #[target_feature(enable = "avx2,popcnt")]
 #[inline]
-pub(crate) unsafe fn places(word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
+pub(crate) unsafe fn set_bit_offsets(word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
     let mut base = _mm_set1_epi16(first.wrapping_mul(scale) as i16);
     let (scales, step) = (_mm_set1_epi16(scale as i16), _mm_set1_epi16(scale.wrapping_mul(8) as i16));
     let mut count = 0;
@@ -348,176 +348,10 @@ pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: usize) -> __m256i {
     }
 }
 
-/// A function that makes eight lanes of float32 with a table: the next elements at `from` where byte `I` of `word` has a bit, zero
-/// elsewhere. It also returns where the elements behind are: by `kept` elements further or, if `None`, by as many as there are bits. And a
-/// function for the table's address, which the compiler is not to know: it would fetch it anew for each vector.
-///
-/// In assembly, as the compiler moves parts of several vectors past each other until registers no longer suffice. Measured on Zen 3 in the
-/// product of one row, nanoseconds a weight of float32 and of bfloat16 at 50 %: 0.107 and 0.074, and 0.135 and 0.090 with what the compiler
-/// makes of the same.
-macro_rules! lanes {
-    (
-        $(#[$doc:meta])* $name:ident, $address:ident, $table:ident, $bytes:literal, $shift:literal,
-        [$($line:literal),*] $(, $scratch:ident)?
-    ) => {
-        #[doc = concat!("The table of [`", stringify!($name), "`].")]
-        #[inline(always)]
-        pub(crate) fn $address() -> *const u8 {
-            let mut address: *const u8 = $table.0.as_ptr().cast();
-            // SAFETY: no instruction, and the address stays what it is.
-            unsafe { asm!("/* {0} */", inout(reg) address, options(pure, readonly, nostack, preserves_flags)) };
-            address
-        }
-
-        $(#[$doc])*
-        ///
-        /// # Safety
-        /// `table` is that of this function; eight elements are readable at `from`.
-        #[target_feature(enable = "avx2,bmi2,f16c,popcnt")]
-        #[inline]
-        pub(crate) unsafe fn $name<const I: usize>(
-            table: *const u8,
-            word: u64,
-            from: *const u8,
-            kept: Option<usize>,
-        ) -> (__m256, *const u8) {
-            let (lanes, next);
-            // SAFETY: what is read is an entry of the table and what the caller promises.
-            unsafe {
-                match kept {
-                    None => asm!(
-                        "rorx {bits}, {word}, {turn}",
-                        concat!("and {bits:e}, 255 << ", $shift),
-                        $($line,)*
-                        "popcnt {bits:e}, {bits:e}",
-                        concat!("lea {from}, [{from} + ", $bytes, " * {bits}]"),
-                        bits = out(reg) _,
-                        $($scratch = out(reg) _,)?
-                        lanes = out(ymm_reg) lanes,
-                        from = inout(reg) from => next,
-                        word = in(reg) word,
-                        table = in(reg) table,
-                        turn = const (8 * I + 64 - $shift) % 64,
-                        options(pure, readonly, nostack),
-                    ),
-                    Some(kept) => asm!(
-                        "rorx {bits}, {word}, {turn}",
-                        concat!("and {bits:e}, 255 << ", $shift),
-                        $($line,)*
-                        "add {from}, {bytes_kept}",
-                        bits = out(reg) _,
-                        $($scratch = out(reg) _,)?
-                        lanes = out(ymm_reg) lanes,
-                        from = inout(reg) from => next,
-                        word = in(reg) word,
-                        table = in(reg) table,
-                        bytes_kept = in(reg) $bytes * kept,
-                        turn = const (8 * I + 64 - $shift) % 64,
-                        options(pure, readonly, nostack),
-                    ),
-                }
-            }
-            (lanes, next)
-        }
-    };
-}
-
-lanes!(
-    /// Of float32: each half of the bits shuffles a load of its own, as [`expand_lanes`] does.
-    next_floats,
-    floats_table,
-    EXPAND_QUADS,
-    4,
-    5,
-    [
-        "mov {half:e}, {bits:e}",
-        "and {half:e}, 15 * 32",
-        "popcnt {half:e}, {half:e}",
-        "vmovdqu {lanes:x}, [{from}]",
-        "vinserti128 {lanes}, {lanes}, [{from} + 4 * {half}], 1",
-        "vpshufb {lanes}, {lanes}, [{table} + {bits}]"
-    ],
-    half
-);
-lanes!(
-    /// Of float32, the first four of them.
-    next_few_floats,
-    few_floats_table,
-    EXPAND_FEW,
-    4,
-    5,
-    ["vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
-);
-lanes!(
-    /// Of bfloat16.
-    next_bfloats,
-    bfloats_table,
-    EXPAND_UPPER_PAIRS,
-    2,
-    5,
-    ["vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
-);
-lanes!(
-    /// Of float16.
-    next_halves,
-    halves_table,
-    EXPAND_PAIRS,
-    2,
-    4,
-    [
-        "vmovdqu {lanes:x}, [{from}]",
-        "vpshufb {lanes:x}, {lanes:x}, [{table} + {bits}]",
-        "vcvtph2ps {lanes}, {lanes:x}"
-    ]
-);
-
-/// What [`next_bfloats`] makes of bytes `I` and `I + 1` of `word`, which take `kept` elements each, no more than four: one load serves both,
-/// with `2 * kept` added to the second entry, whose zeros remain zeros.
-///
-/// # Safety
-/// `table` is that of [`next_bfloats`]; eight elements are readable at `from`.
-#[target_feature(enable = "avx2,bmi2")]
-#[inline]
-pub(crate) unsafe fn next_two_bfloats<const I: usize>(
-    table: *const u8,
-    word: u64,
-    from: *const u8,
-    kept: usize,
-) -> ([__m256; 2], *const u8) {
-    let (first, second, next);
-    // SAFETY: what is read are entries of the table and what the caller promises.
-    unsafe {
-        asm!(
-            "rorx {bits}, {word}, {turn}",
-            "and {bits:e}, 255 << 5",
-            "rorx {more}, {word}, {turn_more}",
-            "and {more:e}, 255 << 5",
-            "vbroadcasti128 {first}, [{from}]",
-            "vpaddb {second}, {behind}, [{table} + {more}]",
-            "vpshufb {second}, {first}, {second}",
-            "vpshufb {first}, {first}, [{table} + {bits}]",
-            "add {from}, {bytes_kept}",
-            bits = out(reg) _,
-            more = out(reg) _,
-            first = out(ymm_reg) first,
-            second = out(ymm_reg) second,
-            behind = in(ymm_reg) _mm256_set1_epi8(2 * kept as i8),
-            from = inout(reg) from => next,
-            word = in(reg) word,
-            table = in(reg) table,
-            bytes_kept = in(reg) 4 * kept,
-            turn = const (8 * I + 64 - 5) % 64,
-            turn_more = const (8 * I + 72 - 5) % 64,
-            options(pure, readonly, nostack),
-        );
-    }
-    ([first, second], next)
-}
-
 /// The same vector, computed by now: the compiler cannot put off what this reads.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) fn settled(mut vector: __m256) -> __m256 {
+pub(crate) fn opt_barrier(mut vector: __m256) -> __m256 {
     // SAFETY: no instruction.
     unsafe { asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
     vector

@@ -69,7 +69,7 @@ pub(crate) unsafe fn load<W: Word>(from: *const W) -> __m512i {
 /// `from` is valid for reading 64 bytes.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) unsafe fn load_apart<W: Word>(from: *const W) -> __m512i {
+pub(crate) unsafe fn load_unfused<W: Word>(from: *const W) -> __m512i {
     let loaded;
     // SAFETY: reads 64 bytes, which are there (the caller's promise), into one register; AVX-512 F is enabled here.
     unsafe {

@@ -7,7 +7,7 @@ use super::product::totals;
 use super::{Column, Group};
 use crate::isa::Avx2;
 use crate::linear::Real;
-use crate::linear::lanes::Lanes;
+use crate::linear::float::FloatVector;
 use crate::vector::prefetch;
 
 const SLOTS: usize = u16::SLOTS;

@@ -14,7 +14,7 @@
 use super::Emit;
 use crate::isa::Kernel;
 use crate::linear::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
-use crate::linear::task::{ChunkMask, Row, Task};
+use crate::linear::rows::{ChunkMask, Row, Task};
 use crate::parallel::Exec;
 use crate::vector::prefetch;
 

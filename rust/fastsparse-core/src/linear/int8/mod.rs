@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
-use super::task::{self, Task};
+use super::rows::{self, Task};
 use super::{AMX_FROM, Real, WORK_PER_THREAD, Weights, work};
 use crate::element::F32;
 use crate::error::{Error, Result};
@@ -195,7 +195,7 @@ fn each_task<S: Send>(
     kernel: impl Fn(&mut S, &Task<'_, u8>) -> bool + Sync,
 ) -> bool {
     let all = weights.shape.rows;
-    let rows = task::rows(weights.shape, together);
+    let rows = rows::rows(weights.shape, together);
     let agreed = AtomicBool::new(true);
     run_with(exec.threads, all.div_ceil(rows), state, |state, i| {
         if !kernel(state, &Task::new(weights, i * rows..all.min((i + 1) * rows))) {

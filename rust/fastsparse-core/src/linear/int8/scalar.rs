@@ -6,7 +6,7 @@
 
 use super::Emit;
 use crate::linear::activations::BLOCK;
-use crate::linear::task::Task;
+use crate::linear::rows::Task;
 
 /// Computes the rows of a task for `batch` rows of x. Answers whether mask and offsets agree.
 pub fn rows(task: &Task<'_, u8>, x: &[u8], batch: usize, emit: &Emit<'_>) -> bool {

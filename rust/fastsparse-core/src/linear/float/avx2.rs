@@ -3,12 +3,13 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::kernel::Engine;
-use super::lanes::Lanes;
-use super::real::Real;
-use super::task::{ChunkMask, fold};
+use super::avx2_asm::*;
+use super::engine::Engine;
+use super::vector::FloatVector;
 use crate::element::DType;
 use crate::isa::{Avx2, Isa, Kernel};
+use crate::linear::Real;
+use crate::linear::rows::{ChunkMask, fold};
 use crate::vector::avx2::*;
 
 /// Weights are widened to float32 and multiplied with float32.
@@ -152,7 +153,7 @@ impl<E: Real> Engine for Floats<E> {
     #[inline(always)]
     unsafe fn widen(self, from: *const E::Bits) -> __m256 {
         // SAFETY: eight elements are readable (the caller's promise).
-        unsafe { Lanes::widen::<E>(self.0, from) }
+        unsafe { FloatVector::widen::<E>(self.0, from) }
     }
 
     #[inline(always)]
@@ -180,9 +181,9 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    fn settled(self, sums: __m256) -> __m256 {
+    fn opt_barrier(self, sums: __m256) -> __m256 {
         // SAFETY: the token proves the features.
-        unsafe { settled(sums) }
+        unsafe { opt_barrier(sums) }
     }
 
     #[inline(always)]
@@ -197,7 +198,7 @@ impl<E: Real> Engine for Floats<E> {
     }
 }
 
-impl Lanes for Avx2 {
+impl FloatVector for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
 
@@ -241,9 +242,9 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn places(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
+    unsafe fn set_bit_offsets(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
         // SAFETY: the token proves the features; the rest is the caller's promise.
-        unsafe { places(word, first, scale, to) }
+        unsafe { set_bit_offsets(word, first, scale, to) }
     }
 
     #[inline(always)]

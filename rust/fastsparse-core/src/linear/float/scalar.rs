@@ -7,9 +7,9 @@
 //!
 //! Sixteen sums, as the vectors have them: the error of a sum grows with its length.
 
-use super::activations::{Activations, BLOCK, CHUNK};
-use super::real::Real;
-use super::task::{Task, fold};
+use crate::linear::Real;
+use crate::linear::activations::{Activations, BLOCK, CHUNK};
+use crate::linear::rows::{Task, fold};
 
 /// Sums of a row.
 const LANES: usize = 16;

@@ -14,24 +14,24 @@
 //! them, nor are vectors without weights looked for. Measured on Zen 3, one row of activations, 2:4, nanoseconds a weight of bfloat16 and of
 //! float16: 0.059 and 0.080, and 0.065 and 0.086 where they are.
 
-use super::activations::{BLOCK, CHUNK_COLS};
-use super::kernel::{Engine, Kept, Work, keep, leading, lines, part, step, vectors, word, written_out};
-use super::task::{ChunkMask, Row};
+use super::engine::{Engine, Kept, Work, keep, leading, lines, part, step, unroll, vectors, word};
 use crate::element::Word;
+use crate::linear::activations::{BLOCK, CHUNK_COLS};
+use crate::linear::rows::{ChunkMask, Row};
 use crate::matrix::low;
 use crate::vector::prefetch;
 
 /// How many values a vector of columns takes. Its fields are constants where it is made: functions that take it are inlined there.
 #[derive(Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct ExpandMode {
     /// Each vector as many, or `None`: as many as there are bits.
     pub kept: Option<usize>,
     /// Hardly ever more than half of the columns: those of the first half are expanded, the rest goes another way.
     pub few: bool,
 }
 
-impl Pace {
-    pub const COUNTED: Pace = Pace { kept: None, few: false };
+impl ExpandMode {
+    pub const COUNTED: ExpandMode = ExpandMode { kept: None, few: false };
 
     /// All values from `start` to `from`, which lie in the columns of `mask`. A promise may not be kept: then the bits say how many there are.
     #[inline(always)]
@@ -126,20 +126,20 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
     /// All rows at a time.
     ///
     /// # Safety
-    /// The values of a chunk are readable at `from`, the vectors at `x`, the masks. `pace` takes no more than a vector has columns.
+    /// The values of a chunk are readable at `from`, the vectors at `x`, the masks. `mode` takes no more than a vector has columns.
     #[inline(always)]
-    unsafe fn all(&mut self, engine: V, pace: Pace, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
-        let table = engine.table(pace.few);
+    unsafe fn all(&mut self, engine: V, mode: ExpandMode, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
+        let table = engine.table(mode.few);
         for first in (0..self.vectors).step_by(const { step::<V>() }) {
             let mut words = [0; R];
             for r in 0..R {
                 // SAFETY: the caller's promise.
                 words[r] = unsafe { word::<V>(self.mask(r), first) };
             }
-            written_out!(V, I, {
+            unroll!(V, I, {
                 if V::PAIRS
-                    && pace.few
-                    && let Some(kept) = pace.kept
+                    && mode.few
+                    && let Some(kept) = mode.kept
                 {
                     if const { I.is_multiple_of(2) } {
                         // SAFETY: as below; a step that is written out has an even number of vectors.
@@ -147,7 +147,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                     }
                 } else {
                     // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
-                    sums = unsafe { self.one::<I>(engine, pace, table, words, first, sums) };
+                    sums = unsafe { self.one::<I>(engine, mode, table, words, first, sums) };
                 }
             });
             for r in 0..R {
@@ -167,7 +167,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
     unsafe fn one<const I: usize>(
         &mut self,
         engine: V,
-        pace: Pace,
+        mode: ExpandMode,
         table: *const u8,
         words: [u64; R],
         first: usize,
@@ -178,9 +178,9 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         let loaded = unsafe { load_rows(engine, self.x, at) };
         for r in 0..R {
             // SAFETY: the caller's promise; no more values than columns have been passed.
-            let (w, next) = unsafe { engine.next::<I>(pace.few, table, words[r], self.from[r], pace.kept) };
+            let (w, next) = unsafe { engine.next::<I>(mode.few, table, words[r], self.from[r], mode.kept) };
             for b in 0..B {
-                sums[r][b] = engine.settled(engine.add(sums[r][b], w, loaded[b]));
+                sums[r][b] = engine.opt_barrier(engine.add(sums[r][b], w, loaded[b]));
             }
             self.from[r] = next;
         }
@@ -209,7 +209,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
             let (w, next) = unsafe { engine.pair::<I>(table, words[r], self.from[r], kept) };
             for b in 0..B {
                 for i in 0..2 {
-                    sums[r][b] = engine.settled(engine.add(sums[r][b], w[i], loaded[i][b]));
+                    sums[r][b] = engine.opt_barrier(engine.add(sums[r][b], w[i], loaded[i][b]));
                 }
             }
             self.from[r] = next;
@@ -297,7 +297,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                     prefetch(later.wrapping_byte_add(64 * line));
                 }
             }
-            written_out!(V, I, {
+            unroll!(V, I, {
                 let keep = part::<V, I>(word);
                 for b in 0..B {
                     // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
@@ -345,23 +345,23 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
 impl<V: Engine> Work<'_, V> {
     /// `R` rows of weights from `first` on, `B` rows of activations. Answers whether mask and offsets agree.
     #[inline(always)]
-    pub(super) fn direct<const B: usize, const R: usize>(&mut self, first: usize, pace: Pace) -> bool {
+    pub(super) fn direct<const B: usize, const R: usize>(&mut self, first: usize, mode: ExpandMode) -> bool {
         if first >= self.task.rows.end {
             return true;
         }
         let (engine, cols) = (self.engine, self.task.weights.shape.cols);
         let mut rows: [Row<'_, V::Weight>; R] = std::array::from_fn(|r| self.task.row(first + r));
         let mut sums = [[engine.zero(); B]; R];
-        let mut roomy = true;
+        let mut full = true;
         for row in &rows {
-            roomy &= row.is_roomy(cols);
+            full &= row.has_full_chunks(cols);
         }
         for chunk in 0..self.x.chunks() {
             let (width, x) = self.x.chunk(chunk);
             let ahead = self.task.ahead(chunk, first, R);
             let mut from = [std::ptr::null(); R];
             let (mask, stride);
-            if roomy && (chunk + 1) * CHUNK_COLS <= cols {
+            if full && (chunk + 1) * CHUNK_COLS <= cols {
                 for r in 0..R {
                     from[r] = rows[r].next();
                 }
@@ -386,20 +386,20 @@ impl<V: Engine> Work<'_, V> {
                 }
                 if V::ORDERED && same {
                     sums = work.shared(engine, self.scratch.kept.as_mut_ptr(), sums);
-                } else if pace.kept.is_some() || 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
-                    if pace.few && pace.kept.is_none() {
+                } else if mode.kept.is_some() || 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
+                    if mode.few && mode.kept.is_none() {
                         sums = work.rest(engine, sums);
                     }
-                    sums = work.all(engine, pace, sums);
+                    sums = work.all(engine, mode, sums);
                     for r in 0..R {
-                        rows[r].skip(pace.all(from[r], work.from[r], work.mask(r)));
+                        rows[r].skip(mode.all(from[r], work.from[r], work.mask(r)));
                     }
                     continue;
                 } else {
                     sums = work.each(engine, used, sums);
                 }
                 for r in 0..R {
-                    rows[r].skip(Pace::COUNTED.all(from[r], work.from[r], work.mask(r)));
+                    rows[r].skip(ExpandMode::COUNTED.all(from[r], work.from[r], work.mask(r)));
                 }
             }
         }

@@ -113,7 +113,7 @@ impl<'a, W: Word> Row<'a, W> {
 
     /// Whether, whatever the mask holds, there are as many values as a chunk has columns at the start of each of its chunks.
     #[inline(always)]
-    pub fn is_roomy(&self, cols: usize) -> bool {
+    pub fn has_full_chunks(&self, cols: usize) -> bool {
         !self.bits.is_empty() && self.at.saturating_add(cols).saturating_add(CHUNK_COLS) <= self.values.len()
     }
 

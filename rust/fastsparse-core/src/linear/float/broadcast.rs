@@ -12,12 +12,13 @@
 //! The activations of a chunk stay in the nearer caches while the rows of a task go over them. The sum of a chunk has a few chains, by
 //! turns, which are added up before the chunk is added to the row.
 
-use super::Weights;
-use super::activations::{BLOCK, Block, COPY_PER_THREAD, flat, flat_mut};
-use super::real::Real;
-use super::task::{Row, Task};
+use super::vector::FloatVector;
 use crate::element::DType;
 use crate::isa::Kernel;
+use crate::linear::Real;
+use crate::linear::Weights;
+use crate::linear::activations::{BLOCK, Block, COPY_PER_THREAD, flat, flat_mut};
+use crate::linear::rows::{Row, Task};
 use crate::parallel::{Exec, SharedMut, run};
 
 /// Rows of activations of a tile at most.
@@ -57,44 +58,6 @@ pub(super) fn pays(kept: usize, all: usize, batch: usize, pairs: bool) -> bool {
     kept.saturating_mul(1000) <= all.saturating_mul(if pairs { up_to / 2 } else { up_to })
 }
 
-/// Vectors of float32.
-pub(super) trait Lanes: Copy + Send + Sync {
-    /// Rows of activations.
-    type Vector: Copy;
-    /// How many.
-    const LANES: usize;
-    /// Zeros.
-    fn zero(self) -> Self::Vector;
-    /// A number in all lanes.
-    fn splat(self, number: f32) -> Self::Vector;
-    /// Loads a vector.
-    ///
-    /// # Safety
-    /// `from` is valid for reading `LANES` numbers.
-    unsafe fn load(self, from: *const f32) -> Self::Vector;
-    /// Stores a vector.
-    ///
-    /// # Safety
-    /// `to` is valid for writing `LANES` numbers.
-    unsafe fn store(self, to: *mut f32, vector: Self::Vector);
-    /// Weights as float32.
-    ///
-    /// # Safety
-    /// `from` is valid for reading `LANES` elements.
-    unsafe fn widen<E: Real>(self, from: *const E::Bits) -> Self::Vector;
-    /// Writes `(first + i) * scale` for each set bit `i` of the word, and something behind them. Returns the number of bits.
-    ///
-    /// # Safety
-    /// `to` is valid for writing that many numbers and eight.
-    unsafe fn places(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize;
-    /// `sums + w · x`.
-    fn multiply_add(self, sums: Self::Vector, w: Self::Vector, x: Self::Vector) -> Self::Vector;
-    /// `a + b`.
-    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// Runs a kernel, compiled for these vectors.
-    fn run<K: Kernel>(self, kernel: K) -> K::Output;
-}
-
 /// Some rows of activations by columns: the elements of a column lie together.
 struct Tile {
     /// The first of the rows.
@@ -114,7 +77,7 @@ pub(super) struct Columns {
 
 impl Columns {
     /// The rows of `cols` elements that `row` gives, `batch` of them; zeros for those it does not.
-    pub fn new<'a, V: Lanes, X: Real>(
+    pub fn new<'a, V: FloatVector, X: Real>(
         _: V,
         row: impl Fn(usize) -> Option<&'a [X::Bits]> + Sync,
         batch: usize,
@@ -204,7 +167,7 @@ pub(super) struct Work<'a, V, E: Real> {
     pub emit: &'a dyn Fn(usize, usize, &[f32]),
 }
 
-impl<V: Lanes, E: Real> Kernel for Work<'_, V, E> {
+impl<V: FloatVector, E: Real> Kernel for Work<'_, V, E> {
     type Output = bool;
 
     #[inline(always)]
@@ -229,7 +192,7 @@ impl<V: Lanes, E: Real> Kernel for Work<'_, V, E> {
 }
 
 #[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
-impl<V: Lanes, E: Real> Work<'_, V, E> {
+impl<V: FloatVector, E: Real> Work<'_, V, E> {
     /// All rows of the task with a tile of `A` vectors, in `CHAINS` chains of sums.
     #[inline(always)]
     fn tile<const A: usize, const CHAINS: usize>(&mut self, tile: usize) -> bool {
@@ -280,7 +243,7 @@ impl<V: Lanes, E: Real> Work<'_, V, E> {
             if word != 0 {
                 let to = self.scratch.places[count..].as_mut_ptr();
                 // SAFETY: there is room for a place for each column of a chunk and for eight more.
-                count += unsafe { lanes.places(word, (block * BLOCK) as u16, (4 * width) as u16, to) };
+                count += unsafe { lanes.set_bit_offsets(word, (block * BLOCK) as u16, (4 * width) as u16, to) };
             }
         }
         let Some(values) = row.values(count) else { return false };

@@ -3,14 +3,14 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::kernel::Engine;
-use super::lanes::Lanes;
-use super::real::Real;
-use super::task::{ChunkMask, fold};
+use super::engine::Engine;
+use super::vector::FloatVector;
 use crate::element::{DType, Word};
 use crate::isa::{Avx512, Avx512Bf16, Isa, Kernel};
-use crate::vector::avx2::places;
-use crate::vector::avx512::{load_apart, zero};
+use crate::linear::Real;
+use crate::linear::rows::{ChunkMask, fold};
+use crate::vector::avx2::set_bit_offsets;
+use crate::vector::avx512::{load_unfused, zero};
 
 /// float32 weights times float32.
 #[derive(Clone, Copy)]
@@ -51,13 +51,13 @@ impl<E: Real> Engine for Floats<E> {
     unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m512 {
         assert!(E::Bits::BYTES == 4);
         // SAFETY: the token proves the features; sixteen elements are readable (the caller's promise).
-        unsafe { _mm512_castsi512_ps(_mm512_mask_expand_epi32(zero(), keep as u16, load_apart(from))) }
+        unsafe { _mm512_castsi512_ps(_mm512_mask_expand_epi32(zero(), keep as u16, load_unfused(from))) }
     }
 
     #[inline(always)]
     unsafe fn widen(self, from: *const E::Bits) -> __m512 {
         // SAFETY: sixteen elements are readable (the caller's promise).
-        unsafe { Lanes::widen::<E>(self.0, from) }
+        unsafe { FloatVector::widen::<E>(self.0, from) }
     }
 
     #[inline(always)]
@@ -159,7 +159,7 @@ impl<E: Real> Engine for Halves<E> {
         assert!(E::Bits::BYTES == 2);
         // SAFETY: the token proves the features; 32 elements are readable (the caller's promise).
         unsafe {
-            let bits = _mm512_mask_expand_epi16(zero(), keep, load_apart(from));
+            let bits = _mm512_mask_expand_epi16(zero(), keep, load_unfused(from));
             if E::DTYPE == DType::F16 {
                 let [low, high] = [_mm512_castsi512_si256(bits), _mm512_extracti64x4_epi64::<1>(bits)];
                 return [_mm512_cvtph_ps(low), _mm512_cvtph_ps(high)];
@@ -172,7 +172,7 @@ impl<E: Real> Engine for Halves<E> {
     #[inline(always)]
     unsafe fn widen(self, from: *const E::Bits) -> [__m512; 2] {
         // SAFETY: 32 elements are readable (the caller's promise).
-        unsafe { [Lanes::widen::<E>(self.0, from), Lanes::widen::<E>(self.0, from.add(16))] }
+        unsafe { [FloatVector::widen::<E>(self.0, from), FloatVector::widen::<E>(self.0, from.add(16))] }
     }
 
     #[inline(always)]
@@ -254,7 +254,7 @@ impl<E: Real> Engine for Pairs<E> {
     unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m512i {
         assert!(E::Bits::BYTES == 2);
         // SAFETY: the token proves the features; 32 elements are readable (the caller's promise).
-        unsafe { _mm512_mask_expand_epi16(zero(), keep, load_apart(from)) }
+        unsafe { _mm512_mask_expand_epi16(zero(), keep, load_unfused(from)) }
     }
 
     #[inline(always)]
@@ -308,7 +308,7 @@ fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
 
-impl Lanes for Avx512 {
+impl FloatVector for Avx512 {
     type Vector = __m512;
     const LANES: usize = 16;
 
@@ -352,9 +352,9 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn places(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
+    unsafe fn set_bit_offsets(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
         // SAFETY: the token proves the features; the rest is the caller's promise.
-        unsafe { places(word, first, scale, to) }
+        unsafe { set_bit_offsets(word, first, scale, to) }
     }
 
     #[inline(always)]

@@ -1,23 +1,16 @@
-//! The vector kernel, once for all engines.
+//! What a float kernel needs of an instruction set, and the loop over the rows of a task.
 //!
-//! Columns go by chunks of 512. A few rows of activations are multiplied while the weights are expanded: [`super::direct`].
-//!
-//! More of them: some rows are expanded to a tile that stays in the first cache, and all the activations go over it:
-//! ```text
-//! for each tile of rows, for each chunk:
-//!     expand the rows to the tile
-//!     for each six rows of activations, for each four rows of the tile:  sums[b][r] += tile[r] · x[b]
-//! ```
-//! The sums of a row lie in the lanes of one vector to the end and are then folded in halves.
+//! Columns go by chunks of 512. A few rows of activations are multiplied while the weights are expanded: [`super::direct`]. For more of them
+//! some rows are expanded to a tile first: [`super::tiled`].
 
-use super::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
-use super::direct::Pace;
-use super::task::{ChunkMask, Task};
-use super::{Groups, Weights};
+use super::direct::ExpandMode;
+use super::tiled::tile_rows;
 use crate::element::Word;
 use crate::isa::{Isa, Kernel};
+use crate::linear::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
+use crate::linear::rows::{ChunkMask, Task};
+use crate::linear::{Groups, Weights};
 use crate::matrix::low;
-use crate::vector::prefetch;
 
 /// Rows of weights that share a load of x.
 pub(super) const ROWS: usize = 4;
@@ -31,9 +24,6 @@ pub(super) struct Kept<T>([Block<T>; CHUNK + 1]);
 /// Rows of activations up to which weights are multiplied while they are expanded. Measured on Zen 3 with AVX2, nanoseconds a weight and row of
 /// float32 at 50 %: 0.049 and 0.041 at three and four rows, with a tile 0.087 and 0.075.
 const DIRECT: usize = 4;
-
-/// Bytes of a tile: half of the first cache.
-const TILE_BYTES: usize = 16 << 10;
 
 /// Vectors of an instruction set, and how weights and activations meet in them.
 pub(super) trait Engine: Copy + Send + Sync {
@@ -152,7 +142,7 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn add(self, sums: Self::Sums, w: Self::Vector, x: Self::Vector) -> Self::Sums;
     /// The same, computed by now: otherwise the compiler may put additions off until there are no registers for what is to be added.
     #[inline(always)]
-    fn settled(self, sums: Self::Sums) -> Self::Sums {
+    fn opt_barrier(self, sums: Self::Sums) -> Self::Sums {
         sums
     }
     /// The sum of the sums.
@@ -166,19 +156,14 @@ pub(super) const fn vectors<V: Engine>() -> usize {
     CHUNK_COLS / V::LANES
 }
 
-/// Rows of a tile.
-const fn tile_rows<V: Engine>() -> usize {
-    TILE_BYTES / (CHUNK_COLS * size_of::<V::Lane>())
-}
-
 /// Vectors that are written out in a loop: those of a block, or one that is wider than eight columns.
 pub(super) const fn step<V: Engine>() -> usize {
     if V::LANES == 8 { BLOCK / 8 } else { 1 }
 }
 
 /// `$body` for each vector `$i`, a constant, of a step. So large a loop is not unrolled by the compiler.
-macro_rules! written_out {
-    ($engine:ty, $i:ident, $body:expr) => { written_out!(@ $engine, $i, $body; 0 1 2 3 4 5 6 7) };
+macro_rules! unroll {
+    ($engine:ty, $i:ident, $body:expr) => { unroll!(@ $engine, $i, $body; 0 1 2 3 4 5 6 7) };
     (@ $engine:ty, $i:ident, $body:expr; $($number:literal)*) => { $(
         if const { $number < step::<$engine>() } {
             const $i: usize = $number;
@@ -186,7 +171,7 @@ macro_rules! written_out {
         }
     )* };
 }
-pub(super) use written_out;
+pub(super) use unroll;
 
 /// Cache lines of the values of a step that keeps half.
 pub(super) const fn lines<V: Engine>() -> usize {
@@ -241,8 +226,10 @@ pub(super) struct Scratch<V: Engine> {
     pub masks: [ChunkMask; ROWS],
     /// Activations of the columns that the rows keep, where these are the same.
     pub kept: Vec<Kept<V::Lane>>,
-    tile: Vec<Block<V::Lane>>,
-    sums: Vec<[V::Sums; ROWS]>,
+    /// Rows of weights, expanded.
+    pub tile: Vec<Block<V::Lane>>,
+    /// Sums of a tile: of each row of activations those of all its rows of weights.
+    pub sums: Vec<[V::Sums; ROWS]>,
 }
 
 impl<V: Engine> Scratch<V> {
@@ -261,7 +248,7 @@ impl<V: Engine> Scratch<V> {
 }
 
 /// Rows of weights that are computed together, for `batch` rows of activations.
-pub(super) fn together<V: Engine>(batch: usize) -> usize {
+pub(super) fn rows_per_tile<V: Engine>(batch: usize) -> usize {
     if batch <= DIRECT { ROWS } else { tile_rows::<V>() }
 }
 
@@ -282,14 +269,13 @@ impl<V: Engine> Kernel for Work<'_, V> {
         let batch = self.x.len;
         let mut agreed = true;
         // A loop, not a fold: a closure is a function of its own, compiled without the features, where every intrinsic is a call.
-        for first in self.task.rows.clone().step_by(together::<V>(batch)) {
+        for first in self.task.rows.clone().step_by(rows_per_tile::<V>(batch)) {
             agreed &= if batch <= DIRECT { self.few(first) } else { self.tiled(first) };
         }
         agreed
     }
 }
 
-#[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
 impl<V: Engine> Work<'_, V> {
     /// Four rows of weights from `first` on, all activations, of which there are few.
     #[inline(always)]
@@ -300,21 +286,21 @@ impl<V: Engine> Work<'_, V> {
                 Some(Groups { keep, of }) if V::LANES % of == 0 => {
                     let kept = Some(V::LANES / of * keep);
                     if 2 * keep <= of {
-                        self.direct::<1, ROWS>(first, Pace { kept, few: true })
+                        self.direct::<1, ROWS>(first, ExpandMode { kept, few: true })
                     } else {
-                        self.direct::<1, ROWS>(first, Pace { kept, few: false })
+                        self.direct::<1, ROWS>(first, ExpandMode { kept, few: false })
                     }
                 }
                 _ if const { V::FEW_UP_TO > 0 } && self.few_kept() => {
-                    self.direct::<1, ROWS>(first, Pace { kept: None, few: true })
+                    self.direct::<1, ROWS>(first, ExpandMode { kept: None, few: true })
                 }
-                _ => self.direct::<1, ROWS>(first, Pace::COUNTED),
+                _ => self.direct::<1, ROWS>(first, ExpandMode::COUNTED),
             },
-            2 => self.direct::<2, ROWS>(first, Pace::COUNTED),
-            3 if const { V::SUMS >= 3 * ROWS } => self.direct::<3, ROWS>(first, Pace::COUNTED),
-            4 if const { V::SUMS >= 4 * ROWS } => self.direct::<4, ROWS>(first, Pace::COUNTED),
-            3 => self.direct::<3, 2>(first, Pace::COUNTED) & self.direct::<3, 2>(first + 2, Pace::COUNTED),
-            4 => self.direct::<4, 2>(first, Pace::COUNTED) & self.direct::<4, 2>(first + 2, Pace::COUNTED),
+            2 => self.direct::<2, ROWS>(first, ExpandMode::COUNTED),
+            3 if const { V::SUMS >= 3 * ROWS } => self.direct::<3, ROWS>(first, ExpandMode::COUNTED),
+            4 if const { V::SUMS >= 4 * ROWS } => self.direct::<4, ROWS>(first, ExpandMode::COUNTED),
+            3 => self.direct::<3, 2>(first, ExpandMode::COUNTED) & self.direct::<3, 2>(first + 2, ExpandMode::COUNTED),
+            4 => self.direct::<4, 2>(first, ExpandMode::COUNTED) & self.direct::<4, 2>(first + 2, ExpandMode::COUNTED),
             _ => unreachable!("at most DIRECT"),
         }
     }
@@ -325,165 +311,6 @@ impl<V: Engine> Work<'_, V> {
         let Weights { shape, values, .. } = self.task.weights;
         values.len().saturating_mul(1000) <= shape.len().saturating_mul(V::FEW_UP_TO)
     }
-
-    /// A tile of rows of weights from `first` on, all activations.
-    #[inline(always)]
-    fn tiled(&mut self, first: usize) -> bool {
-        let (engine, groups) = (self.engine, tile_rows::<V>() / ROWS);
-        let len = tile_rows::<V>().min(self.task.rows.end - first);
-        self.scratch.sums.fill([self.engine.zero(); ROWS]);
-        let mut agreed = true;
-        let mut passed = [0; 64];
-        for chunk in 0..self.x.chunks() {
-            let used = self.expand_tile(first, chunk, &mut passed);
-            let mut b = 0;
-            // As even as possible.
-            let parts = self.x.len.div_ceil(V::BATCH);
-            for part in 0..parts {
-                let some = self.x.len * (part + 1) / parts - b;
-                match some {
-                    1 if const { V::BATCH >= 1 } => self.multiply::<1>(chunk, b, &used),
-                    2 if const { V::BATCH >= 2 } => self.multiply::<2>(chunk, b, &used),
-                    3 if const { V::BATCH >= 3 } => self.multiply::<3>(chunk, b, &used),
-                    4 if const { V::BATCH >= 4 } => self.multiply::<4>(chunk, b, &used),
-                    5 if const { V::BATCH >= 5 } => self.multiply::<5>(chunk, b, &used),
-                    6 if const { V::BATCH >= 6 } => self.multiply::<6>(chunk, b, &used),
-                    _ => unreachable!("at most BATCH"),
-                }
-                b += some;
-            }
-        }
-        for b in 0..self.x.len {
-            for group in 0..len.div_ceil(ROWS) {
-                let sums = &self.scratch.sums[b * groups + group];
-                let mut totals = [0.0; ROWS];
-                for r in 0..ROWS {
-                    totals[r] = engine.total(sums[r]);
-                }
-                (self.emit)(first + group * ROWS, b, &totals[..ROWS.min(len - group * ROWS)]);
-            }
-        }
-        for r in 0..len {
-            let mut row = self.task.row(first + r);
-            row.skip(passed[r]);
-            agreed &= row.complete();
-        }
-        agreed
-    }
-
-    /// Expands a chunk of the rows, which have `passed` so many values. Returns which vectors of each four rows hold anything.
-    #[inline(always)]
-    fn expand_tile(&mut self, first: usize, chunk: usize, passed: &mut [usize; 64]) -> [u64; 16] {
-        let (engine, cols) = (self.engine, self.task.weights.shape.cols);
-        let (width, _) = self.x.chunk(chunk);
-        let vectors = width * (vectors::<V>() / CHUNK);
-        let ahead = self.task.ahead(chunk, first, tile_rows::<V>());
-        let table = engine.table(false);
-        let mut used = [0; 16];
-        for r in 0..tile_rows::<V>() {
-            let mut row = self.task.row(first + r);
-            row.skip(passed[r]);
-            let mut buffer = [0; CHUNK_COLS / 8];
-            let mask = row.mask(chunk, cols, &mut buffer);
-            let start = row.window(&mut self.scratch.values[0]).as_ptr();
-            let mut from = start;
-            let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..].as_mut_ptr().cast();
-            for vector in (0..vectors).step_by(const { step::<V>() }) {
-                // SAFETY: vectors of the chunk.
-                let word = unsafe { word::<V>(mask, vector) };
-                written_out!(V, I, {
-                    // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the chunk.
-                    let (weights, next) = unsafe { engine.next::<I>(false, table, word, from, None) };
-                    // SAFETY: a vector of the tile.
-                    unsafe { engine.store(tile.add((vector + I) * V::LANES), weights) };
-                    from = next;
-                });
-                for line in 0..const { lines::<V>() } {
-                    prefetch(from.wrapping_byte_add(ahead.wrapping_add(64 * line)));
-                }
-            }
-            used[r / ROWS] |= engine.used(mask);
-            passed[r] += (from.addr() - start.addr()) / V::Weight::BYTES;
-        }
-        used
-    }
-
-    /// Adds the tile times activations `b` to the sums of `b`, for `B` of them.
-    #[inline(always)]
-    fn multiply<const B: usize>(&mut self, chunk: usize, b: usize, used: &[u64; 16]) {
-        assert!(B <= V::BATCH);
-        let (engine, groups) = (self.engine, tile_rows::<V>() / ROWS);
-        let (width, x) = self.x.chunk(chunk);
-        let x: [*const V::Lane; B] = std::array::from_fn(|i| x[(b + i) * width..(b + i + 1) * width].as_ptr().cast());
-        for group in 0..groups {
-            let tile: [*const V::Lane; ROWS] =
-                std::array::from_fn(|r| self.scratch.tile[(group * ROWS + r) * CHUNK..].as_ptr().cast());
-            let mut sums = [[engine.zero(); ROWS]; B];
-            for i in 0..B {
-                sums[i] = self.scratch.sums[(b + i) * groups + group];
-            }
-            let vectors = width * (vectors::<V>() / CHUNK);
-            let mut left = used[group];
-            if left == u64::MAX >> (64 - vectors) {
-                for vector in 0..vectors {
-                    // SAFETY: a vector of the chunk.
-                    sums = unsafe { multiplied(engine, sums, tile, x, vector * V::LANES) };
-                }
-                left = 0;
-            }
-            while left != 0 {
-                let vector = left.trailing_zeros() as usize;
-                left &= left - 1;
-                // SAFETY: as above: there are no bits behind the chunk.
-                sums = unsafe { multiplied(engine, sums, tile, x, vector * V::LANES) };
-            }
-            for i in 0..B {
-                self.scratch.sums[(b + i) * groups + group] = sums[i];
-            }
-        }
-    }
-}
-
-/// The sums with the vectors at `at` of four rows of weights and of `B` rows of activations.
-///
-/// # Safety
-/// All of these are valid for reading a vector at `at`.
-#[inline(always)]
-unsafe fn multiplied<V: Engine, const B: usize>(
-    engine: V,
-    mut sums: [[V::Sums; ROWS]; B],
-    tile: [*const V::Lane; ROWS],
-    x: [*const V::Lane; B],
-    at: usize,
-) -> [[V::Sums; ROWS]; B] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        // The fewer of the two stay in registers.
-        if B < ROWS {
-            let mut loaded = [engine.load(x[0].add(at)); B];
-            for b in 1..B {
-                loaded[b] = engine.load(x[b].add(at));
-            }
-            for r in 0..ROWS {
-                let w = engine.load(tile[r].add(at));
-                for b in 0..B {
-                    sums[b][r] = engine.add(sums[b][r], w, loaded[b]);
-                }
-            }
-        } else {
-            let mut w = [engine.load(tile[0].add(at)); ROWS];
-            for r in 1..ROWS {
-                w[r] = engine.load(tile[r].add(at));
-            }
-            for b in 0..B {
-                let x = engine.load(x[b].add(at));
-                for r in 0..ROWS {
-                    sums[b][r] = engine.add(sums[b][r], w[r], x);
-                }
-            }
-        }
-    }
-    sums
 }
 
 /// Whether no element has a key of `infinity` or more.

@@ -1,0 +1,206 @@
+//! Layers of float weights: which kernel computes a call, and the tasks that share it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_asm;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod broadcast;
+#[cfg(target_arch = "x86_64")]
+mod direct;
+#[cfg(target_arch = "x86_64")]
+mod engine;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::activations::{self, Activations};
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::rows::{self, Task};
+use super::{AMX_FROM, Real, WORK_PER_THREAD, Weights, work};
+use crate::element::Word;
+use crate::error::{Error, Result};
+use crate::parallel::{self, Exec, SharedMut, run_with};
+use crate::unpack::check_parts;
+#[cfg(target_arch = "x86_64")]
+pub(super) use vector::FloatVector;
+
+/// Rows of activations that are computed at a time: a bound for what their copies and sums take.
+const PANEL: usize = 1024;
+
+/// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of `rows`.
+pub fn linear<E: Real, X: Real>(
+    weights: Weights<'_, E::Bits>,
+    x: &[X::Bits],
+    bias: Option<&[f32]>,
+    exec: Exec,
+    out: &mut [X::Bits],
+) -> Result<()> {
+    let Weights { shape, values, mask, offsets, .. } = weights;
+    assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1);
+    assert!(weights.groups.is_none_or(|groups| groups.of > 0 && groups.keep <= groups.of));
+    assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
+    let batch = out.len().checked_div(shape.rows).unwrap_or(0);
+    assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
+    let mut agreed = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
+    for first in (0..batch).step_by(PANEL) {
+        let batch = PANEL.min(batch - first);
+        let x = &x[first * shape.cols..(first + batch) * shape.cols];
+        let out = SharedMut::new(&mut out[first * shape.rows..(first + batch) * shape.rows]);
+        let exec = exec.for_work(work(weights, batch), WORK_PER_THREAD);
+        let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out };
+        agreed &= call.run::<E>();
+    }
+    if agreed {
+        return Ok(());
+    }
+    check_parts(values.len(), shape, mask, offsets)?;
+    Err(Error::Changed)
+}
+
+/// What all tasks share.
+struct Call<'a, W, X: Real> {
+    weights: Weights<'a, W>,
+    bias: Option<&'a [f32]>,
+    x: &'a [X::Bits],
+    batch: usize,
+    exec: Exec,
+    out: SharedMut<'a, X::Bits>,
+}
+
+impl<W: Word, X: Real> Call<'_, W, X> {
+    /// Computes it with the best kernel. Answers whether mask and offsets agree.
+    fn run<E: Real<Bits = W>>(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(agreed) = self.on_x86::<E>() {
+            return agreed;
+        }
+        let all: Vec<usize> = (0..self.batch).collect();
+        self.scalar::<E>(&all)
+    }
+
+    /// Computes some rows of x one weight at a time.
+    fn scalar<E: Real<Bits = W>>(&self, batch: &[usize]) -> bool {
+        let row = |i| Some(self.row(batch[i]));
+        let x = Activations::new(row, batch.len(), self.weights.shape.cols, self.exec, X::to_f32, |i| i);
+        self.each_task(
+            rows::rows(self.weights.shape, 1),
+            || (),
+            |(), task, emit| scalar::rows::<E>(task, &x, &|row, i, sums| emit(row, batch[i], sums)),
+        )
+    }
+
+    fn row(&self, batch: usize) -> &[X::Bits] {
+        let cols = self.weights.shape.cols;
+        &self.x[batch * cols..(batch + 1) * cols]
+    }
+
+    /// With vectors, where the ISA has them. They multiply dropped weights as zeros: rows of x that are not finite are zeros to them
+    /// and computed once more.
+    #[cfg(target_arch = "x86_64")]
+    fn on_x86<E: Real<Bits = W>>(&self) -> Option<bool> {
+        use crate::element::DType;
+        use crate::isa::Isa;
+
+        let finite: Vec<bool> =
+            parallel::map(self.exec.for_work(self.x.len(), activations::COPY_PER_THREAD).threads, self.batch, |b| {
+                engine::finite(self.exec.isa, self.row(b), X::magnitude, X::MAX_MAGNITUDE)
+            });
+        let lanes = |pairs| broadcast::pays(self.weights.values.len(), self.weights.shape.len(), self.batch, pairs);
+        // Conditions of constants, so that no engine is compiled for types that it does not take.
+        let agreed = match self.exec.isa {
+            Isa::Avx512(token) => {
+                let pairs = const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) };
+                let tiles = self.exec.isa.amx().filter(|_| pairs && self.batch >= AMX_FROM);
+                let pairs = self.exec.isa.avx512_bf16().filter(|_| pairs);
+                if const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) }
+                    && let Some(token) = tiles
+                {
+                    self.tiles(amx::Bf16::<E>(token, PhantomData), &finite)
+                } else if lanes(pairs.is_some()) {
+                    self.lanes::<E, _>(token, &finite)
+                } else if const { matches!(E::DTYPE, DType::F32) } {
+                    self.vectors(avx512::Floats::<E>::new(token), &finite, X::to_f32)
+                } else if const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) }
+                    && let Some(token) = pairs
+                {
+                    self.vectors(avx512::Pairs::<E>::new(token), &finite, |x| x.to_u64() as u16)
+                } else {
+                    self.vectors(avx512::Halves::<E>::new(token), &finite, X::to_f32)
+                }
+            }
+            Isa::Avx2(token) if lanes(false) => self.lanes::<E, _>(token, &finite),
+            Isa::Avx2(token) => self.vectors(avx2::Floats::<E>::new(token), &finite, X::to_f32),
+            Isa::Scalar => return None,
+        };
+        let others: Vec<usize> = (0..self.batch).filter(|&b| !finite[b]).collect();
+        Some(agreed && (others.is_empty() || self.scalar::<E>(&others)))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn vectors<V: engine::Engine<Weight = W>>(
+        &self,
+        engine: V,
+        finite: &[bool],
+        convert: impl Fn(X::Bits) -> V::Lane + Copy + Sync,
+    ) -> bool {
+        let row = |b: usize| finite[b].then(|| self.row(b));
+        let x = &Activations::new(row, self.batch, self.weights.shape.cols, self.exec, convert, V::place);
+        let scratch = || engine::Scratch::new(engine, x.len);
+        let rows = rows::rows(self.weights.shape, engine::rows_per_tile::<V>(x.len));
+        self.each_task(rows, scratch, |scratch, task, emit| engine.run(engine::Work { engine, task, x, scratch, emit }))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn tiles<K: amx::Numbers<Bits = W, Sum = f32>>(&self, numbers: K, finite: &[bool]) -> bool {
+        let row = |b: usize| finite[b].then(|| self.row(b));
+        let x = &amx::Tiles::new(numbers, row, self.batch, self.weights.shape.cols, self.exec);
+        let rows = rows::rows(self.weights.shape, amx::ROWS);
+        let scratch = || amx::Scratch::new(numbers, self.batch);
+        self.each_task(rows, scratch, |scratch, task, emit| amx::Work { numbers, task, x, scratch, emit }.compute())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn lanes<E: Real<Bits = W>, V: FloatVector>(&self, lanes: V, finite: &[bool]) -> bool {
+        let row = |b: usize| finite[b].then(|| self.row(b));
+        let x = &broadcast::Columns::new::<V, X>(lanes, row, self.batch, self.weights.shape.cols, self.exec);
+        let rows = broadcast::rows(self.weights.shape.rows, self.exec.threads);
+        self.each_task(rows, broadcast::Scratch::new, |scratch, task, emit| {
+            lanes.run(broadcast::Work::<V, E> { lanes, task, x, scratch, emit })
+        })
+    }
+
+    /// Calls `kernel(state, task, emit)` for every task of `rows` rows; it emits (row, batch, sums of the rows from there on).
+    fn each_task<S: Send>(
+        &self,
+        rows: usize,
+        state: impl Fn() -> S + Sync,
+        kernel: impl Fn(&mut S, &Task<'_, W>, &dyn Fn(usize, usize, &[f32])) -> bool + Sync,
+    ) -> bool {
+        let Call { weights, bias, ref out, .. } = *self;
+        let all = weights.shape.rows;
+        let agreed = AtomicBool::new(true);
+        run_with(self.exec.threads, all.div_ceil(rows), state, |state, i| {
+            let task = Task::new(weights, i * rows..all.min((i + 1) * rows));
+            let emit = |row: usize, batch: usize, sums: &[f32]| {
+                // SAFETY: each result is written by the task that owns the row.
+                let to = unsafe { out.slice(batch * all + row, sums.len()) };
+                for (i, (to, &sum)) in to.iter_mut().zip(sums).enumerate() {
+                    *to = X::from_f32(bias.map_or(sum, |bias| sum + bias[row + i]));
+                }
+            };
+            if !kernel(state, &task, &emit) {
+                agreed.store(false, Ordering::Relaxed);
+            }
+        });
+        agreed.into_inner()
+    }
+}
