@@ -1,6 +1,9 @@
 """The one fixture that everything that computes runs under: each backend, each instruction set."""
 
 import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small here, and threads that wait for others spin
+
 import signal
 from collections.abc import Iterator
 
