@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointWriter",
     "TensorBytes",
     "__version__",
+    "adopt_openmp",
     "apply_mask",
     "available_isas",
     "block_norms",
@@ -55,6 +56,7 @@ __all__ = [
     "to_bool",
     "unindex",
     "unpack",
+    "uses_openmp",
 ]
 __version__: str
 
@@ -165,6 +167,12 @@ def set_num_threads(threads: int | None) -> None:
     """None: back to FASTSPARSE_NUM_THREADS or, without it, the available cores."""
 
 def get_num_threads() -> int: ...
+def adopt_openmp(library: str) -> bool:
+    """Run tasks on the OpenMP threads that this loaded shared library was linked with; False where there are none."""
+
+def uses_openmp() -> bool:
+    """Whether tasks run on OpenMP threads that were adopted, in this process."""
+
 def set_isa(name: str) -> None:
     """Ceiling of the instruction set; ValueError for a name that is unknown or that this CPU lacks."""
 

@@ -299,4 +299,4 @@ def show_runtime() -> None:
     print(f"fastsparse {_backend.version()}")
     print(f"backend: {name} ({active.build_profile()} build)")
     print(f"ISA: {active.get_isa()} (available: {', '.join(active.available_isas())})")
-    print(f"threads: {active.get_num_threads()}")
+    print(f"threads: {active.get_num_threads()}{', on the OpenMP team of torch' if active.uses_openmp() else ''}")

@@ -11,9 +11,19 @@ from fastsparse._numpy._masks import check_bits, from_bool, to_bool
 from fastsparse._numpy._norms import block_norms, blocks_above
 from fastsparse._numpy._pack import apply_mask, compress, pack, prune, select, unpack
 from fastsparse._numpy._parts import check_parts, check_pattern
-from fastsparse._numpy._runtime import available_isas, build_profile, get_isa, get_num_threads, set_isa, set_num_threads
+from fastsparse._numpy._runtime import (
+    adopt_openmp,
+    available_isas,
+    build_profile,
+    get_isa,
+    get_num_threads,
+    set_isa,
+    set_num_threads,
+    uses_openmp,
+)
 
 __all__ = [
+    "adopt_openmp",
     "apply_mask",
     "available_isas",
     "block_norms",
@@ -38,4 +48,5 @@ __all__ = [
     "to_bool",
     "unindex",
     "unpack",
+    "uses_openmp",
 ]

@@ -41,6 +41,16 @@ def get_num_threads() -> int:
     return _threads
 
 
+def adopt_openmp(library: str) -> bool:
+    """NumPy has threads of its own."""
+    return False
+
+
+def uses_openmp() -> bool:
+    """NumPy has threads of its own."""
+    return False
+
+
 def set_isa(name: str) -> None:
     """Takes the only name there is."""
     if name != "numpy":

@@ -16,6 +16,7 @@ from fastsparse.torch._tensors import (
     to_cutlass_24,
     unpack,
 )
+from fastsparse.torch._threads import adopt_threads
 
 __all__ = [
     "PatternPruning",
@@ -35,3 +36,5 @@ __all__ = [
     "to_cutlass_24",
     "unpack",
 ]
+
+adopt_threads()

@@ -16,6 +16,7 @@ pub mod linear;
 pub mod matrix;
 mod memory;
 pub mod nm;
+pub mod openmp;
 pub mod pack;
 pub mod parallel;
 pub mod select;

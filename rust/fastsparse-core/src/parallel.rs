@@ -1,4 +1,4 @@
-//! Threads: an own pool that survives `fork`, and one way to spread tasks over it.
+//! Threads: the OpenMP team that was adopted ([`crate::openmp`]), else an own pool; both survive `fork`; and one way to spread tasks over them.
 //!
 //! rayon's global pool hangs in a forked child, where its threads do not exist. This pool is made at the first parallel call
 //! and belongs to one process id; a child that finds another id forgets it and makes its own.
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::isa::Isa;
+use crate::openmp;
 
 /// How to run: which instructions, on how many threads. Passed down by value; kernels never ask.
 #[derive(Debug, Clone, Copy)]
@@ -71,15 +72,16 @@ fn pool(threads: usize) -> Option<&'static rayon::ThreadPool> {
     }
 }
 
-/// Calls `task(i)` once for every `i < tasks`, on up to `threads` threads, the calling one among them; tasks are taken in
-/// increasing order. Where no pool can be had (the system refuses threads) the caller does all of it.
+/// Calls `task(i)` once for every `i < tasks`, on up to `threads` threads, the calling one among them, and no more than the OpenMP team
+/// that was adopted has; tasks are taken in increasing order. Where no pool can be had (the system refuses threads) the caller does all of it.
 pub fn run(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
-    let workers = threads.min(tasks);
-    let pool = if workers > 1 { pool(workers - 1) } else { None };
-    let Some(pool) = pool else {
+    let team = openmp::team();
+    let most = team.map_or(usize::MAX, |team| team.max_threads());
+    let workers = threads.min(tasks).min(most);
+    if workers <= 1 {
         (0..tasks).for_each(task);
         return;
-    };
+    }
     let next = AtomicUsize::new(0);
     let work = || {
         loop {
@@ -89,6 +91,14 @@ pub fn run(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
             }
             task(i);
         }
+    };
+    if let Some(team) = team {
+        team.run(workers, &work);
+        return;
+    }
+    let Some(pool) = pool(workers - 1) else {
+        work();
+        return;
     };
     let call = CALLS.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
     let finished = AtomicUsize::new(0);

@@ -29,7 +29,9 @@ mod _core {
     #[pymodule_export]
     use crate::prepared::{index, linear_indexed, prefers_indices, unindex};
     #[pymodule_export]
-    use crate::runtime::{available_isas, build_profile, get_isa, get_num_threads, set_isa, set_num_threads};
+    use crate::runtime::{
+        adopt_openmp, available_isas, build_profile, get_isa, get_num_threads, set_isa, set_num_threads, uses_openmp,
+    };
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

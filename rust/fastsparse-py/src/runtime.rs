@@ -1,9 +1,11 @@
 //! Settings of the process: instruction set and threads. The only place that reads the environment.
 
+use std::ffi::CString;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fastsparse_core::isa::{CEILINGS, Isa};
+use fastsparse_core::openmp;
 use fastsparse_core::parallel::Exec;
 use pyo3::prelude::*;
 
@@ -121,4 +123,16 @@ pub fn available_isas() -> Vec<&'static str> {
 #[pyfunction]
 pub fn build_profile() -> &'static str {
     if cfg!(debug_assertions) { "debug" } else { "release" }
+}
+
+/// Uses the OpenMP threads of a shared library that the process has loaded; returns whether there are any.
+#[pyfunction]
+pub fn adopt_openmp(library: &str) -> bool {
+    CString::new(library).is_ok_and(|library| openmp::adopt(&library))
+}
+
+/// Whether tasks run on OpenMP threads that were adopted.
+#[pyfunction]
+pub fn uses_openmp() -> bool {
+    openmp::team().is_some()
 }
