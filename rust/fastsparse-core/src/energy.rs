@@ -5,11 +5,11 @@
 //! add the lanes, then the runs, in order
 //! ```
 //!
-//! Neither the ISA nor the number of threads changes a bit of the result: the runs follow from the length alone, and nothing
-//! fuses the product into the sum.
+//! Neither the ISA nor the number of threads changes a bit of the result: the runs follow from the
+//! length alone, and nothing fuses the product into the sum.
 
 use crate::element::Element;
-use crate::isa::{Avx2, Avx512, Isa};
+use crate::isa::Kernel;
 use crate::parallel::{Exec, run_chunks};
 
 /// Runs that threads take in turn.
@@ -27,41 +27,30 @@ pub fn sum_of_squares<E: Element>(weights: &[E::Bits], exec: Exec) -> f64 {
     let mut sums = [0.0; PIECES];
     run_chunks(exec.for_work(weights.len(), PER_THREAD).threads, &mut sums, 1, |i, sum| {
         let (start, end) = ((i * len).min(weights.len()), ((i + 1) * len).min(weights.len()));
-        sum[0] = match exec.isa {
-            Isa::Scalar => piece::<E>(&weights[start..end]),
-            // SAFETY: the token proves the features.
-            Isa::Avx2(token) => unsafe { piece_avx2::<E>(token, &weights[start..end]) },
-            // SAFETY: the token proves the features.
-            Isa::Avx512(token) => unsafe { piece_avx512::<E>(token, &weights[start..end]) },
-        };
+        sum[0] = exec.isa.run(Piece::<E>(&weights[start..end]));
     });
     sums.iter().sum()
 }
 
-/// The same code for wider vectors: the compiler finds them.
-#[target_feature(enable = "avx2")]
-fn piece_avx2<E: Element>(_: Avx2, weights: &[E::Bits]) -> f64 {
-    piece::<E>(weights)
-}
+/// A run of elements.
+struct Piece<'a, E: Element>(&'a [E::Bits]);
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn piece_avx512<E: Element>(_: Avx512, weights: &[E::Bits]) -> f64 {
-    piece::<E>(weights)
-}
-
-#[inline(always)]
-fn piece<E: Element>(weights: &[E::Bits]) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (groups, tail) = weights.as_chunks::<LANES>();
-    for group in groups {
-        for (lane, &bits) in lanes.iter_mut().zip(group) {
+impl<E: Element> Kernel for Piece<'_, E> {
+    type Output = f64;
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let mut lanes = [0.0; LANES];
+        let (groups, tail) = self.0.as_chunks::<LANES>();
+        for group in groups {
+            for (lane, &bits) in lanes.iter_mut().zip(group) {
+                let x = E::to_f64(bits);
+                *lane += x * x;
+            }
+        }
+        for (lane, &bits) in lanes.iter_mut().zip(tail) {
             let x = E::to_f64(bits);
             *lane += x * x;
         }
+        lanes.iter().sum()
     }
-    for (lane, &bits) in lanes.iter_mut().zip(tail) {
-        let x = E::to_f64(bits);
-        *lane += x * x;
-    }
-    lanes.iter().sum()
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::element::{Element, Word};
 use crate::error::Result;
-use crate::isa::{Avx2, Avx512, Isa};
+use crate::isa::Kernel;
 use crate::keys::{Keys, Magnitude, check_nan};
 use crate::parallel::{Exec, run_with};
 
@@ -67,7 +67,7 @@ pub fn count<E: Element>(weights: &[E::Bits], low: u64, shift: u32, exec: Exec) 
     let mut tables = run_with(threads, weights.len().div_ceil(PER_TASK), table, |(below, slots), i| {
         let start = i * PER_TASK;
         let chunk = &weights[start..weights.len().min(start + PER_TASK)];
-        if compare::<E>(exec.isa, chunk, E::MAX_MAGNITUDE).1 {
+        if exec.isa.run(Compare::<E> { chunk, cut: E::MAX_MAGNITUDE }).1 {
             nan.fetch_min(start, Ordering::Relaxed);
         } else if narrow {
             by_code::<E>(chunk, slots);
@@ -116,7 +116,7 @@ pub fn rank<E: Element>(weights: &[E::Bits], low: u64, exec: Exec) -> Result<Ran
     let counts = run_with(threads, weights.len().div_ceil(PER_TASK), Rank::default, |sum, i| {
         let start = i * PER_TASK;
         let chunk = &weights[start..weights.len().min(start + PER_TASK)];
-        let (found, invalid) = compare::<E>(exec.isa, chunk, cut);
+        let (found, invalid) = exec.isa.run(Compare::<E> { chunk, cut });
         if invalid {
             nan.fetch_min(start, Ordering::Relaxed);
         }
@@ -136,38 +136,25 @@ fn add(a: Rank, b: Rank) -> Rank {
 }
 
 /// How the magnitudes of a task stand to the cut, and whether one is above all numbers.
-fn compare<E: Element>(isa: Isa, chunk: &[E::Bits], cut: E::Bits) -> (Rank, bool) {
-    match isa {
-        Isa::Scalar => compare_any::<E>(chunk, cut),
-        // SAFETY: the token proves the features.
-        Isa::Avx2(token) => unsafe { compare_avx2::<E>(token, chunk, cut) },
-        // SAFETY: the token proves the features.
-        Isa::Avx512(token) => unsafe { compare_avx512::<E>(token, chunk, cut) },
+struct Compare<'a, E: Element> {
+    chunk: &'a [E::Bits],
+    cut: E::Bits,
+}
+
+impl<E: Element> Kernel for Compare<'_, E> {
+    type Output = (Rank, bool);
+    #[inline(always)]
+    fn run(self) -> (Rank, bool) {
+        let (mut less, mut same, mut none, mut invalid) = (0u32, 0u32, 0u32, 0u32);
+        for &bits in self.chunk {
+            let magnitude = E::magnitude(bits);
+            less += (magnitude < self.cut) as u32;
+            same += (magnitude == self.cut) as u32;
+            none += (magnitude == E::Bits::default()) as u32;
+            invalid += (magnitude > E::MAX_MAGNITUDE) as u32;
+        }
+        (Rank { below: less.into(), equal: same.into(), zero: none.into() }, invalid != 0)
     }
-}
-
-/// The same code for wider vectors: the compiler finds them.
-#[target_feature(enable = "avx2")]
-fn compare_avx2<E: Element>(_: Avx2, chunk: &[E::Bits], cut: E::Bits) -> (Rank, bool) {
-    compare_any::<E>(chunk, cut)
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn compare_avx512<E: Element>(_: Avx512, chunk: &[E::Bits], cut: E::Bits) -> (Rank, bool) {
-    compare_any::<E>(chunk, cut)
-}
-
-#[inline(always)]
-fn compare_any<E: Element>(chunk: &[E::Bits], cut: E::Bits) -> (Rank, bool) {
-    let (mut less, mut same, mut none, mut invalid) = (0u32, 0u32, 0u32, 0u32);
-    for &bits in chunk {
-        let magnitude = E::magnitude(bits);
-        less += (magnitude < cut) as u32;
-        same += (magnitude == cut) as u32;
-        none += (magnitude == E::Bits::default()) as u32;
-        invalid += (magnitude > E::MAX_MAGNITUDE) as u32;
-    }
-    (Rank { below: less.into(), equal: same.into(), zero: none.into() }, invalid != 0)
 }
 
 /// Neighbours count in tables of their own: equal ones need not wait for each other's sums.
