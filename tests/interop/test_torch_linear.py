@@ -7,7 +7,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
+from accelerate.utils import set_module_tensor_to_device
+from huggingface_hub import save_torch_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 import fastsparse as fs
@@ -124,12 +127,198 @@ def test_the_operators_keep_torchs_rules():
 def test_the_weight_gets_no_gradient():
     _, layer = pair()
     layer.values.requires_grad_()
-    with pytest.raises(fs.FastSparseError, match="packed weights get no gradient; train a dense layer under a mask"):
-        layer(torch.randn(1, 100, requires_grad=True))
-    with pytest.raises(AttributeError, match="no dense weight; use packed"):
-        layer.weight  # noqa: B018
-    assert not hasattr(layer, "weight")
+    for needs_gradient in (True, False):
+        with pytest.raises(
+            fs.FastSparseError, match="packed weights get no gradient; train a dense layer under a mask"
+        ):
+            layer(torch.randn(1, 100, requires_grad=needs_gradient))
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_dense_weight_is_there_to_look_at(kind, monkeypatch):
+    dense, layer = pair(kind)
+    unpacked = []
+    monkeypatch.setattr(fs.BitmaskArray, "to_dense", lambda s, f=fs.BitmaskArray.to_dense: unpacked.append(s) or f(s))
+    w, weight = layer.weight, dense.weight.detach()
+    assert w is layer.weight
+    assert isinstance(w, torch.Tensor)
+    assert (w.dtype, w.device, w.shape, w.stride()) == (kind, weight.device, weight.shape, weight.stride())
+    assert (w.numel(), w.nbytes, w.requires_grad, w.is_floating_point()) == (7200, weight.nbytes, False, True)
+    assert w.detach().dtype == w.data.dtype == kind
+    assert not unpacked
+    assert torch.equal(w, weight)
+    assert len(unpacked) == 1
+    assert set(layer.state_dict()) == {"bias", "shape", "compressed", "bitmask", "row_offsets"}
+
+
+@pytest.mark.filterwarnings("ignore:layer .*code computes with its dense weight")
+def test_what_torch_makes_of_the_dense_weight():
+    dense, layer = pair()
+    w, weight = layer.weight, dense.weight.detach()
+    x = torch.randn(3, 100, requires_grad=True)
+    results = [torch.autograd.grad(nn.functional.linear(x, v).square().sum(), x)[0] for v in (w, weight)]
+    assert torch.equal(*results)
+    for look in (
+        lambda v: v.T @ v,
+        lambda v: v[3:5, ::2].reshape(-1),
+        lambda v: torch.cat([row.flip(0) for row in v.split(8)]),
+        lambda v: v.to(torch.float64),
+        lambda v: torch.from_numpy(v.numpy().copy()),
+        lambda v: torch.tensor(v.tolist()),
+        lambda v: copy.deepcopy(v),
+        lambda v: pickle.loads(pickle.dumps(v)),
+        lambda v: fst.prune(v, "75%"),
+        lambda v: fst.unpack(fst.pack(v)),
+    ):
+        ours = look(w)
+        assert torch.equal(ours, look(weight))
+    assert type(copy.deepcopy(w)) is torch.Tensor
+    assert repr(w) == repr(weight)
+    layer.bfloat16()
+    assert torch.equal(layer.weight, weight.bfloat16())
+    compiled = torch.compile(lambda x: x @ layer.weight.T, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 100).bfloat16()
+    assert torch.equal(compiled(x), x @ weight.bfloat16().T)
+
+
+@pytest.mark.filterwarnings("ignore:layer .*code computes with its dense weight")
+def test_the_dense_weight_is_read_only():
+    _, layer = pair()
+    before = layer.packed.copy()
+    plain = torch.zeros(72, 100)
+    for change in (
+        lambda: layer.weight.mul_(2),
+        lambda: layer.weight.data.zero_(),
+        lambda: layer.weight[0].add_(1),
+        lambda: layer.weight.t().__setitem__((0, 0), 1),
+        lambda: torch.add(plain, plain, out=layer.weight),
+        lambda: torch._foreach_mul_([layer.weight], 2.0),
+        lambda: nn.init.normal_(layer.weight),
+        lambda: layer.weight.requires_grad_(),
+        lambda: nn.Parameter(layer.weight),
+        lambda: setattr(layer.weight, "data", plain),
+        lambda: setattr(layer.weight, "requires_grad", True),
+        lambda: setattr(layer, "weight", plain),
+        lambda: setattr(layer, "weight", nn.Parameter(plain)),
+    ):
+        with pytest.raises(fs.FastSparseError, match="its dense form is read-only; change a dense layer"):
+            change()
+    layer.weight.requires_grad_(False)
+    assert layer.packed == before
+    with pytest.raises(ValueError, match="read-only"):
+        layer.weight.numpy()[0, 0] = 1
+
+
+def test_computing_with_the_dense_weight_warns_once():
+    _, layer = pair()
+    layer.name = "encoder.q"
+    x = torch.randn(2, 100)
+    nn.functional.linear(x, layer.weight)
+    with pytest.warns(UserWarning, match=r"layer 'encoder.q': code computes with its dense weight.*exclude the layer"):
+        nn.functional.linear(x, layer.weight)
+    nn.functional.linear(x, layer.weight)
+
+
+REPLACE = {
+    "functional_call": lambda layer, new, x: torch.func.functional_call(layer, new, x),
+    "attributes": lambda layer, new, x: [setattr(layer, *item) for item in new.items()] and layer(x),
+    "accelerate": lambda layer, new, x: (
+        [set_module_tensor_to_device(layer, name, "cpu", value=part) for name, part in new.items()] and layer(x)
+    ),
+    "in place": lambda layer, new, x: [layer.get_buffer(n).data.copy_(part) for n, part in new.items()] and layer(x),
+    "through the state dict": lambda layer, new, x: (
+        (
+            [
+                layer.state_dict()[{"values": "compressed"}.get(n, n)].copy_(p)
+                for n, p in new.items()
+                if n != "row_offsets"
+            ]
+            and setattr(layer, "row_offsets", new.get("row_offsets", layer.row_offsets))
+        )
+        or layer(x)
+    ),
+}
+
+
+@pytest.mark.parametrize("way", REPLACE)
+@pytest.mark.parametrize("names", [("values",), ("values", "bitmask", "row_offsets")], ids=len)
+@pytest.mark.parametrize("pattern", ["50%", "2:4"])
+def test_buffers_that_are_replaced_count(way, names, pattern):
+    """Whichever way, with gradients and without, and where the mask no longer obeys the pattern."""
+    torch.manual_seed(3)
+    w = torch.randn(2, 8, 64)
+    layer = fst.SparseLinear.from_packed(fst.compress(w[0], pattern))
+    other = fst.SparseLinear.from_packed(fst.compress(w[1], "50%"))
+    new = {name: other.get_buffer(name).clone() for name in names}
+    mask = (layer if names == ("values",) else other).packed.mask
+    weight = torch.zeros(8, 64).masked_scatter_(fst.as_tensor(mask), new["values"])
+    x = torch.randn(3, 64)
+    for inputs in (x, x.clone().requires_grad_()):
+        copied = copy.deepcopy(layer)
+        torch.testing.assert_close(REPLACE[way](copied, new, inputs), x @ weight.T)
+        if way != "functional_call":
+            assert torch.equal(copied.weight, weight)
+            assert copied.packed.pattern == (layer.packed.pattern if names == ("values",) else None)
+            twin = copy.deepcopy(copied)
+            assert twin.packed == copied.packed == fst.pack(weight)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ({"values": torch.ones(3)}, "values"),
+        ({"values": torch.ones(256, dtype=torch.float64)}, "float32, float16 or bfloat16, got torch.float64"),
+        ({"values": torch.ones(512)[::2]}, "values: expected a contiguous tensor"),
+        ({"values": torch.ones(256, device="meta")}, "values: expected a tensor on the CPU"),
+        ({"bitmask": torch.full((8, 8), 255, dtype=torch.uint8)}, "values"),
+        ({"bitmask": torch.tensor([255, 0] * 32, dtype=torch.uint8).view(8, 8)}, "row_offsets"),
+        ({"row_offsets": torch.zeros(9, dtype=torch.int64)}, "row_offsets: they are not those of the mask"),
+        ({"row_offsets": None}, "row_offsets: expected a tensor, got NoneType"),
+    ],
+)
+def test_buffers_that_contradict_each_other_are_refused(new, message):
+    torch.manual_seed(3)
+    layer = fst.SparseLinear.from_packed(fst.compress(torch.randn(8, 64), "50%"))
+    layer.name = "mlp.up"
+    for name, part in new.items():
+        setattr(layer, name, part)
+    for use in (
+        lambda: layer(torch.ones(64)),
+        lambda: layer(torch.ones(64, requires_grad=True)),
+        lambda: layer.packed,
+        layer.state_dict,
+        layer.bfloat16,
+    ):
+        with pytest.raises(fs.FastSparseError, match=f"layer 'mlp.up': .*{message}"):
+            use()
+
+
+@pytest.mark.parametrize("way", ["safetensors", "huggingface_hub"])
+def test_models_are_saved_and_loaded(way, tmp_path):
+    """A module in two places among them."""
+    saved, fresh = (nn.ModuleDict({"a": model(pattern)[0], "b": model(pattern)[2]}) for pattern in ("50%", "75%"))
+    for made in (saved, fresh):
+        made["again"] = made["a"]
+    if way == "safetensors":
+        save_model(saved, tmp_path / "model.safetensors")
+    else:
+        save_torch_model(saved, tmp_path)
+    load_model(fresh, tmp_path / "model.safetensors")
+    assert fresh["again"] is fresh["a"]
+    for name in "ab":
+        assert fresh[name].packed == saved[name].packed
+
+
+def test_accelerate_saves_and_loads_its_state(tmp_path):
+    layer = model("50%")
+    before = layer[0].packed.copy()
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(layer)
+    accelerator.save_state(tmp_path)
+    layer.load_state_dict(model("75%").state_dict())
+    accelerator.load_state(tmp_path)
+    assert layer[0].packed == before
 
 
 def model(pattern="50%"):

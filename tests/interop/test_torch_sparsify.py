@@ -173,16 +173,131 @@ def test_what_stays_dense_and_why():
     }
 
 
-def test_transformer_layers_of_torch():
+X, PADDING = torch.randn(2, 6, 64), torch.arange(6).expand(2, 6) >= torch.tensor([[6], [3]])
+
+
+def encoder(**options) -> nn.TransformerEncoder:
     torch.manual_seed(0)
-    dense = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2).eval()
+    layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0, batch_first=True, **options)
+    return nn.TransformerEncoder(layer, 2).eval()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole", "padded"])
+def test_transformer_encoders_of_torch(activation, padding):
+    """In evaluation torch's own would compute with the dense weights, on nested tensors where there is padding."""
+    dense = encoder(activation=activation)
     model = copy.deepcopy(dense)
     report = fst.sparsify(model, "50%")
     assert packed_names(report) == [f"layers.{i}.linear{j}.weight" for i in (0, 1) for j in (1, 2)]
+    assert reasons(report)["layers.0.self_attn.out_proj.weight"].startswith("of a NonDynamicallyQuantizableLinear")
     dense = pruned(dense, report)
-    x = torch.randn(2, 5, 64)
+    shown = slice(None) if padding is None else ~padding
+    compiled = torch.compile(model, backend="aot_eager")
+    for train in (False, True):
+        for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+            with mode():
+                expected = dense.train(train)(X, src_key_padding_mask=padding)[shown]
+                for made in (model.train(train), compiled):
+                    ours = made(X, src_key_padding_mask=padding)[shown]
+                    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        program = torch.export.export(model.eval(), (X,))
+    assert sum(node.target is torch.ops.fastsparse.linear.default for node in program.graph.nodes) == 4
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_whole_transformers_of_torch():
+    torch.manual_seed(0)
+    dense = nn.Transformer(64, 4, 1, 1, 128, batch_first=True).eval()
+    model = copy.deepcopy(dense)
+    dense = pruned(dense, fst.sparsify(model, "50%"))
+    masks = dict.fromkeys(("src_key_padding_mask", "tgt_key_padding_mask", "memory_key_padding_mask"), PADDING)
     with torch.inference_mode():
-        torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
+        ours, expected = model(X, X, **masks), dense(X, X, **masks)
+    torch.testing.assert_close(ours[~PADDING], expected[~PADDING], rtol=1e-4, atol=1e-5)
+
+
+class Int8Weight(torch.Tensor):
+    """A weight without numbers of its dtype in memory, as torchao makes them."""
+
+    @staticmethod
+    def __new__(cls, q):
+        return torch.Tensor._make_wrapper_subclass(cls, q.shape, dtype=torch.float32)
+
+    def __init__(self, q):
+        self.q = q
+
+    @classmethod
+    def __torch_dispatch__(cls, f, types, args=(), kwargs=None):
+        if f is torch.ops.aten.detach.default:
+            return cls(args[0].q)
+        return f(*torch.utils._pytree.tree_map_only(cls, lambda w: w.q * 0.01, args), **(kwargs or {}))
+
+
+def test_a_weight_that_is_no_plain_tensor_stays_and_is_named():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    weight = Int8Weight(torch.randint(-127, 128, (64, 64), dtype=torch.int8))
+    model[1].weight = nn.Parameter(weight, requires_grad=False)
+    assert reasons(fst.sparsify(model, "50%"))["1.weight"] == "the weight is a Int8Weight, not a plain tensor"
+    assert [type(layer) for layer in model] == [fst.SparseLinear, nn.Linear]
+    assert model(torch.ones(1, 64)).shape == (1, 64)
+    for call in (
+        lambda: fst.SparseLinear.from_linear(model[1]),
+        lambda: fst.prune(model[1].weight, "50%"),
+        lambda: fst.pack(model[1].weight),
+    ):
+        with pytest.raises(fs.FastSparseError, match=r"w: a Int8Weight has no numbers in memory; .*dequantize"):
+            call()
+
+
+def test_what_is_packed_already_is_reported():
+    model = Shared().eval()
+    first = fst.sparsify(model, "2:4")
+    again = fst.sparsify(model, "75%")
+    rows = {tensor.name: tensor for tensor in again.tensors}
+    assert list(rows) == ["first.weight", "first.bias", "other.weight", "other.bias"]
+    for name in ("first.weight", "other.weight"):
+        assert rows[name].reason == "packed already"
+        assert (rows[name].sparsity, rows[name].pattern, rows[name].dtype) == (0.5, "2:4", "F32")
+        assert rows[name].bytes_before == 64 * 64 * 4
+        assert rows[name].bytes_after == model.first.packed.nbytes
+    assert (again.packed, again.sparsity, again.bytes_after) == (0, 0.5, first.bytes_after)
+    assert reasons(fst.sparsify(model.first, "75%"))["weight"] == "packed already"
+
+
+def test_a_model_becomes_dense_again():
+    dense = nn.Sequential(Shared(), encoder()).eval()
+    model = copy.deepcopy(dense)
+    dense = pruned(dense, fst.sparsify(model, "50%"))
+    assert model[1].layers[0].activation_relu_or_gelu == 0
+    assert fst.to_dense(model) is model
+    assert not any(isinstance(module, fst.SparseLinear) for module in model.modules())
+    assert model[0].first is model[0].again
+    assert not model[0].first.training
+    assert model[1].layers[0].activation_relu_or_gelu == 1
+    assert model.state_dict().keys() == dense.state_dict().keys()
+    for name, weight in dense.state_dict().items():
+        assert torch.equal(model.get_parameter(name), weight)
+    assert torch.equal(model(X), dense(X))
+    assert type(fst.to_dense(fst.SparseLinear(8, 4))) is nn.Linear
+    fst.sparsify(model, "nonzero")
+    model[0].other.register_forward_hook(lambda *_: None)
+    with pytest.raises(fs.FastSparseError, match=r"layer '0\.other': the layer has hooks; remove that first"):
+        fst.to_dense(model)
+    assert isinstance(model[0].first, fst.SparseLinear)
+
+
+def test_layers_know_their_names():
+    model = Shared().eval()
+    fst.sparsify(model, "50%")
+    copy.deepcopy(model).other.weight.sum()
+    with pytest.warns(UserWarning, match="layer 'other': code computes with its dense weight"):
+        [model.other.weight.sum() for _ in range(3)]
+    model.first.values = torch.ones(3)
+    with pytest.raises(fs.FormatError, match=r"layer 'first': .*values"):
+        model(torch.ones(1, 64))
 
 
 def test_errors_name_the_tensor():
@@ -190,11 +305,18 @@ def test_errors_name_the_tensor():
         fst.sparsify(nn.Linear(64, 64), "50%")
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model[1].weight.data[3, 4] = torch.nan
-    for recipe in ("50%", Recipe(default="50%", scope="global")):
-        with pytest.raises(fs.FastSparseError, match=r"tensor '1.weight': .*NaN"):
-            fst.sparsify(copy.deepcopy(model), recipe)
-    with pytest.raises(fs.FastSparseError, match=r"tensor '0.weight': w: expected a tensor on the CPU"):
-        fst.sparsify(nn.Sequential(nn.Linear(64, 64, device="meta")), "50%")
+    meta = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64, device="meta"))
+    for made, recipe, message in (
+        (model, "50%", r"tensor '1.weight': .*NaN"),
+        (model, Recipe(default="50%", scope="global"), r"tensor '1.weight': .*NaN"),
+        (meta, "50%", r"tensor '1.weight': w: expected a tensor on the CPU"),
+        (model, Recipe(default="50%", rules=[Rule("1", fs.NM(zeros=1, of=3, tail="error"))]), r"tensor '1.weight': "),
+    ):
+        before = [type(layer) for layer in made], made[0].weight.clone()
+        with pytest.raises(fs.FastSparseError, match=message):
+            fst.sparsify(made, recipe)
+        assert [type(layer) for layer in made] == before[0]  # none has been replaced
+        assert torch.equal(made[0].weight, before[1])
 
 
 def test_state_of_a_model_goes_to_another():

@@ -27,7 +27,7 @@ class TensorReport:
     kept_energy : float or None
         Sum of squares of the kept elements over that of all; None where that was not asked for or is not a number.
     reason : str or None
-        Why it is dense; None where it is packed.
+        Why it is dense, or that it was packed already; None where it has been packed.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from fastsparse.torch._linear import SparseLinear
 from fastsparse.torch._pruning import PatternPruning, PatternSparsifier, prune_module
-from fastsparse.torch._sparsify import sparsify
+from fastsparse.torch._sparsify import sparsify, to_dense
 from fastsparse.torch._tensors import (
     apply_mask,
     as_array,
@@ -34,6 +34,7 @@ __all__ = [
     "select",
     "sparsify",
     "to_cutlass_24",
+    "to_dense",
     "unpack",
 ]
 

@@ -19,10 +19,12 @@ from fastsparse._errors import FastSparseError
 from fastsparse.masks import percent_sparse
 from fastsparse.packed import new_array
 from fastsparse.torch._tensors import as_array, as_tensor, compress
+from fastsparse.torch._weight import DenseWeight, read_only
 
 __all__ = ["COMPUTES", "SparseLinear"]
 
 COMPUTES = (torch.float32, torch.float16, torch.bfloat16)
+_VIEWS = ("_packed", "_seen", "_dense")
 _KEYS = ("shape", "compressed", "bitmask", "row_offsets")
 
 
@@ -106,8 +108,9 @@ class SparseLinear(nn.Module):
     weight, to load a state dict into.
 
     The buffers are `values`, `bitmask` and `row_offsets`, as in `fs.BitmaskArray`; `packed` is the layer's weight as
-    one, over the same memory. The input is float32 or of the dtype of the weights, and so is the output. Gradients
-    flow to the input and the bias; the weight is no parameter and gets none. In the backward pass it is unpacked.
+    one, over the same memory. Buffers that somebody replaces or changes are checked before they are used. The input is
+    float32 or of the dtype of the weights, and so is the output. Gradients flow to the input and the bias; the weight
+    is no parameter and gets none. In the backward pass it is unpacked.
 
     The state dict has the keys of the sparse-bitmask layout, `shape`, `compressed`, `bitmask` and `row_offsets`: saved
     as a safetensors file it is a checkpoint that `fastsparse.checkpoint` reads, and the other way round. A layer takes
@@ -125,7 +128,9 @@ class SparseLinear(nn.Module):
     Raises
     ------
     FastSparseError
-        If the dtype is another, here or in `to`; if `to` names another device.
+        If the dtype is another, here or in `to`; if `to` names another device; if `weight` is set.
+    FormatError
+        In a call, if buffers that were replaced or changed contradict each other.
 
     Examples
     --------
@@ -143,6 +148,10 @@ class SparseLinear(nn.Module):
     bitmask: Tensor
     row_offsets: Tensor
     bias: nn.Parameter | None
+    _seen: tuple[Any, ...]
+    _dense: DenseWeight | None
+    name: str = ""
+    """What warnings and errors call the layer; `sparsify` gives it the name of its module."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: torch.dtype | None = None
@@ -208,12 +217,27 @@ class SparseLinear(nn.Module):
     @property
     def packed(self) -> fs.BitmaskArray:
         """The weight, over the memory of the buffers."""
+        self._check_changes()
         return self._packed
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, ``[out_features, in_features]``, for code that looks at it. It is read-only.
+
+        Shape, dtype and device cost nothing. Whenever something computes with it, it is unpacked, which takes about as
+        long as the layer itself, and not kept; the second time a warning names the layer.
+        """
+        if not _is_eager():
+            return _to_dense(self.values, self.bitmask, self.row_offsets, self.in_features)
+        packed = self.packed
+        if self._dense is None:
+            self._dense = DenseWeight.of(packed, self.values.dtype, self.name)
+        return self._dense
 
     def to_dense(self) -> nn.Linear:
         """A dense layer with the same weight, and the very bias of this one."""
         dense = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        dense.weight = nn.Parameter(as_tensor(self._packed.to_dense()))
+        dense.weight = nn.Parameter(as_tensor(self.packed.to_dense()))
         dense.bias = self.bias
         return dense.train(self.training)
 
@@ -222,15 +246,17 @@ class SparseLinear(nn.Module):
         if torch.is_autocast_enabled("cpu") and x.dtype not in (self.values.dtype, torch.float32):
             x = x.to(self.values.dtype)  # autocast lets dense layers take any dtype
         bias = self.bias
-        if _is_plain(x, bias):
-            b = None if bias is None else as_array(bias)
-            return as_tensor(self._packed._linear(as_array(x, "x"), b, None, None))
+        if _is_eager():
+            packed = self.packed
+            if type(x) is Tensor and not (torch.is_grad_enabled() and _require_gradient(x, self.values, bias)):
+                b = None if bias is None else as_array(bias)
+                return as_tensor(packed._linear(as_array(x, "x"), b, None, None))
         call = _linear if torch._C._functorch.peek_interpreter_stack() is None else _Transformed.apply
         return call(x, self.values, self.bitmask, self.row_offsets, self.in_features, bias)
 
     def extra_repr(self) -> str:
         """What `repr` says between the brackets."""
-        s = self._packed
+        s = self.packed
         sparse = percent_sparse(self.in_features * self.out_features, s.nnz)
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, {bias=}, {s.dtype}, {sparse} sparse"
@@ -243,12 +269,49 @@ class SparseLinear(nn.Module):
         self.register_buffer("values", as_tensor(s.values), persistent=False)
         self.register_buffer("bitmask", as_tensor(s.bitmask), persistent=False)
         self.register_buffer("row_offsets", as_tensor(s.row_offsets), persistent=False)
-        self._look()
+        self._rebuild_view()
 
-    def _look(self) -> None:
-        """Sees the buffers as a BitmaskArray, whenever they are others."""
+    def _rebuild_view(self) -> None:
+        """Sees the buffers, which fit each other, as a BitmaskArray, whenever they are others."""
         parts = (_frozen(self.values), _frozen(self.bitmask), _frozen(self.row_offsets))
         self._packed = new_array((self.out_features, self.in_features), *parts, self._pattern)
+        versions = _version(self.bitmask), _version(self.row_offsets)
+        self._seen = self.values, self.bitmask, self.row_offsets, versions
+        self._dense = None
+
+    def _check_changes(self) -> None:
+        """The same, with a check, where somebody else has replaced a buffer or changed it."""
+        buffers = self._buffers
+        values, bitmask, row_offsets, versions = self._seen
+        if (
+            buffers["values"] is not values
+            or buffers["bitmask"] is not bitmask
+            or buffers["row_offsets"] is not row_offsets
+            or (_version(bitmask), _version(row_offsets)) != versions
+        ):
+            self._check_buffers()
+
+    def _check_buffers(self) -> None:
+        try:
+            parts = {name: as_array(self._buffers[name], name) for name in ("values", "bitmask", "row_offsets")}
+            for name, part in parts.items():
+                if not part.flags.c_contiguous:
+                    raise FastSparseError(f"{name}: expected a contiguous tensor")
+            _check_dtype(self.values.dtype)
+            values, bits, offsets = parts.values()
+            shape = (self.out_features, self.in_features)
+            s = fs.BitmaskArray.from_parts(values, bits, shape)
+            if offsets.dtype != s.row_offsets.dtype or not np.array_equal(offsets, s.row_offsets):
+                raise fs.FormatError("row_offsets: they are not those of the mask")
+            if self._pattern is not None:
+                try:
+                    fs.BitmaskArray.from_parts(values, bits, shape, pattern=self._pattern)
+                except fs.FormatError:
+                    self._pattern = None
+        except FastSparseError as error:
+            where = f"layer {self.name!r}" if self.name else "SparseLinear"
+            raise type(error)(f"{where}: {error}") from None
+        self._rebuild_view()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseLinear":
         """What `to`, `half`, `share_memory` and the like come down to. Refuses before anything is changed."""
@@ -256,14 +319,17 @@ class SparseLinear(nn.Module):
         if sample.device.type != "cpu":
             raise FastSparseError(f"device: SparseLinear computes on the CPU and cannot move to {sample.device}")
         _check_dtype(sample.dtype)
+        self._check_changes()
         super()._apply(fn, recurse)
-        self._look()
+        self._rebuild_view()
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self._check_changes()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Storages of their own: what saves safetensors refuses a tensor that is a part of one.
         shape = torch.tensor([self.out_features, self.in_features], dtype=torch.int64, device="cpu")
-        parts = (shape, self.values, self.bitmask, self.row_offsets[:-1])
+        parts = (shape, self.values, self.bitmask, self.row_offsets[:-1].clone())
         destination.update((prefix + key, part.detach()) for key, part in zip(_KEYS, parts, strict=True))
 
     def _load_from_state_dict(
@@ -304,29 +370,36 @@ class SparseLinear(nn.Module):
             raise fs.FormatError("row_offsets: they are not those of the mask")
         return s
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise read_only()
+        super().__setattr__(name, value)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+        return {name: value for name, value in self.__dict__.items() if name not in _VIEWS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._look()
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight":
-            raise AttributeError("a SparseLinear has no dense weight; use packed, or to_dense().weight")
-        return super().__getattr__(name)
+        self._seen = None, None, None, None
 
 
-def _is_plain(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether a call is eager, needs no gradient and nothing looks on: no compiler, tracer, transform or mode."""
+def _is_eager() -> bool:
+    """Whether nothing looks on: no compiler, tracer, transform or mode."""
     return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
+        not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.jit.is_tracing()
     )
+
+
+def _require_gradient(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _version(tensor: Tensor) -> int:
+    """What changes with the content of a tensor; one made in inference mode does not count it."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -1,12 +1,13 @@
-"""Models: which of their linear layers become packed ones."""
+"""Models: which of their linear layers become packed ones, and dense ones again."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastsparse as fs
 from fastsparse._errors import FastSparseError
@@ -15,14 +16,15 @@ from fastsparse.checkpoint._global_sparsity import spread
 from fastsparse.checkpoint._reader import native
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report, TensorReport
+from fastsparse.packed import new_array
 from fastsparse.torch._linear import COMPUTES, SparseLinear
-from fastsparse.torch._tensors import as_array, compress
+from fastsparse.torch._tensors import as_array, has_memory, pack, select
 
-__all__ = ["sparsify"]
+__all__ = ["Use", "error_context", "obstacle", "replace_modules", "report_row", "sparsify", "to_dense", "uses_of"]
 
 
 @dataclass(frozen=True)
-class _Use:
+class Use:
     """Where a parameter is: the module that has it, by the names of the module and of the parameter in it."""
 
     module: str
@@ -44,9 +46,11 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str) -> Report:
     What stays dense, and the report says so: whatever is no `torch.nn.Linear`, subclasses of it among them; a weight
     that something other than linear layers shares, such as an output layer tied to its embedding; a layer with hooks,
     and one whose weight is computed (make that permanent first, with `torch.nn.utils.prune.remove` for example); a
-    weight that packed would be larger. Linear layers that share a weight get a packed copy each.
+    weight that is no plain tensor, quantised by torchao for example; one that packed would be larger. Linear layers
+    that share a weight get a packed copy each. What is packed already stays as it is and is reported.
 
-    One dense weight is freed before the next is packed: the memory never holds more than the model and one layer.
+    All masks are chosen before the first layer is replaced, so that an error leaves the model as it was. Then one dense
+    weight is freed before the next is packed: the memory never holds more than the model, the masks and one layer.
 
     Parameters
     ----------
@@ -65,7 +69,7 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str) -> Report:
     ------
     FastSparseError
         If the model is itself a linear layer, a weight is not on the CPU or holds NaN, or a pattern does not fit. The
-        layers before the one that is named have been replaced by then.
+        model is as it was then.
 
     Examples
     --------
@@ -85,37 +89,98 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str) -> Report:
         raise FastSparseError("model: a linear layer cannot be replaced in place; use SparseLinear.from_linear")
     started = time.perf_counter()
     wanted = Recipe.of(recipe)
-    uses = _uses(model)
-    choices = {names[0].name: _choose(model, wanted, names) for names in uses}
+    uses = {names[0].name: names for names in uses_of(model)}
+    choices = {name: _choose(model, wanted, names) for name, names in uses.items()}
     pruned = (name for name, chosen in choices.items() if isinstance(chosen, fs.Pattern))
     choices.update(_shares(model, wanted, sorted(filter(wanted.competes, pruned))))
-    rows = []
-    for names in uses:
-        chosen = choices[names[0].name]
-        row = _row(names[0].name, _parameter(model, names[0]))
-        rows.append(replace(row, reason=chosen) if isinstance(chosen, str) else _replace(model, names, chosen, row))
-    return Report(type(model).__name__, None, tuple(rows), time.perf_counter() - started)
+    rows = {name: report_row(model, names[0]) for name, names in uses.items()}
+    masks: dict[str, tuple[fs.Bitmask, fs.Pattern]] = {}
+    for name, chosen in choices.items():
+        if isinstance(chosen, str):
+            rows[name] = replace(rows[name], reason=chosen)
+            continue
+        weight = _parameter(model, uses[name][0])
+        with error_context(name):
+            mask = select(weight, chosen)
+        size = _packed_bytes(mask, weight.element_size())
+        if size > rows[name].bytes_before:
+            rows[name] = replace(rows[name], reason=f"packed it would be larger, {size} bytes")
+        else:
+            masks[name] = mask, chosen
+    for name, choice in masks.items():
+        rows[name] = _replace(model, uses[name], *choice, rows[name])
+    return Report(type(model).__name__, None, tuple(rows.values()), time.perf_counter() - started)
 
 
-def _uses(model: nn.Module) -> list[list[_Use]]:
-    """For each parameter all its names, those of modules that are in several places among them."""
-    found: dict[int, list[_Use]] = {}
+def to_dense(model: nn.Module) -> nn.Module:
+    """Replace the packed layers of a model by dense ones, in place: for ONNX, and whatever knows no packed layer.
+
+    The weights are those that are packed, zeros among them; ``sparsify(model, "nonzero")`` packs them again. Layers
+    that shared a weight before they were packed have one each.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With any number of `SparseLinear`, or one itself.
+
+    Returns
+    -------
+    nn.Module
+        The model; for a `SparseLinear` its dense layer.
+
+    Raises
+    ------
+    FastSparseError
+        If a packed layer has hooks or a forward of its own, which would be lost. The model is as it was then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU())
+    >>> report = sparsify(model, "50%")
+    >>> to_dense(model)
+    Sequential(
+      (0): Linear(in_features=64, out_features=256, bias=True)
+      (1): ReLU()
+    )
+    >>> int((model[0].weight == 0).sum())
+    8192
+    """
+    found: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, SparseLinear):
+            found.setdefault(id(module), []).append(path)
+            reason = _attached(module)
+            if reason is not None:
+                raise FastSparseError(f"layer {path!r}: {reason}; remove that first")
+    if isinstance(model, SparseLinear):
+        return model.to_dense()
+    for paths in found.values():
+        replace_modules(model, paths, SparseLinear.to_dense)
+    return model
+
+
+def uses_of(model: nn.Module) -> list[list[Use]]:
+    """For each parameter and each packed weight all its names, those of modules that are in several places too."""
+    found: dict[int, list[Use]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, SparseLinear):
+            found.setdefault(id(module), []).append(Use(path, "weight"))
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                found.setdefault(id(parameter), []).append(_Use(path, attribute))
+                found.setdefault(id(parameter), []).append(Use(path, attribute))
     return list(found.values())
 
 
-def _parameter(model: nn.Module, use: _Use) -> nn.Parameter:
+def _parameter(model: nn.Module, use: Use) -> Tensor:
     return getattr(model.get_submodule(use.module), use.attribute)
 
 
-def _choose(model: nn.Module, recipe: Recipe, names: list[_Use]) -> fs.Pattern | str:
+def _choose(model: nn.Module, recipe: Recipe, names: list[Use]) -> fs.Pattern | str:
     """The pattern for a parameter, or the reason why it stays as it is."""
     weight = _parameter(model, names[0])
     for use in names:
-        reason = _obstacle(model.get_submodule(use.module), use.attribute)
+        reason = obstacle(model.get_submodule(use.module), use.attribute)
         if reason is not None:
             return reason if use == names[0] else f"tied to {use.name}: {reason}"
     if weight.dtype not in COMPUTES:
@@ -124,14 +189,25 @@ def _choose(model: nn.Module, recipe: Recipe, names: list[_Use]) -> fs.Pattern |
     return next((chosen for chosen in found if isinstance(chosen, str)), found[0])
 
 
-def _obstacle(module: nn.Module, attribute: str) -> str | None:
+def obstacle(module: nn.Module, attribute: str) -> str | None:
     """Why the module that holds a parameter is not to be replaced, if it is not."""
+    if isinstance(module, SparseLinear) and attribute == "weight":
+        return "packed already"
+    if attribute == "bias" and isinstance(module, SparseLinear):
+        return "a bias"
     if type(module) is not nn.Linear:
         return f"of a {type(module).__name__}, not a Linear"
     if attribute == "bias":
         return "a bias"
     if attribute != "weight":
         return "the weight is computed from it; make that permanent first"
+    if not has_memory(module.weight):
+        return f"the weight is a {type(module.weight).__name__}, not a plain tensor"
+    return _attached(module)
+
+
+def _attached(module: nn.Module) -> str | None:
+    """What a module has that one in its place would not."""
     if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
         return "the layer has hooks"
     if "forward" in vars(module):
@@ -148,7 +224,7 @@ def _shares(model: nn.Module, recipe: Recipe, names: list[str]) -> dict[str, fs.
 
     def each(function: str, *arguments: int) -> Iterator[tuple[str, Any]]:
         for name, weight in weights.items():
-            with _blame(name):
+            with error_context(name):
                 yield name, getattr(native(), function)(as_array(weight), *arguments)
 
     assert isinstance(recipe.default, fs.Unstructured), "the recipe has checked that"
@@ -156,40 +232,72 @@ def _shares(model: nn.Module, recipe: Recipe, names: list[str]) -> dict[str, fs.
     return {name: fs.Unstructured(zeros[name][0] / max(weight.numel(), 1)) for name, weight in weights.items()}
 
 
-def _replace(model: nn.Module, names: list[_Use], chosen: fs.Pattern, row: TensorReport) -> TensorReport:
+def _packed_bytes(mask: fs.Bitmask, itemsize: int) -> int:
+    return mask.count * itemsize + mask.bits.nbytes + 8 * (mask.shape[0] + 1)
+
+
+def _replace(
+    model: nn.Module, names: list[Use], mask: fs.Bitmask, chosen: fs.Pattern, row: TensorReport
+) -> TensorReport:
     """Packs a weight and puts a layer wherever the weight is."""
-    weight = _parameter(model, names[0])
-    with _blame(row.name):
-        s = compress(weight, chosen)
-    if s.nbytes > row.bytes_before:
-        return replace(row, reason=f"packed it would be larger, {s.nbytes} bytes")
-    layers: dict[nn.Module, SparseLinear] = {}
-    for use in names:
-        linear = model.get_submodule(use.module)
-        if linear not in layers:
-            layers[linear] = SparseLinear.from_packed(s, linear.bias).train(linear.training)
-        path, _, attribute = use.module.rpartition(".")
-        owner = model.get_submodule(path)
-        setattr(owner, attribute, layers[linear])
+    s = pack(_parameter(model, names[0]), mask)
+    s = new_array(s.shape, s.values, s.bitmask, s.row_offsets, chosen if chosen._lasting else None)
+    count = replace_modules(
+        model, [use.module for use in names], lambda linear: SparseLinear.from_packed(s, linear.bias)
+    )
+    return replace(row, pattern=str(chosen), sparsity=s.sparsity, bytes_after=s.nbytes * count)
+
+
+def replace_modules(model: nn.Module, paths: list[str], make: Callable[[Any], nn.Module]) -> int:
+    """Puts what `make` makes of a module in its place, once for a module that is in several; returns how many."""
+    made: dict[nn.Module, nn.Module] = {}
+    for path in paths:
+        module = model.get_submodule(path)
+        if module not in made:
+            made[module] = make(module).train(module.training)
+            if isinstance(made[module], SparseLinear):
+                made[module].name = path
+        above, _, attribute = path.rpartition(".")
+        owner = model.get_submodule(above)
+        setattr(owner, attribute, made[module])
         if isinstance(owner, nn.TransformerEncoderLayer):
-            owner.activation_relu_or_gelu = 0  # switches off its fused path, which reads the dense weights
-    return replace(row, pattern=str(chosen), sparsity=s.sparsity, bytes_after=s.nbytes * len(layers))
+            _choose_path(owner)
+    return len(made)
 
 
-def _row(name: str, parameter: nn.Parameter) -> TensorReport:
-    """The row of a parameter as it is, dense."""
+def _choose_path(layer: nn.TransformerEncoderLayer) -> None:
+    """Switches the fused path of a layer off, which computes with dense weights, or on again, as its constructor does.
+
+    Eager calls leave it by themselves; compiled ones do not.
+    """
+    packed = isinstance(layer.linear1, SparseLinear) or isinstance(layer.linear2, SparseLinear)
+    kinds = ((F.relu, nn.ReLU), (F.gelu, nn.GELU))
+    codes = (
+        i for i, kind in enumerate(kinds, 1) if layer.activation is kind[0] or isinstance(layer.activation, kind[1])
+    )
+    layer.activation_relu_or_gelu = 0 if packed else next(codes, 0)
+
+
+def report_row(model: nn.Module, use: Use) -> TensorReport:
+    """The row of a parameter or packed weight as it is."""
+    module, parameter = model.get_submodule(use.module), _parameter(model, use)
     size = parameter.numel() * parameter.element_size()
-    return TensorReport(name, tuple(parameter.shape), _dtype(parameter), None, None, size, size)
+    row = TensorReport(use.name, tuple(parameter.shape), _dtype(parameter), None, None, size, size)
+    if not isinstance(module, SparseLinear) or use.attribute != "weight":
+        return row
+    s = module.packed
+    known = None if s.pattern is None else str(s.pattern)
+    return replace(row, pattern=known, sparsity=s.sparsity, bytes_after=s.nbytes)
 
 
-def _dtype(parameter: nn.Parameter) -> str:
+def _dtype(parameter: Tensor) -> str:
     """The name that safetensors gives the dtype, or torch's where it has none."""
     name = str(parameter.dtype).removeprefix("torch.")
     return next((short for short, dtype in DTYPES.items() if dtype.name == name), name)
 
 
 @contextmanager
-def _blame(name: str) -> Iterator[None]:
+def error_context(name: str) -> Iterator[None]:
     """Errors name the tensor."""
     try:
         yield

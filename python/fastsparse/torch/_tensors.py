@@ -18,6 +18,7 @@ __all__ = [
     "as_tensor",
     "compress",
     "from_cutlass_24",
+    "has_memory",
     "linear",
     "pack",
     "prune",
@@ -48,7 +49,8 @@ def as_array(tensor: Tensor, name: str = "tensor") -> NDArray[Any]:
     Raises
     ------
     FastSparseError
-        If it is no tensor, on another device, not strided, or of a dtype that NumPy and `ml_dtypes` lack.
+        If it is no tensor, on another device, not strided, of a dtype that NumPy and `ml_dtypes` lack, or of a subclass
+        that keeps its numbers in another form, such as those of torchao and DTensor.
 
     Examples
     --------
@@ -64,13 +66,21 @@ def as_array(tensor: Tensor, name: str = "tensor") -> NDArray[Any]:
         raise FastSparseError(f"{name}: expected a strided tensor, got {tensor.layout}; make it .to_dense()")
     if tensor.requires_grad:
         tensor = tensor.detach()
-    kinds = _BITS.get(tensor.dtype)
-    if kinds is not None:
-        return tensor.view(kinds[0]).numpy().view(kinds[1])  # type: ignore[no-any-return]
     try:
-        return tensor.numpy()  # type: ignore[no-any-return]
-    except TypeError:
-        raise FastSparseError(f"{name}: dtype {tensor.dtype} has no counterpart in NumPy") from None
+        kinds = _BITS.get(tensor.dtype)
+        return tensor.numpy() if kinds is None else tensor.view(kinds[0]).numpy().view(kinds[1])  # type: ignore[no-any-return]
+    except Exception as error:
+        if not has_memory(tensor):
+            hint = "make it a plain tensor first, for example with .dequantize() or .full_tensor()"
+            raise FastSparseError(f"{name}: a {type(tensor).__name__} has no numbers in memory; {hint}") from error
+        if isinstance(error, TypeError):
+            raise FastSparseError(f"{name}: dtype {tensor.dtype} has no counterpart in NumPy") from None
+        raise
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is its numbers, and no subclass that computes in a way of its own."""
+    return type(tensor).__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
 
 
 def as_tensor(array: NDArray[Any] | fs.Bitmask) -> Tensor:
