@@ -1,7 +1,7 @@
 """Linear layers against the dense ones of NumPy and torch and the sparse ones of scipy and torch.
 
 `python benches/linear.py [--shape ROWS COLS] [--dtype NAME] [--batch N] [--seconds S]` prints one JSON line for
-each shape, type and batch; `--write FILE` puts such lines into docs/performance.md, with a picture.
+each shape, type and batch; `--write FILE PAGE` puts such lines into a page of docs/performance, with a picture.
 
 As in a real model, layers take turns: 2 GB of dense ones, so that no cache holds any; with the same weights, each in
 memory of its own, which every side reads once before anything is timed. Every round takes the next layer and calls each
@@ -20,6 +20,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import render
 from cases import DTYPES
 from measure import pause
 from peers import Array, sparse, tensor, torch
@@ -211,12 +212,11 @@ def picture(path: Path, rows: list[dict[str, Any]]) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def write(docs: Path, rows: list[dict[str, Any]]) -> None:
-    page = docs / "performance.md"
-    text = page.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n![Against dense layers](linear.svg)\n\n{section(rows)}\n\n{END}{after}")
-    picture(docs / "linear.svg", rows)
+def write(page: Path, rows: list[dict[str, Any]]) -> None:
+    drawing = page.with_name(f"{page.stem}-linear.svg")
+    picture(drawing, rows)
+    part = f"![Against dense layers]({drawing.name})\n\n{section(rows)}\n"
+    render.replace_part(page, "Linear layers", BEGIN, END, part)
 
 
 def main() -> None:
@@ -226,11 +226,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a shape, type and batch")
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="do not measure; write what FILE holds into the docs"
+        "--write",
+        type=Path,
+        nargs=2,
+        metavar=("FILE", "PAGE"),
+        help="do not measure; write what FILE holds into a page",
     )
     options = parser.parse_args()
     if options.write:
-        write(Path(__file__).parent.parent / "docs", [json.loads(line) for line in options.write.open()])
+        file, page = options.write
+        write(page, [json.loads(line) for line in file.open()])
         return
     shapes = [tuple(options.shape)] if options.shape else SHAPES
     for shape, dtype in product(shapes, options.dtype or DTYPES):

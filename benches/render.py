@@ -1,4 +1,4 @@
-"""The measured part of docs/performance.md and its picture."""
+"""The tables of a machine, docs/performance/NAME.md, and their picture."""
 
 import datetime
 import os
@@ -19,11 +19,24 @@ BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what make bench wri
 PACKAGES = ["numpy", "ml_dtypes", "torch", "coremltools", "compressed-tensors", "scipy"]
 
 
+def cpu_fields() -> dict[str, str]:
+    """What the system says of the processor; nothing where it does not say it in this way."""
+    if not Path("/proc/cpuinfo").exists():
+        return {}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
+
+
+def machine_name() -> str:
+    """A name for a page: the processor's family and model, and the highest instruction set."""
+    fields = cpu_fields()
+    family = f"family{fields['cpu family']}-model{fields['model']}" if "model" in fields else platform.machine()
+    return f"{family}-{_core.available_isas()[-1]}"
+
+
 def machine(load_before: float) -> Row:
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        fields = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in fields.items()}
+    fields, cpu = cpu_fields(), platform.processor()
+    if fields:
         cpu = f"{fields.get('model name')}, family {fields.get('cpu family')} model {fields.get('model')}"
     versions = [("fastsparse", fs.__version__), ("Python", platform.python_version())]
     for package in PACKAGES:
@@ -188,7 +201,7 @@ def shortfalls(rows: list[Row], title: str) -> list[str]:
     ]
 
 
-def measured(about: Row, rows: list[Row], kept: list[Row], extras: list[Row]) -> str:
+def measured(drawing: str, about: Row, rows: list[Row], kept: list[Row], extras: list[Row]) -> str:
     importing = next(row["ms"]["ours"] for row in extras if row["group"] == "import")
     missed = shortfalls(rows, "") + shortfalls(kept, "kept pages: ")
     return "\n".join(
@@ -196,7 +209,7 @@ def measured(about: Row, rows: list[Row], kept: list[Row], extras: list[Row]) ->
             f"- CPU: {about['cpu']}",
             f"- Versions: {about['versions']}; peers skipped: {about['skipped']}",
             f"- {about['date']}, `make bench`; load average {about['load']}\n",
-            "![Against the peers, and against the limit](performance.svg)\n",
+            f"![Against the peers, and against the limit]({drawing})\n",
             "### The standard case\n",
             standard(rows),
             "### Pages that the allocator keeps\n",
@@ -250,9 +263,16 @@ def picture(path: Path, about: Row, rows: list[Row]) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def write(docs: Path, about: Row, rows: list[Row], kept: list[Row], extras: list[Row]) -> None:
-    page = docs / "performance.md"
-    text = page.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{measured(about, rows, kept, extras)}\n{END}{after}")
-    picture(docs / "performance.svg", about, rows)
+def replace_part(page: Path, title: str, begin: str, end: str, part: str) -> None:
+    """Puts what was measured between two marks of a page, which is begun where there is none."""
+    text = page.read_text() if page.exists() else f"# {page.stem}\n"
+    if begin not in text:
+        text += f"\n## {title}\n\n{begin}{end}\n"
+    before, after = text.split(begin)[0], text.split(end)[1]
+    page.write_text(f"{before}{begin}\n\n{part}\n{end}{after}")
+
+
+def write(page: Path, about: Row, rows: list[Row], kept: list[Row], extras: list[Row]) -> None:
+    drawing = page.with_suffix(".svg")
+    picture(drawing, about, rows)
+    replace_part(page, "Kernels", BEGIN, END, measured(drawing.name, about, rows, kept, extras))

@@ -1,4 +1,6 @@
-"""Measures everything and writes the results into docs/performance.md, with a picture beside it: `make bench`.
+"""Measures everything and writes the results into docs/performance/NAME.md, with pictures beside it: `make bench`.
+
+NAME is that of the processor and its instruction set, unless `--name` says another.
 
 Four processes measure: all cases and peers; NumPy's AVX2 path, chosen by its environment, since on some CPUs it is
 the faster one; packing with pages that the allocator keeps; linear layers.
@@ -67,7 +69,8 @@ def main() -> None:
     parser.add_argument("--cases", help="only those whose name matches, such as ^select-50-")
     parser.add_argument("--only", choices=["none", *RUNS], help="measure this, take the rest from the last time")
     parser.add_argument("--results", type=Path, default=ROOT / "target" / "bench")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "performance")
+    parser.add_argument("--name", default=render.machine_name(), help="of the page, [default: %(default)s]")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     load_before = os.getloadavg()[0]
@@ -79,8 +82,9 @@ def main() -> None:
         machine.write_text(json.dumps(render.machine(load_before)))
     rows = joined(loaded(options.results, "cases"), loaded(options.results, "numpy-avx2"))
     kept, extras = loaded(options.results, "kept-pages"), loaded(options.results, "extras")
-    render.write(options.docs, json.loads(machine.read_text()), rows, kept, extras)
-    linear.write(options.docs, loaded(options.results, "linear"))
+    page = options.docs / f"{options.name}.md"
+    render.write(page, json.loads(machine.read_text()), rows, kept, extras)
+    linear.write(page, loaded(options.results, "linear"))
 
 
 if __name__ == "__main__":
