@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test test-rust test-python lint demo interop bench build lock clean
+.PHONY: test test-rust test-python test-one lint demo interop bench bench-one build lock clean
 
 test: lint test-rust test-python
 
@@ -38,11 +38,19 @@ lint: build
 demo: build
 	$(BIN)/python demo/demo.py $(MODEL)
 
+# One kernel: its Rust tests, its Python tests and its speed. K=nm, select, block, pack, linear, histogram, energy, ...
+test-one: build
+	cargo test --package fastsparse-core --locked --quiet --test '$(K)*'
+	$(BIN)/pytest --quiet tests -k '$(K)'
+
+bench-one:
+	cargo bench --package fastsparse-core --locked --bench '$(K)*'
+
 # Against torch, compressed-tensors and coremltools, in an environment of its own: they take some gigabytes.
 interop: .venv-interop/.built
 	.venv-interop/bin/pytest --quiet tests/interop
 
-# Against the same and NumPy, for speed: some ten minutes on an idle machine. Rewrites docs/performance.md.
+# Against the same and NumPy, for speed: some ten minutes on an idle machine. Writes a page of docs/performance.
 bench: .venv-interop/.built
 	.venv-interop/bin/python benches/report.py
 
@@ -69,7 +77,7 @@ build: .venv/.built
 
 lock: .venv/.tools
 	$(BIN)/pip install --quiet uv
-	$(LOCK) --group develop --extra cli --extra dask --extra scipy -o requirements/dev.lock
+	$(LOCK) --group develop --extra dask --extra scipy -o requirements/dev.lock
 	$(LOCK) --group interop --extra coreml --extra scipy --extra torch -o requirements/interop.lock
 
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --quiet \

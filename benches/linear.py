@@ -230,7 +230,7 @@ def main() -> None:
         type=Path,
         nargs=2,
         metavar=("FILE", "PAGE"),
-        help="do not measure; write what FILE holds into a page",
+        help="write what FILE holds, measure nothing",
     )
     options = parser.parse_args()
     if options.write:

@@ -28,15 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    try:
-        from fastsparse.cli._commands import run
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        if missing not in ("typer", "rich"):
-            raise
-        advice = "install it with: pip install 'fastsparse-py[cli]'"
-        print(f"fastsparse: the command line needs {missing}; {advice}", file=sys.stderr)
-        return 1
+    from fastsparse.cli._commands import run  # here, so that an interrupt meanwhile is one line too
+
     if arguments is None and isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names and signs may be in no code page
     return run(arguments)
