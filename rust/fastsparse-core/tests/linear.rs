@@ -145,7 +145,7 @@ fn all(shape: Matrix, batch: usize, keep_of_64: u64, bias: bool) {
 fn shapes() {
     for cols in [0, 1, 7, 8, 9, 15, 16, 31, 33, 63, 64, 65, 200, 257, 300, 515, 1100] {
         for rows in [1, 2, 4, 5, 17, 33] {
-            for batch in [1, 2, 3, 4, 5, 9] {
+            for batch in [1, 2, 3, 4, 5, 7, 9] {
                 all(Matrix { rows, cols }, batch, 32, cols % 2 == 0);
             }
         }
@@ -165,7 +165,7 @@ fn densities_and_batches() {
 #[test]
 fn structured_masks() {
     fn same<E: Real, X: Real>(shape: Matrix, groups: Option<Groups>, keep: impl Fn(usize, usize) -> bool + Copy) {
-        for batch in [1, 2, 3, 4, 9] {
+        for batch in [1, 2, 3, 4, 6, 8, 9] {
             let mut random = Random(shape.len() as u64);
             let mut packed = Packed::of::<E>(shape, &mut random, keep);
             packed.groups = groups.and_then(|Groups { keep, of }| Groups::equal(keep, of, shape, packed.values.len()));
@@ -206,10 +206,10 @@ fn hash(a: usize, b: usize) -> usize {
     (Random((a * 1_000_003 + b) as u64).next() >> 40) as usize
 }
 
-/// Several tasks, chunks and tiles of the kernel that has activations in its lanes.
+/// Several tasks, chunks and tiles; passes of the direct kernel; the kernel that has activations in its lanes.
 #[test]
-fn few_kept_and_many_rows() {
-    for (batch, keep) in [(4, 5), (8, 15), (15, 10), (17, 25), (40, 20), (64, 32), (130, 30)] {
+fn many_rows() {
+    for (batch, keep) in [(4, 5), (8, 15), (15, 10), (17, 25), (20, 60), (26, 62), (40, 20), (64, 32), (130, 30)] {
         all(Matrix { rows: 141, cols: 1103 }, batch, keep, batch % 2 == 0);
     }
 }

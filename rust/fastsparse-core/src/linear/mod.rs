@@ -27,6 +27,3 @@ pub use real::Real;
 pub use weights::{Groups, Weights};
 
 use weights::{WORK_PER_THREAD, work};
-
-/// Rows of activations from which on tiles are used, where there are some: up to four the sums of the vector kernel stay in registers.
-const AMX_FROM: usize = 5;

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use super::avx2_asm::*;
 use super::engine::Engine;
+use super::strategy::{AVX2_FEW_UP_TO, AVX2_PASS};
 use super::vector::FloatVector;
 use crate::element::DType;
 use crate::isa::{Avx2, Isa, Kernel};
@@ -31,15 +32,14 @@ impl<E: Real> Engine for Floats<E> {
     const LANES: usize = 8;
     /// Entries of the tables have 16 and 32 bytes.
     const SHIFT: u32 = if matches!(E::DTYPE, DType::F16) { 4 } else { 5 };
-    /// Measured on Zen 3, one row of activations, from memory, nanoseconds a weight: 0.086, 0.097 and 0.150 at 10, 15 and 25 %; without 0.114,
-    /// 0.118 and 0.122.
-    const FEW_UP_TO: usize = if matches!(E::DTYPE, DType::F32) { 200 } else { 0 };
+    const FEW_UP_TO: usize = if matches!(E::DTYPE, DType::F32) { AVX2_FEW_UP_TO } else { 0 };
     /// Measured on Zen 3, one row of activations, 2:4, nanoseconds a weight of bfloat16: 0.059, and 0.075 without; of float16 no less, as it is
     /// the conversion that takes time.
     const PAIRS: bool = matches!(E::DTYPE, DType::BF16);
     /// Twelve sums, three of x and a weight are all 16 registers.
     const BATCH: usize = 3;
     const SUMS: usize = 8;
+    const PASS: usize = AVX2_PASS;
 
     #[inline(always)]
     fn zero(self) -> __m256 {

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::engine::Engine;
+use super::strategy::AVX512_PASS;
 use super::vector::FloatVector;
 use crate::element::{DType, Word};
 use crate::isa::{Avx512, Avx512Bf16, Isa, Kernel};
@@ -29,7 +30,8 @@ impl<E: Real> Engine for Floats<E> {
     type Vector = __m512;
     type Sums = __m512;
     const LANES: usize = 16;
-    const SUMS: usize = 16;
+    const SUMS: usize = 24;
+    const PASS: usize = AVX512_PASS;
     const BATCH: usize = 6;
 
     #[inline(always)]
@@ -134,6 +136,7 @@ impl<E: Real> Engine for Halves<E> {
     type Sums = __m512;
     const LANES: usize = 32;
     const SUMS: usize = 16;
+    const PASS: usize = AVX512_PASS;
     const BATCH: usize = 4;
     const ORDERED: bool = matches!(E::DTYPE, DType::F16);
 
@@ -236,6 +239,7 @@ impl<E: Real> Engine for Pairs<E> {
     type Sums = __m512;
     const LANES: usize = 32;
     const SUMS: usize = 16;
+    const PASS: usize = AVX512_PASS;
     const BATCH: usize = 6;
 
     #[inline(always)]

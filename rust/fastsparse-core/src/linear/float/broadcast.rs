@@ -45,19 +45,6 @@ pub(super) fn rows(all: usize, threads: usize) -> usize {
     all.div_ceil(2 * threads).clamp(1, ROWS)
 }
 
-/// Kept weights in a thousand up to which this is quicker than expanding them, by the least number of rows of activations. Measured on
-/// Zen 3 with AVX2, nanoseconds a weight and row of float32. Expanded: 0.067, 0.047, 0.037, 0.032 at 8, 16, 32, 64 rows and about
-/// any density. Here, at 700, 500 and 250: 0.082 / 0.066 / 0.040, 0.054 / 0.040 / 0.025, 0.037 / 0.026 / 0.018, 0.029 / 0.021 / 0.015.
-/// At 5 rows and 250 it is 0.065 against 0.078, at 4 rows the direct kernel is quicker.
-const UP_TO: [(usize, usize); 5] = [(64, 750), (32, 700), (16, 600), (8, 480), (5, 300)];
-
-/// Whether this is quicker than expanding the weights. Where the other kernel adds two products at a time (`pairs`) it has half of the
-/// multiplications: reckoned, not measured.
-pub(super) fn pays(kept: usize, all: usize, batch: usize, pairs: bool) -> bool {
-    let up_to = UP_TO.iter().find(|(least, _)| batch >= *least).map_or(0, |(_, up_to)| *up_to);
-    kept.saturating_mul(1000) <= all.saturating_mul(if pairs { up_to / 2 } else { up_to })
-}
-
 /// Some rows of activations by columns: the elements of a column lie together.
 struct Tile {
     /// The first of the rows.

@@ -15,6 +15,7 @@
 //! float16: 0.059 and 0.080, and 0.065 and 0.086 where they are.
 
 use super::engine::{Engine, Kept, Work, keep, leading, lines, part, step, unroll, vectors, word};
+use super::strategy::each_up_to;
 use crate::element::Word;
 use crate::linear::activations::{BLOCK, CHUNK_COLS};
 use crate::linear::rows::{ChunkMask, Row};
@@ -51,16 +52,6 @@ fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T
         }
     }
     to
-}
-
-/// Vectors in a hundred that hold weights up to which each row had better go through its own. Measured on Zen 3 with AVX2 for one, two
-/// and four rows of activations: level between 30 (bfloat16) and 43 (float32), at 57 and 50. Wider vectors: reckoned.
-const fn each_up_to<V: Engine, const B: usize>() -> usize {
-    match (V::LANES, B) {
-        (8, 1) => 33,
-        (8, _) => 50,
-        _ => 75,
-    }
 }
 
 /// The bits of some mask words. A loop, unlike [`crate::matrix::popcount`]: closures are compiled without the features.
@@ -266,6 +257,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                 // SAFETY: as in `all`.
                 let w = unsafe { engine.expand(from, keep) };
                 from = from.wrapping_add(keep.count_ones() as usize);
+                prefetch(from.wrapping_byte_add(self.ahead));
                 for b in 0..B {
                     // SAFETY: as in `all`: there are no bits behind the columns.
                     let x = unsafe { engine.load(self.x[b].add(vector * V::LANES)) };
@@ -343,9 +335,14 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
 }
 
 impl<V: Engine> Work<'_, V> {
-    /// `R` rows of weights from `first` on, `B` rows of activations. Answers whether mask and offsets agree.
+    /// `R` rows of weights from `first` on, `B` rows of activations from `from_b` on. Returns whether mask and offsets agree.
     #[inline(always)]
-    pub(super) fn direct<const B: usize, const R: usize>(&mut self, first: usize, mode: ExpandMode) -> bool {
+    pub(super) fn direct<const B: usize, const R: usize>(
+        &mut self,
+        first: usize,
+        from_b: usize,
+        mode: ExpandMode,
+    ) -> bool {
         if first >= self.task.rows.end {
             return true;
         }
@@ -373,7 +370,7 @@ impl<V: Engine> Work<'_, V> {
             for r in 0..R {
                 prefetch(rows[0].later_bits(chunk, R).wrapping_add(r * rows[0].bytes()));
             }
-            let x: [*const V::Lane; B] = std::array::from_fn(|b| x[b * width..(b + 1) * width].as_ptr().cast());
+            let x: [*const V::Lane; B] = std::array::from_fn(|b| x[(from_b + b) * width..][..width].as_ptr().cast());
             let mut work = Chunk { mask, stride, from, ahead, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
             let (mut used, mut many, mut same) = ([0; R], 0, true);
             // SAFETY: 512 values are there, the vectors of the chunk and the masks; `kept` has as many rows.
@@ -386,7 +383,7 @@ impl<V: Engine> Work<'_, V> {
                 }
                 if V::ORDERED && same {
                     sums = work.shared(engine, self.scratch.kept.as_mut_ptr(), sums);
-                } else if mode.kept.is_some() || 100 * many > R * work.vectors * const { each_up_to::<V, B>() } {
+                } else if mode.kept.is_some() || 100 * many > R * work.vectors * const { each_up_to(V::LANES, B) } {
                     if mode.few && mode.kept.is_none() {
                         sums = work.rest(engine, sums);
                     }
@@ -409,7 +406,7 @@ impl<V: Engine> Work<'_, V> {
             for r in 0..R {
                 totals[r] = engine.total(sums[r]);
             }
-            (self.emit)(first, b, &totals[..len]);
+            (self.emit)(first, from_b + b, &totals[..len]);
         }
         rows.iter().all(Row::complete)
     }

@@ -21,10 +21,6 @@ pub(super) const ROWS: usize = 4;
 #[repr(C, align(4096))]
 pub(super) struct Kept<T>([Block<T>; CHUNK + 1]);
 
-/// Rows of activations up to which weights are multiplied while they are expanded. Measured on Zen 3 with AVX2, nanoseconds a weight and row of
-/// float32 at 50 %: 0.049 and 0.041 at three and four rows, with a tile 0.087 and 0.075.
-const DIRECT: usize = 4;
-
 /// Vectors of an instruction set, and how weights and activations meet in them.
 pub(super) trait Engine: Copy + Send + Sync {
     /// Bits of a packed weight.
@@ -37,8 +33,10 @@ pub(super) trait Engine: Copy + Send + Sync {
     type Sums: Copy + Send;
     /// Columns of a vector: 8, 16 or 32.
     const LANES: usize;
-    /// Sums that there are registers for, beside what is being expanded: four rows of weights by four of activations, or half of that.
+    /// Sums that the direct kernel has registers for, beside what is being expanded.
     const SUMS: usize;
+    /// Rows of activations of a pass of the direct kernel, at most.
+    const PASS: usize;
     /// Rows of activations, at most six, for whose sums with four rows of weights there are registers.
     const BATCH: usize;
 
@@ -233,10 +231,10 @@ pub(super) struct Scratch<V: Engine> {
 }
 
 impl<V: Engine> Scratch<V> {
-    /// For `batch` rows of activations. Tile and sums are empty where the batch fits the registers, `kept` where not.
-    pub fn new(engine: V, batch: usize) -> Self {
+    /// For `batch` rows of activations. Tile and sums are empty where weights are multiplied while they are expanded, `kept` where not.
+    pub fn new(engine: V, batch: usize, direct: bool) -> Self {
         let (kept, tile, sums) =
-            if batch <= DIRECT { (batch, 0, 0) } else { (0, tile_rows::<V>(), batch * tile_rows::<V>()) };
+            if direct { (batch.min(V::PASS), 0, 0) } else { (0, tile_rows::<V>(), batch * tile_rows::<V>()) };
         Scratch {
             values: [[V::Weight::default(); CHUNK_COLS]; ROWS],
             masks: [[0; CHUNK_COLS / 8]; ROWS],
@@ -247,9 +245,9 @@ impl<V: Engine> Scratch<V> {
     }
 }
 
-/// Rows of weights that are computed together, for `batch` rows of activations.
-pub(super) fn rows_per_tile<V: Engine>(batch: usize) -> usize {
-    if batch <= DIRECT { ROWS } else { tile_rows::<V>() }
+/// Rows of weights that are computed together.
+pub(super) fn rows_per_tile<V: Engine>(direct: bool) -> usize {
+    if direct { ROWS } else { tile_rows::<V>() }
 }
 
 /// A task on its way into a function that names the features. Answers whether mask and offsets agree.
@@ -258,6 +256,8 @@ pub(super) struct Work<'a, V: Engine> {
     pub task: &'a Task<'a, V::Weight>,
     pub x: &'a Activations<V::Lane>,
     pub scratch: &'a mut Scratch<V>,
+    /// Whether weights are multiplied while they are expanded.
+    pub direct: bool,
     pub emit: &'a dyn Fn(usize, usize, &[f32]),
 }
 
@@ -266,42 +266,65 @@ impl<V: Engine> Kernel for Work<'_, V> {
 
     #[inline(always)]
     fn run(mut self) -> bool {
-        let batch = self.x.len;
         let mut agreed = true;
         // A loop, not a fold: a closure is a function of its own, compiled without the features, where every intrinsic is a call.
-        for first in self.task.rows.clone().step_by(rows_per_tile::<V>(batch)) {
-            agreed &= if batch <= DIRECT { self.few(first) } else { self.tiled(first) };
+        for first in self.task.rows.clone().step_by(rows_per_tile::<V>(self.direct)) {
+            agreed &= if self.direct { self.passes(first) } else { self.tiled(first) };
         }
         agreed
     }
 }
 
 impl<V: Engine> Work<'_, V> {
-    /// Four rows of weights from `first` on, all activations, of which there are few.
+    /// Four rows of weights from `first` on, all activations, in passes that are as even as possible.
     #[inline(always)]
-    fn few(&mut self, first: usize) -> bool {
-        match self.x.len {
-            0 => true,
+    fn passes(&mut self, first: usize) -> bool {
+        let passes = self.x.len.div_ceil(V::PASS);
+        let (mut agreed, mut b) = (true, 0);
+        for pass in 0..passes {
+            let end = self.x.len * (pass + 1) / passes;
+            agreed &= self.few(first, b, end - b);
+            b = end;
+        }
+        agreed
+    }
+
+    /// Four rows of weights from `first` on, `len` rows of activations from `b` on.
+    #[inline(always)]
+    fn few(&mut self, first: usize, b: usize, len: usize) -> bool {
+        match len {
             1 => match self.task.weights.groups {
                 Some(Groups { keep, of }) if V::LANES % of == 0 => {
                     let kept = Some(V::LANES / of * keep);
                     if 2 * keep <= of {
-                        self.direct::<1, ROWS>(first, ExpandMode { kept, few: true })
+                        self.direct::<1, ROWS>(first, b, ExpandMode { kept, few: true })
                     } else {
-                        self.direct::<1, ROWS>(first, ExpandMode { kept, few: false })
+                        self.direct::<1, ROWS>(first, b, ExpandMode { kept, few: false })
                     }
                 }
                 _ if const { V::FEW_UP_TO > 0 } && self.few_kept() => {
-                    self.direct::<1, ROWS>(first, ExpandMode { kept: None, few: true })
+                    self.direct::<1, ROWS>(first, b, ExpandMode { kept: None, few: true })
                 }
-                _ => self.direct::<1, ROWS>(first, ExpandMode::COUNTED),
+                _ => self.direct::<1, ROWS>(first, b, ExpandMode::COUNTED),
             },
-            2 => self.direct::<2, ROWS>(first, ExpandMode::COUNTED),
-            3 if const { V::SUMS >= 3 * ROWS } => self.direct::<3, ROWS>(first, ExpandMode::COUNTED),
-            4 if const { V::SUMS >= 4 * ROWS } => self.direct::<4, ROWS>(first, ExpandMode::COUNTED),
-            3 => self.direct::<3, 2>(first, ExpandMode::COUNTED) & self.direct::<3, 2>(first + 2, ExpandMode::COUNTED),
-            4 => self.direct::<4, 2>(first, ExpandMode::COUNTED) & self.direct::<4, 2>(first + 2, ExpandMode::COUNTED),
-            _ => unreachable!("at most DIRECT"),
+            2 => self.four::<2>(first, b),
+            3 => self.four::<3>(first, b),
+            4 => self.four::<4>(first, b),
+            5 if const { V::PASS >= 5 } => self.four::<5>(first, b),
+            6 if const { V::PASS >= 6 } => self.four::<6>(first, b),
+            7 if const { V::PASS >= 7 } => self.four::<7>(first, b),
+            8 if const { V::PASS >= 8 } => self.four::<8>(first, b),
+            _ => unreachable!("at most PASS"),
+        }
+    }
+
+    /// Four rows of weights from `first` on, `B` rows of activations: at a time or, where registers do not hold the sums, two by two.
+    #[inline(always)]
+    fn four<const B: usize>(&mut self, first: usize, b: usize) -> bool {
+        if const { V::SUMS >= B * ROWS } {
+            self.direct::<B, ROWS>(first, b, ExpandMode::COUNTED)
+        } else {
+            self.direct::<B, 2>(first, b, ExpandMode::COUNTED) & self.direct::<B, 2>(first + 2, b, ExpandMode::COUNTED)
         }
     }
 

@@ -13,6 +13,7 @@ mod direct;
 #[cfg(target_arch = "x86_64")]
 mod engine;
 mod scalar;
+pub(super) mod strategy;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
 #[cfg(target_arch = "x86_64")]
@@ -25,11 +26,12 @@ use super::activations::{self, Activations};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::rows::{self, Task};
-use super::{AMX_FROM, Real, WORK_PER_THREAD, Weights, work};
+use super::{Real, WORK_PER_THREAD, Weights, work};
 use crate::element::Word;
 use crate::error::{Error, Result};
 use crate::parallel::{self, Exec, SharedMut, run_with};
 use crate::unpack::check_parts;
+use strategy::{Level, Method, Product};
 #[cfg(target_arch = "x86_64")]
 pub(super) use vector::FloatVector;
 
@@ -114,31 +116,33 @@ impl<W: Word, X: Real> Call<'_, W, X> {
             parallel::map(self.exec.for_work(self.x.len(), activations::COPY_PER_THREAD).threads, self.batch, |b| {
                 engine::finite(self.exec.isa, self.row(b), X::magnitude, X::MAX_MAGNITUDE)
             });
-        let lanes = |pairs| broadcast::pays(self.weights.values.len(), self.weights.shape.len(), self.batch, pairs);
+        let Weights { shape, values, .. } = self.weights;
+        let product =
+            Product { weights: E::DTYPE, x: X::DTYPE, batch: self.batch, kept: values.len(), all: shape.len() };
+        let method = strategy::method(Level::of(self.exec.isa), product);
+        let direct = method == Method::Direct;
         // Conditions of constants, so that no engine is compiled for types that it does not take.
         let agreed = match self.exec.isa {
             Isa::Avx512(token) => {
-                let pairs = const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) };
-                let tiles = self.exec.isa.amx().filter(|_| pairs && self.batch >= AMX_FROM);
-                let pairs = self.exec.isa.avx512_bf16().filter(|_| pairs);
-                if const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) }
-                    && let Some(token) = tiles
+                if method == Method::Broadcast {
+                    self.broadcast::<E, _>(token, &finite)
+                } else if const { strategy::is_bf16(E::DTYPE, X::DTYPE) }
+                    && method == Method::Amx
+                    && let Some(token) = self.exec.isa.amx()
                 {
                     self.tiles(amx::Bf16::<E>(token, PhantomData), &finite)
-                } else if lanes(pairs.is_some()) {
-                    self.lanes::<E, _>(token, &finite)
-                } else if const { matches!(E::DTYPE, DType::F32) } {
-                    self.vectors(avx512::Floats::<E>::new(token), &finite, X::to_f32)
-                } else if const { matches!((E::DTYPE, X::DTYPE), (DType::BF16, DType::BF16)) }
-                    && let Some(token) = pairs
+                } else if const { strategy::is_bf16(E::DTYPE, X::DTYPE) }
+                    && let Some(token) = self.exec.isa.avx512_bf16()
                 {
-                    self.vectors(avx512::Pairs::<E>::new(token), &finite, |x| x.to_u64() as u16)
+                    self.vectors(avx512::Pairs::<E>::new(token), direct, &finite, |x| x.to_u64() as u16)
+                } else if const { matches!(E::DTYPE, DType::F32) } {
+                    self.vectors(avx512::Floats::<E>::new(token), direct, &finite, X::to_f32)
                 } else {
-                    self.vectors(avx512::Halves::<E>::new(token), &finite, X::to_f32)
+                    self.vectors(avx512::Halves::<E>::new(token), direct, &finite, X::to_f32)
                 }
             }
-            Isa::Avx2(token) if lanes(false) => self.lanes::<E, _>(token, &finite),
-            Isa::Avx2(token) => self.vectors(avx2::Floats::<E>::new(token), &finite, X::to_f32),
+            Isa::Avx2(token) if method == Method::Broadcast => self.broadcast::<E, _>(token, &finite),
+            Isa::Avx2(token) => self.vectors(avx2::Floats::<E>::new(token), direct, &finite, X::to_f32),
             Isa::Scalar => return None,
         };
         let others: Vec<usize> = (0..self.batch).filter(|&b| !finite[b]).collect();
@@ -149,14 +153,17 @@ impl<W: Word, X: Real> Call<'_, W, X> {
     fn vectors<V: engine::Engine<Weight = W>>(
         &self,
         engine: V,
+        direct: bool,
         finite: &[bool],
         convert: impl Fn(X::Bits) -> V::Lane + Copy + Sync,
     ) -> bool {
         let row = |b: usize| finite[b].then(|| self.row(b));
         let x = &Activations::new(row, self.batch, self.weights.shape.cols, self.exec, convert, V::place);
-        let scratch = || engine::Scratch::new(engine, x.len);
-        let rows = rows::rows(self.weights.shape, engine::rows_per_tile::<V>(x.len));
-        self.each_task(rows, scratch, |scratch, task, emit| engine.run(engine::Work { engine, task, x, scratch, emit }))
+        let scratch = || engine::Scratch::new(engine, x.len, direct);
+        let rows = rows::rows(self.weights.shape, engine::rows_per_tile::<V>(direct));
+        self.each_task(rows, scratch, |scratch, task, emit| {
+            engine.run(engine::Work { engine, task, x, scratch, direct, emit })
+        })
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -169,7 +176,7 @@ impl<W: Word, X: Real> Call<'_, W, X> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn lanes<E: Real<Bits = W>, V: FloatVector>(&self, lanes: V, finite: &[bool]) -> bool {
+    fn broadcast<E: Real<Bits = W>, V: FloatVector>(&self, lanes: V, finite: &[bool]) -> bool {
         let row = |b: usize| finite[b].then(|| self.row(b));
         let x = &broadcast::Columns::new::<V, X>(lanes, row, self.batch, self.weights.shape.cols, self.exec);
         let rows = broadcast::rows(self.weights.shape.rows, self.exec.threads);

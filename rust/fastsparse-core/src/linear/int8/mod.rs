@@ -22,8 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+use super::float::strategy::AMX_FROM;
 use super::rows::{self, Task};
-use super::{AMX_FROM, Real, WORK_PER_THREAD, Weights, work};
+use super::{Real, WORK_PER_THREAD, Weights, work};
 use crate::element::F32;
 use crate::error::{Error, Result};
 use crate::isa::Kernel;
