@@ -62,7 +62,7 @@ def test_each_becomes_each(tmp_path, folder, to):
     config = json.loads((tmp_path / "dst" / "config.json").read_text())
     if to == "dense":
         assert config == golden.CONFIG
-        assert not any(isinstance(found, Packed) for found in opened._tensors.values())
+        assert not any(isinstance(found, Packed) for found in opened.reader.tensors.values())
         return
     assert {name for name in opened if isinstance(opened[name], fs.BitmaskArray)} == set(
         filter(golden.pruned, golden.SHAPES)
@@ -70,7 +70,7 @@ def test_each_becomes_each(tmp_path, folder, to):
     section = config.pop("quantization_config")["sparsity_config"]
     assert config == golden.CONFIG
     assert section["format"] == ("sparse-24-bitmask" if to == "sparse-24" else "sparse-bitmask")
-    keys = set(opened._entries)
+    keys = set(opened.reader.entries)
     assert ("model.layers.0.mlp.up_proj.row_offsets" in keys) == (to == "sparse-bitmask")
     if to == "sparse-bitmask":
         assert all((dense(array) != 0).sum() == array.nnz for array in opened.values() if hasattr(array, "nnz"))
@@ -82,9 +82,9 @@ def test_their_bytes_are_ours(tmp_path):
     theirs = checkpoint.open(folder)
     compressed_tensors.convert(folder, tmp_path / "dst", "sparse-bitmask")
     ours = checkpoint.open(tmp_path / "dst")
-    assert set(ours._entries) == set(theirs._entries)
-    for key, entry in ours._entries.items():
-        assert np.array_equal(ours._raw(entry), theirs._raw(theirs._entries[key]))
+    assert set(ours.reader.entries) == set(theirs.reader.entries)
+    for key, entry in ours.reader.entries.items():
+        assert np.array_equal(ours.reader.raw(entry), theirs.reader.raw(theirs.reader.entries[key]))
 
 
 def test_a_pruned_dense_model_is_packed(tmp_path):
@@ -104,7 +104,7 @@ def test_a_pruned_dense_model_is_packed(tmp_path):
         compressed_tensors.convert(tmp_path / to, tmp_path / "back", "dense", overwrite=True)
         checkpoint.verify(tmp_path / "back", tmp_path / "src")
     # Masks as compressed-tensors lays them: along the last axis.
-    assert checkpoint.open(tmp_path / "sparse-bitmask")._entries["conv.bitmask"].shape == (16, 8, 6)
+    assert checkpoint.open(tmp_path / "sparse-bitmask").reader.entries["conv.bitmask"].shape == (16, 8, 6)
     reasons = {row.name: row.reason for row in report.tensors}
     assert reasons["odd"].startswith("packed, compressed-tensors would read it under another name")
     assert reasons["full.weight"] == "not 2:4"
@@ -122,7 +122,7 @@ def test_a_record_with_an_impossible_layout(tmp_path, damage):
     opened = checkpoint.open(tmp_path / "x")
     record = {"prefix": "m", "shape": [8, 12], "dtype": "F32", "pattern": None, "exact": False, "density": 8 / 96}
     text = json.dumps({"format": 1, "packed": {"m.weight": {**record, **damage}}})
-    parts = {key: opened._array(entry) for key, entry in opened._entries.items()}
+    parts = {key: opened.reader.array(entry) for key, entry in opened.reader.entries.items()}
     checkpoint.save(parts, tmp_path / "y", metadata={"fastsparse": text})
     with pytest.raises(fs.FormatError, match=r"'m\.weight': metadata: layout"):
         checkpoint.open(tmp_path / "y")

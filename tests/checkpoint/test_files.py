@@ -102,7 +102,8 @@ def test_the_report_says_what_was_done_and_what_it_cost(tmp_path, rng):
     }
     assert (report.packed, report.sparsity) == (1, 0.75)
     assert json.loads(json.dumps(report.to_dict()))["totals"]["bytes_after"] == report.bytes_after
-    assert report.bytes_after == sum(entry.nbytes for entry in checkpoint.open(tmp_path / "dst")._entries.values())
+    stored = checkpoint.open(tmp_path / "dst").reader.entries.values()
+    assert report.bytes_after == sum(entry.nbytes for entry in stored)
 
     planned = checkpoint.plan(src, "75%").report
     assert [(row.name, row.bytes_after, row.sparsity) for row in planned.tensors] == [

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fastsparse.checkpoint import _sigint
-from fastsparse.checkpoint._executor import Task, ahead, workers
+from fastsparse.checkpoint._executor import Task, map_bounded, workers
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def interruptible():
 def test_an_interrupt_waits_until_it_is_asked_for():
     before = signal.getsignal(signal.SIGINT)
     reached = []
-    with pytest.raises(KeyboardInterrupt), _sigint.held():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), _sigint.defer_sigint():  # noqa: PT012
         _sigint.deliver()
         signal.raise_signal(signal.SIGINT)
         reached.append("held")
@@ -34,7 +34,7 @@ def test_an_interrupt_waits_until_it_is_asked_for():
 
 def test_an_interrupt_comes_at_the_end_at_the_latest():
     reached = []
-    with pytest.raises(KeyboardInterrupt), _sigint.held():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), _sigint.defer_sigint():  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         reached.append("end")
     assert reached == ["end"]
@@ -44,12 +44,12 @@ def test_a_handler_of_the_caller_gets_it():
     seen = []
     before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
-        with _sigint.held(), _sigint.held():
+        with _sigint.defer_sigint(), _sigint.defer_sigint():
             signal.raise_signal(signal.SIGINT)
             assert seen == []
         assert seen == [signal.SIGINT]
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with _sigint.held():
+        with _sigint.defer_sigint():
             signal.raise_signal(signal.SIGINT)
             _sigint.deliver()
     finally:
@@ -62,7 +62,7 @@ def test_a_task_that_takes_long_does_not_keep_it():
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), workers(ThreadPoolExecutor(1)) as pool:  # noqa: PT012
         try:
-            next(ahead(pool, [Task(release.wait, (), peak=1)], 1))
+            next(map_bounded(pool, [Task(release.wait, (), peak=1)], 1))
         finally:
             waited = time.monotonic() - started
             release.set()
@@ -73,7 +73,7 @@ def test_other_threads_hold_nothing():
     before = signal.getsignal(signal.SIGINT)
 
     def inside():
-        with _sigint.held():
+        with _sigint.defer_sigint():
             _sigint.deliver()
             return signal.getsignal(signal.SIGINT)
 

@@ -20,7 +20,7 @@ import pytest
 import fastsparse as fs
 from fastsparse import checkpoint
 from fastsparse.checkpoint import _reader
-from fastsparse.checkpoint._executor import Task, ahead
+from fastsparse.checkpoint._executor import Task, map_bounded
 
 RECIPES = {
     "tensor": checkpoint.Recipe(default="2:4", rules=[checkpoint.Rule("0", "nonzero")]),
@@ -104,11 +104,11 @@ def test_no_more_is_under_way_than_fits():
     largest = 1 << 30
     begun = []
     tasks = [Task(begun.append, (at,), peak=largest * 3 // 2, held=largest // 2) for at in range(5)]
-    seen = [len(begun) for _ in ahead(Inline(), tasks, largest)]
+    seen = [len(begun) for _ in map_bounded(Inline(), tasks, largest)]
     assert seen == [2, 3, 4, 5, 5]
     begun.clear()
     tasks = [Task(begun.append, (at,), peak=largest * 3, held=largest * 3) for at in range(3)]
-    assert [len(begun) for _ in ahead(Inline(), tasks, largest)] == [1, 2, 3]
+    assert [len(begun) for _ in map_bounded(Inline(), tasks, largest)] == [1, 2, 3]
 
 
 MEMORY = """

@@ -147,7 +147,7 @@ def test_a_model_that_they_pack_now_is_rescued(tmp_path, form):
     model.save_pretrained(tmp_path / "packed", state_dict=theirs.compress(model), max_shard_size="40KB")
     theirs.update_config(str(tmp_path / "packed"))
     assert len(list((tmp_path / "packed").glob("*.safetensors"))) > 1
-    assert any(key.endswith(".bitmask") for key in checkpoint.open(tmp_path / "packed")._entries)
+    assert any(key.endswith(".bitmask") for key in checkpoint.open(tmp_path / "packed").reader.entries)
     compressed_tensors.convert(tmp_path / "packed", tmp_path / "dense", "dense")
     rescued = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.bfloat16)
     assert torch.equal(logits(rescued), wanted)

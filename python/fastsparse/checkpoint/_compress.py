@@ -19,10 +19,10 @@ from fastsparse.checkpoint._plan import (
     make_plan,
     task,
 )
-from fastsparse.checkpoint._reader import Checkpoint, StrPath
+from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report
-from fastsparse.checkpoint._resume import Done, Shard
+from fastsparse.checkpoint._resume import Shard, TensorResult
 from fastsparse.checkpoint._writer import Target, check_formats, check_target
 from fastsparse.patterns import Pattern
 
@@ -87,12 +87,12 @@ def compress(
     chosen = choose(src, recipe)
     source = chosen.source
     check_target(source, dst, overwrite)
-    sizes = sum(entry.nbytes for entry in source._entries.values())
+    sizes = sum(entry.nbytes for entry in source.entries.values())
     ticker = Ticker(progress, sizes + chosen.bytes_to_plan)
     rows = []
     with workers(executor) as pool:
         todo = make_plan(chosen, pool, ticker)
-        shards = [_packed_shard(source, shard, todo.jobs) for shard in source._shards]
+        shards = [_packed_shard(source, shard, todo.jobs) for shard in source.shards]
         largest = max((job.entry.nbytes for job in todo.jobs), default=0)
         work = {job.name: task(source, job) for job in todo.jobs}
         with (
@@ -106,12 +106,12 @@ def compress(
     return Report(source.path, os.fspath(dst), tuple(rows), seconds, tuple(target.resumed))
 
 
-def _packed_shard(source: Checkpoint, shard: str, jobs: Iterable[Job]) -> Shard:
+def _packed_shard(source: Reader, shard: str, jobs: Iterable[Job]) -> Shard:
     """What a shard will hold."""
     own = [job for job in jobs if job.shard == shard]
     packed = [(job.packed, job.density) for job in own if job.packed is not None]
     pruned = {job.name: (job.pruned, job.density) for job in own if job.pruned is not None}
-    metadata = {**source._metadata[shard], METADATA_KEY: write_record(packed, pruned)}
+    metadata = {**source.metadata[shard], METADATA_KEY: write_record(packed, pruned)}
     return Shard(shard, [job.name for job in own], [entry for job in own for entry in job.entries], metadata)
 
 
@@ -139,19 +139,19 @@ def decompress(src: StrPath, dst: StrPath, *, progress: Progress | None = None, 
         If a file cannot be read or written.
     """
     started = time.perf_counter()
-    source = Checkpoint(src)
+    source = Reader(src)
     check_formats(source)
     check_target(source, dst, overwrite)
-    rows = {name: stored_row(source, name) for name in source}
+    rows = {name: stored_row(source, name) for name in source.tensors}
     entries = {
         name: Entry(name, found.dtype, found.shape, found.nbytes) if isinstance(found, Packed) else found
-        for name, found in source._tensors.items()
+        for name, found in source.tensors.items()
     }
-    where = {name: source._shard_of(found) for name, found in source._tensors.items()}
+    where = {name: source.shard_of(found) for name, found in source.tensors.items()}
     shards = []
-    for shard in source._shards:
+    for shard in source.shards:
         own = [name for name in entries if where[name] == shard]
-        shards.append(Shard(shard, own, [entries[name] for name in own], source._metadata[shard]))
+        shards.append(Shard(shard, own, [entries[name] for name in own], source.metadata[shard]))
     largest = max((entry.nbytes for entry in entries.values()), default=0)
     ticker = Ticker(progress, sum(entry.nbytes for entry in entries.values()))
     work = {
@@ -170,11 +170,11 @@ def decompress(src: StrPath, dst: StrPath, *, progress: Progress | None = None, 
     return Report(source.path, os.fspath(dst), turned, seconds, tuple(target.resumed))
 
 
-def _dense(source: Checkpoint, name: str) -> Done:
+def _dense(source: Reader, name: str) -> TensorResult:
     """A tensor with its dense bytes."""
-    found = source._tensors[name]
+    found = source.tensors[name]
     if isinstance(found, Entry):
-        return Done({name: source._raw(found)}, source.digest(name))
-    done = Done({name: flat_bytes(source._packed(found).to_dense())}, source.digest(name))
+        return TensorResult({name: source.raw(found)}, source.digest(name))
+    done = TensorResult({name: flat_bytes(source.packed(found).to_dense())}, source.digest(name))
     source.release(name)
     return done

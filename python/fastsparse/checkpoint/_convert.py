@@ -15,13 +15,13 @@ from fastsparse import ops
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._bitmask_layouts import to_sparse24, to_sparse_bitmask
 from fastsparse.checkpoint._compress import decompress
-from fastsparse.checkpoint._executor import Task, ahead, workers
+from fastsparse.checkpoint._executor import Task, map_bounded, workers
 from fastsparse.checkpoint._format import METADATA_KEY, TWO_FOUR, Entry, Packed, density, prefix_for, write_record
 from fastsparse.checkpoint._plan import Job, Progress, Ticker, flat_bytes
-from fastsparse.checkpoint._reader import Checkpoint, StrPath
+from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report
-from fastsparse.checkpoint._resume import Done, Shard
+from fastsparse.checkpoint._resume import Shard, TensorResult
 from fastsparse.checkpoint._writer import Target, check_formats, check_target
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import Nonzero, Pattern
@@ -69,23 +69,23 @@ def convert(
     if to not in _FORMS:
         raise FastSparseError(f"to: expected {', '.join(_FORMS)} or dense, got {to!r}")
     started = time.perf_counter()
-    source = Checkpoint(src)
+    source = Reader(src)
     check_formats(source)
     check_target(source, dst, overwrite)
-    stored = {name: sum(entry.nbytes for entry in source._keys(name)) for name in source}
+    stored = {name: sum(entry.nbytes for entry in source.keys(name)) for name in source.tensors}
     ticker = Ticker(progress, 2 * sum(stored.values()))
     rows = []
     with workers() as pool:
         jobs = []
-        taken = set(source)
-        with closing(ahead(pool, _looks(source, to, stored), _largest(source))) as looks:
-            for name, (kept, reason) in zip(source, looks, strict=True):
+        taken = set(source.tensors)
+        with closing(map_bounded(pool, _looks(source, to, stored), _largest(source))) as looks:
+            for name, (kept, reason) in zip(source.tensors, looks, strict=True):
                 jobs.append(_job(source, name, to, kept, reason, taken))
                 ticker.tick(stored[name], name)
         if all(job.packed is None for job in jobs):
             reasons = "; ".join(f"{job.name!r}: {job.reason}" for job in jobs[:3]) or "it has no tensors"
             raise FastSparseError(f"{source.path}: nothing to store as {to}: {reasons}")
-        shards = [_shard(source, shard, jobs) for shard in source._shards]
+        shards = [_shard(source, shard, jobs) for shard in source.shards]
         report = Report(source.path, None, tuple(job.report() for job in jobs), 0.0)
         work = {
             job.name: Task(
@@ -104,20 +104,20 @@ def convert(
     return Report(source.path, os.fspath(dst), tuple(rows), seconds, tuple(target.resumed))
 
 
-def _largest(source: Checkpoint) -> int:
-    return max((found.nbytes for found in source._tensors.values()), default=0)
+def _largest(source: Reader) -> int:
+    return max((found.nbytes for found in source.tensors.values()), default=0)
 
 
-def _shard(source: Checkpoint, shard: str, jobs: list[Job]) -> Shard:
+def _shard(source: Reader, shard: str, jobs: list[Job]) -> Shard:
     """What a shard will hold."""
     own = [job for job in jobs if job.shard == shard]
     record = [(job.packed, density(job.kept, job.entry.shape)) for job in own if job.packed is not None]
-    metadata = {**source._metadata[shard], METADATA_KEY: write_record(record)}
+    metadata = {**source.metadata[shard], METADATA_KEY: write_record(record)}
     return Shard(shard, [job.name for job in own], [entry for job in own for entry in job.entries], metadata)
 
 
-def _looks(source: Checkpoint, to: str, stored: Mapping[str, int]) -> Iterator[Task[tuple[int, str | None]]]:
-    for name, found in source._tensors.items():
+def _looks(source: Reader, to: str, stored: Mapping[str, int]) -> Iterator[Task[tuple[int, str | None]]]:
+    for name, found in source.tensors.items():
         reason = _why_dense(found, name, to)
         if reason is None:
             yield Task(_look, (source, name, to), peak=stored[name] + 2 * found.nbytes)
@@ -147,9 +147,9 @@ def _why_dense(found: Packed | Entry, name: str, to: str) -> str | None:
 _DEFAULT = Recipe(default=Nonzero())
 
 
-def _look(source: Checkpoint, name: str, to: str) -> tuple[int, str | None]:
+def _look(source: Reader, name: str, to: str) -> tuple[int, str | None]:
     """How many elements of a tensor the layout keeps, or why it cannot hold it."""
-    with source._blame(name):
+    with source.error_context(name):
         array = _packed(source, name)
         if to == "sparse-24":
             try:
@@ -162,9 +162,9 @@ def _look(source: Checkpoint, name: str, to: str) -> tuple[int, str | None]:
     return kept, reason
 
 
-def _packed(source: Checkpoint, name: str) -> BitmaskArray:
-    found = source._tensors[name]
-    return source._packed(found) if isinstance(found, Packed) else ops.pack(source._array(found))
+def _packed(source: Reader, name: str) -> BitmaskArray:
+    found = source.tensors[name]
+    return source.packed(found) if isinstance(found, Packed) else ops.pack(source.array(found))
 
 
 def _nonzero(array: BitmaskArray) -> BitmaskArray:
@@ -172,11 +172,11 @@ def _nonzero(array: BitmaskArray) -> BitmaskArray:
     return array if ops.select(array.values, Nonzero()).count == array.nnz else ops.pack(array.to_dense())
 
 
-def _job(source: Checkpoint, name: str, to: str, kept: int, reason: str | None, taken: set[str]) -> Job:
+def _job(source: Reader, name: str, to: str, kept: int, reason: str | None, taken: set[str]) -> Job:
     """What becomes of a tensor."""
-    found = source._tensors[name]
+    found = source.tensors[name]
     entry = Entry(name, found.dtype, found.shape, found.nbytes)
-    shard = source._shard_of(found)
+    shard = source.shard_of(found)
     prefix = prefix_for(name, taken) if reason is None else None
     if reason is not None or prefix is None:
         return Job(name, entry, shard, reason=reason or "other tensors have the names of its parts")
@@ -195,18 +195,18 @@ def _job(source: Checkpoint, name: str, to: str, kept: int, reason: str | None, 
     return job
 
 
-def _kept(source: Checkpoint, found: Packed) -> int:
+def _kept(source: Reader, found: Packed) -> int:
     """How many elements a tensor keeps as it is stored."""
-    return math.prod(source._entries[found.key("compressed")].shape)
+    return math.prod(source.entries[found.key("compressed")].shape)
 
 
-def _run(source: Checkpoint, job: Job) -> Done:
+def _run(source: Reader, job: Job) -> TensorResult:
     """Packs or unpacks the tensor of a job."""
-    found = source._tensors[job.name]
+    found = source.tensors[job.name]
     if job.packed is None:
         if isinstance(found, Entry):
-            return Done({job.name: source._raw(found)}, source.digest(job.name))
-        return Done({job.name: flat_bytes(source._packed(found).to_dense())}, source.digest(job.name))
+            return TensorResult({job.name: source.raw(found)}, source.digest(job.name))
+        return TensorResult({job.name: flat_bytes(source.packed(found).to_dense())}, source.digest(job.name))
     array = _packed(source, job.name)
     parts: dict[str, NDArray[Any]] = {"shape": np.array(job.packed.shape, np.int64)}
     if job.packed.layout == "2:4":
@@ -215,6 +215,8 @@ def _run(source: Checkpoint, job: Job) -> Done:
         parts["compressed"], parts["bitmask"], parts["row_offsets"] = to_sparse_bitmask(_nonzero(array))
     if parts["compressed"].size != job.kept:
         raise FastSparseError(f"{source.path}: tensor {job.name!r} changed while it was read")
-    done = Done({job.packed.key(part): flat_bytes(content) for part, content in parts.items()}, source.digest(job.name))
+    done = TensorResult(
+        {job.packed.key(part): flat_bytes(content) for part, content in parts.items()}, source.digest(job.name)
+    )
     source.release(job.name)
     return done

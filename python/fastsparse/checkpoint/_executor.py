@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from fastsparse import _backend, ops
 from fastsparse.checkpoint import _sigint
 
-__all__ = ["Task", "ahead", "result_of", "workers"]
+__all__ = ["Task", "map_bounded", "result_of", "workers"]
 
 T = TypeVar("T")
 _SLACK = 160 << 20
@@ -44,9 +44,9 @@ class Task(Generic[T]):
 def workers(executor: Executor | None = None) -> Iterator[Executor]:
     """The executor, with one thread a worker; without one a thread that works ahead while the caller writes.
 
-    Interrupts come in `ahead` only.
+    Interrupts come in `map_bounded` only.
     """
-    with _sigint.held():
+    with _sigint.defer_sigint():
         if executor is None:
             with ThreadPoolExecutor(1, "fastsparse-ahead") as own:
                 yield own
@@ -59,7 +59,7 @@ def workers(executor: Executor | None = None) -> Iterator[Executor]:
             ops.set_num_threads(before)
 
 
-def ahead(executor: Executor, tasks: Iterable[Task[T]], largest: int) -> Generator[T, None, None]:
+def map_bounded(executor: Executor, tasks: Iterable[Task[T]], largest: int) -> Generator[T, None, None]:
     """Yields the results in order; as many tasks are under way as fit into two of the `largest` bytes and some."""
     budget = 2 * largest + _SLACK
     coming = iter(tasks)

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 from fastsparse.checkpoint._format import Entry, density
-from fastsparse.checkpoint._reader import Checkpoint, StrPath
+from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._report import Report, TensorReport
 
 __all__ = ["inspect", "stored_row"]
@@ -22,22 +22,22 @@ def inspect(path: StrPath) -> Report:
         If the file cannot be read.
     """
     started = time.perf_counter()
-    source = Checkpoint(path)
-    rows = tuple(stored_row(source, name) for name in source)
+    source = Reader(path)
+    rows = tuple(stored_row(source, name) for name in source.tensors)
     return Report(source.path, None, rows, time.perf_counter() - started)
 
 
-def stored_row(source: Checkpoint, name: str) -> TensorReport:
+def stored_row(source: Reader, name: str) -> TensorReport:
     """A tensor as it lies in a file."""
-    found = source._tensors[name]
-    stored = sum(entry.nbytes for entry in source._keys(name))
+    found = source.tensors[name]
+    stored = sum(entry.nbytes for entry in source.keys(name))
     if isinstance(found, Entry):
         row = TensorReport(name, found.shape, found.dtype, None, None, stored, stored, reason="stored dense")
-        if name not in source._pruned:
+        if name not in source.pruned:
             return row
-        pattern, share = source._pruned[name]
+        pattern, share = source.pruned[name]
         return replace(row, pattern=str(pattern), sparsity=1 - share)
-    kept = math.prod(source._entries[found.key("compressed")].shape)
+    kept = math.prod(source.entries[found.key("compressed")].shape)
     chosen = None if found.pattern is None else str(found.pattern)
     sparsity = 1 - density(kept, found.shape)
     return TensorReport(name, found.shape, found.dtype, chosen, sparsity, found.nbytes, stored)

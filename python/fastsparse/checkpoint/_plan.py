@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from fastsparse import ops
 from fastsparse._errors import FastSparseError
-from fastsparse.checkpoint._executor import Task, ahead, workers
+from fastsparse.checkpoint._executor import Task, map_bounded, workers
 from fastsparse.checkpoint._format import Entry, Packed, density, prefix_for
 from fastsparse.checkpoint._global_sparsity import passes, spread
-from fastsparse.checkpoint._reader import Checkpoint, StrPath, native
+from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report, TensorReport
-from fastsparse.checkpoint._resume import Done
+from fastsparse.checkpoint._resume import TensorResult
 from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Nonzero, Pattern, TopK, Unstructured
@@ -162,7 +162,7 @@ class Choice:
     `scope` names the tensors that global pruning spreads its zeros over, in the order in which ties are kept.
     """
 
-    source: Checkpoint
+    source: Reader
     recipe: Recipe
     patterns: dict[str, Pattern | str]
     scope: Mapping[str, None]
@@ -170,7 +170,7 @@ class Choice:
     @property
     def bytes_to_plan(self) -> int:
         """How much of the source planning reads."""
-        entries = self.source._entries
+        entries = self.source.entries
         alone = [name for name, chosen in self.patterns.items() if isinstance(chosen, Pattern)]
         pruned = sum(entries[name].nbytes for name in alone if name not in self.scope)
         counted = [entries[name] for name in self.scope]
@@ -180,9 +180,9 @@ class Choice:
 def choose(src: StrPath, recipe: Recipe | Pattern | str) -> Choice:
     """Opens the source and asks the recipe about each tensor."""
     wanted = Recipe.of(recipe)
-    source = Checkpoint(src)
+    source = Reader(src)
     choices: dict[str, Pattern | str] = {}
-    for name, found in source._tensors.items():
+    for name, found in source.tensors.items():
         if isinstance(found, Packed):
             raise FastSparseError(f"{source.path}: tensor {name!r} is packed already; decompress the checkpoint first")
         choices[name] = wanted.choose(name, found.dtype, found.shape)
@@ -197,13 +197,13 @@ def make_plan(chosen: Choice, pool: Executor, ticker: Ticker) -> Plan:
     shares, counts = _spread(chosen, pool, ticker)
     patterns = {**chosen.patterns, **shares}
     alone = {name: found for name, found in patterns.items() if isinstance(found, Pattern) and name not in shares}
-    largest = max((source._entries[name].nbytes for name in alone), default=0)
-    tasks = (Task(_count, (source, name, found), peak=source._entries[name].nbytes) for name, found in alone.items())
-    with closing(ahead(pool, tasks, largest)) as results:
+    largest = max((source.entries[name].nbytes for name in alone), default=0)
+    tasks = (Task(_count, (source, name, found), peak=source.entries[name].nbytes) for name, found in alone.items())
+    with closing(map_bounded(pool, tasks, largest)) as results:
         for name, count in zip(alone, results, strict=True):
             counts[name] = count
-            ticker.tick(source._entries[name].nbytes, name)
-    taken = set(source._entries)
+            ticker.tick(source.entries[name].nbytes, name)
+    taken = set(source.entries)
     jobs = []
     for name, pattern in patterns.items():
         job = _job(source, name, pattern, taken, counts.get(name), name in shares)
@@ -222,18 +222,18 @@ def _spread(chosen: Choice, pool: Executor, ticker: Ticker) -> tuple[dict[str, P
     if not chosen.scope:
         return {}, {}
     source, recipe = chosen.source, chosen.recipe
-    entries = {name: source._entries[name] for name in chosen.scope}
+    entries = {name: source.entries[name] for name in chosen.scope}
     largest = max(entry.nbytes for entry in entries.values())
 
     def each(function: str, *arguments: int) -> Iterator[tuple[str, Any]]:
         tasks = (Task(_measure, (source, name, function, arguments), entry.nbytes) for name, entry in entries.items())
-        with closing(ahead(pool, tasks, largest)) as results:
+        with closing(map_bounded(pool, tasks, largest)) as results:
             for (name, entry), result in zip(entries.items(), results, strict=True):
                 yield name, result
                 ticker.tick(entry.nbytes, name)
 
     assert isinstance(recipe.default, Unstructured), "the recipe has checked that"
-    with source._blame():
+    with source.error_context():
         spreading = spread(entries, recipe.default.sparsity, recipe.min_sparsity, recipe.max_sparsity, each)
     shares: dict[str, Pattern] = {}
     counts = {}
@@ -244,16 +244,16 @@ def _spread(chosen: Choice, pool: Executor, ticker: Ticker) -> tuple[dict[str, P
     return shares, counts
 
 
-def _measure(source: Checkpoint, name: str, function: str, arguments: tuple[int, ...]) -> Any:
+def _measure(source: Reader, name: str, function: str, arguments: tuple[int, ...]) -> Any:
     """What a function of the native module finds in one tensor."""
-    with source._blame(name):
-        found = getattr(native(), function)(source._array(source._entries[name]), *arguments)
+    with source.error_context(name):
+        found = getattr(native(), function)(source.array(source.entries[name]), *arguments)
     source.release(name)
     return found
 
 
 def _job(
-    source: Checkpoint,
+    source: Reader,
     name: str,
     chosen: Pattern | str,
     taken: set[str],
@@ -261,8 +261,8 @@ def _job(
     competes: bool,
 ) -> Job:
     """What becomes of a tensor. One that competes with others loses its share even where it stays dense."""
-    entry = source._entries[name]
-    shard = source._shard_of(entry)
+    entry = source.entries[name]
+    shard = source.shard_of(entry)
     if not isinstance(chosen, Pattern) or count is None:
         return Job(name, entry, shard, reason=str(chosen))
     kept, exact = count
@@ -277,10 +277,10 @@ def _job(
     return job
 
 
-def _count(source: Checkpoint, name: str, chosen: Pattern) -> tuple[int, bool]:
+def _count(source: Reader, name: str, chosen: Pattern) -> tuple[int, bool]:
     """How many elements of a tensor a pattern keeps that are not zero, and whether those are all that it keeps."""
-    with source._blame(name):
-        count = _count_kept(source._array(source._entries[name]), chosen)
+    with source.error_context(name):
+        count = _count_kept(source.array(source.entries[name]), chosen)
     source.release(name)
     return count
 
@@ -316,7 +316,7 @@ def _fixed_count(chosen: Pattern, shape: tuple[int, ...]) -> int | None:
     return None
 
 
-def task(source: Checkpoint, job: Job) -> Task[Done]:
+def task(source: Reader, job: Job) -> Task[TensorResult]:
     """A job as something to do."""
     if job.pruned is not None:
         return Task(_with_zeros, (source, job), peak=2 * job.entry.nbytes, held=job.entry.nbytes)
@@ -326,30 +326,30 @@ def task(source: Checkpoint, job: Job) -> Task[Done]:
     return Task(run, (source, job), peak=job.entry.nbytes + packed, held=packed)
 
 
-def _as_it_is(source: Checkpoint, job: Job) -> Done:
-    return Done({job.entry.key: source._raw(job.entry)}, source.digest(job.name))
+def _as_it_is(source: Reader, job: Job) -> TensorResult:
+    return TensorResult({job.entry.key: source.raw(job.entry)}, source.digest(job.name))
 
 
-def _with_zeros(source: Checkpoint, job: Job) -> Done:
+def _with_zeros(source: Reader, job: Job) -> TensorResult:
     assert job.pruned is not None
-    w = source._array(job.entry)
-    with source._blame(job.name):
+    w = source.array(job.entry)
+    with source.error_context(job.name):
         dense = ops.prune(w, job.pruned)
-    done = Done({job.entry.key: flat_bytes(dense)}, source.digest(job.name), kept_energy(dense, w))
+    done = TensorResult({job.entry.key: flat_bytes(dense)}, source.digest(job.name), kept_energy(dense, w))
     source.release(job.name)
     return done
 
 
-def run(source: Checkpoint, job: Job) -> Done:
+def run(source: Reader, job: Job) -> TensorResult:
     """Packs the tensor of a job."""
     assert job.packed is not None
     assert job.packed.pattern is not None
-    w = source._array(job.entry)
-    with source._blame(job.name):
+    w = source.array(job.entry)
+    with source.error_context(job.name):
         array = pack(w, job.packed.pattern, job.packed.exact)
     if array.nnz != job.kept:
         raise FastSparseError(f"{source.path}: tensor {job.name!r} changed while it was read")
-    done = Done(parts_of(job.packed, array), source.digest(job.name), kept_energy(array.values, w))
+    done = TensorResult(parts_of(job.packed, array), source.digest(job.name), kept_energy(array.values, w))
     source.release(job.name)
     return done
 

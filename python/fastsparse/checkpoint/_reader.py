@@ -17,7 +17,7 @@ from fastsparse.masks import Bitmask, matrix_view
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Block, Pattern, TopK
 
-__all__ = ["Checkpoint", "StrPath", "matrix_bits", "native", "open"]
+__all__ = ["Checkpoint", "Reader", "StrPath", "matrix_bits", "native", "open"]
 
 StrPath = str | os.PathLike[str]
 
@@ -31,38 +31,55 @@ def native() -> Any:
     return _core
 
 
-class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
-    """An open checkpoint: a lazy mapping from tensor names to packed tensors and arrays. `open` makes one.
+class Reader:
+    """The files of a checkpoint, open: their keys and the tensors that these stand for.
 
-    Nothing of a tensor is read before it is asked for, and nothing is kept: asking again checks again. With
-    ``mmap=True`` arrays are read-only views of the file and keep it mapped. It pickles as its path.
+    Nothing of a tensor is read before it is asked for, and nothing is kept: asking again checks again. It pickles as
+    its path.
+
+    Attributes
+    ----------
+    path : str
+        The file or folder.
+    folder : ModelFolder or None
+        The model folder; None for a single file.
+    shards : tuple of str
+        The names of the files, in order; one empty name for a single file.
+    entries : dict of Entry
+        Every key of every file.
+    tensors : dict of Packed or Entry
+        What the keys stand for, by the tensors' names, in the order of the files.
+    metadata : dict of dict
+        The metadata of each shard, without the record.
+    pruned : dict of (Pattern, float)
+        The patterns and densities of dense tensors that are pruned.
     """
 
     def __init__(self, path: StrPath, *, mmap: bool = True) -> None:
         self.path = os.fspath(path)
         self._mmap = mmap
-        self._folder = read_folder(self.path) if os.path.isdir(self.path) else None
-        names = self._folder.shards if self._folder is not None else ("",)
-        files = {name: os.path.join(self.path, name) if name else self.path for name in names}
+        self.folder = read_folder(self.path) if os.path.isdir(self.path) else None
+        self.shards = self.folder.shards if self.folder is not None else ("",)
+        files = {name: os.path.join(self.path, name) if name else self.path for name in self.shards}
         self._identity = tuple(_identity(file) for file in files.values())
-        self._shards = {name: _reader(file, mmap) for name, file in files.items()}
-        self._entries: dict[str, Entry] = {}
+        self._files = {name: _open_file(file, mmap) for name, file in files.items()}
+        self.entries: dict[str, Entry] = {}
         self._where: dict[str, tuple[str, int]] = {}
-        keys = {shard: self._read_entries(shard) for shard in self._shards}
-        if self._folder is not None:
-            self._folder.check(keys)
-        self._metadata: dict[str, dict[str, str]] = {shard: reader.metadata for shard, reader in self._shards.items()}
-        self._pruned: dict[str, tuple[Pattern, float]] = {}
-        self._tensors = self._read_tensors(keys)
+        keys = {shard: self._read_entries(shard) for shard in self.shards}
+        if self.folder is not None:
+            self.folder.check(keys)
+        self.metadata: dict[str, dict[str, str]] = {shard: file.metadata for shard, file in self._files.items()}
+        self.pruned: dict[str, tuple[Pattern, float]] = {}
+        self.tensors = self._read_tensors(keys)
 
     def _read_entries(self, shard: str) -> dict[str, Entry]:
         """The keys of a shard, and where each is."""
-        entries = {key: Entry(key, dtype, shape, size) for key, dtype, shape, size in self._shards[shard].tensors}
+        entries = {key: Entry(key, dtype, shape, size) for key, dtype, shape, size in self._files[shard].tensors}
         for index, key in enumerate(entries):
             if key in self._where:
                 raise FormatError(f"{self.path}: tensor {key!r} is in {self._where[key][0]!r} and in {shard!r}")
             self._where[key] = (shard, index)
-        self._entries.update(entries)
+        self.entries.update(entries)
         return entries
 
     def _read_tensors(self, keys: Mapping[str, Mapping[str, Entry]]) -> dict[str, Packed | Entry]:
@@ -70,7 +87,7 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
         parts: list[tuple[Mapping[str, Entry], str | None]] = []
         unrecorded: dict[str, Entry] = {}
         for shard, entries in keys.items():
-            record = self._metadata[shard].pop(METADATA_KEY, None)
+            record = self.metadata[shard].pop(METADATA_KEY, None)
             if record is None:
                 unrecorded.update(entries)
             else:
@@ -78,7 +95,7 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
         if unrecorded:
             parts.append((unrecorded, None))
         tensors: dict[str, Packed | Entry] = {}
-        with self._blame():
+        with self.error_context():
             for entries, record in parts:
                 own = read_keys(entries, record, self._shape)
                 for name, found in own.items():
@@ -86,56 +103,25 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
                         raise FormatError(f"tensor {name!r} occurs twice")
                     tensors[name] = found
                 if record is not None:
-                    self._pruned.update(read_pruned(own, record))
+                    self.pruned.update(read_pruned(own, record))
         place = {shard: at for at, shard in enumerate(keys)}
-        return dict(sorted(tensors.items(), key=lambda item: place[self._shard_of(item[1])]))
-
-    def _shard_of(self, found: Packed | Entry) -> str:
-        """The shard that a tensor belongs to: that of its values."""
-        return self._where[found.key("compressed") if isinstance(found, Packed) else found.key][0]
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The metadata of the file; that of a folder's first shard."""
-        return dict(next(iter(self._metadata.values()), {}))
+        return dict(sorted(tensors.items(), key=lambda item: place[self.shard_of(item[1])]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._mmap, self._identity)
 
-    def __getitem__(self, name: str) -> BitmaskArray | NDArray[Any]:
-        """The tensor of this name.
+    def shard_of(self, found: Packed | Entry) -> str:
+        """The shard that a tensor belongs to: that of its values."""
+        return self._where[found.key("compressed") if isinstance(found, Packed) else found.key][0]
 
-        Raises
-        ------
-        KeyError
-            If there is none.
-        FormatError
-            If the parts of a packed tensor contradict each other.
-        FastSparseError
-            If NumPy has no such dtype.
-        """
-        found = self._tensors[name]
-        return self._packed(found) if isinstance(found, Packed) else self._array(found)
-
-    def __iter__(self) -> Iterator[str]:
-        """The names, in the order of the file."""
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        """Number of tensors."""
-        return len(self._tensors)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of this name; nothing of it is read."""
-        return name in self._tensors
-
-    def __repr__(self) -> str:
-        packed = sum(isinstance(found, Packed) for found in self._tensors.values())
-        return f"<Checkpoint {self.path!r}: {len(self)} tensors, {packed} packed>"
+    def keys(self, name: str) -> list[Entry]:
+        """The keys of a tensor."""
+        found = self.tensors[name]
+        return [self.entries[key] for key in found.keys] if isinstance(found, Packed) else [found]
 
     @contextmanager
-    def _blame(self, name: str | None = None) -> Iterator[None]:
-        """Puts the file's and the tensor's name in front of an error's message."""
+    def error_context(self, name: str | None = None) -> Iterator[None]:
+        """Puts the names of the checkpoint and of the tensor before the message of an error."""
         where = self.path if name is None else f"{self.path}: tensor {name!r}"
         try:
             yield
@@ -144,18 +130,26 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
         except FastSparseError as error:
             raise FastSparseError(f"{where}: {error}") from None
 
-    def _raw(self, entry: Entry) -> NDArray[np.uint8]:
+    def raw(self, entry: Entry) -> NDArray[np.uint8]:
+        """The bytes of a key."""
         if entry.nbytes == 0:
             return np.frombuffer(b"\0", np.uint8)[:0]
         shard, index = self._where[entry.key]
-        return np.frombuffer(self._shards[shard].bytes(index), np.uint8)
+        return np.frombuffer(self._files[shard].bytes(index), np.uint8)
 
-    def _array(self, entry: Entry) -> NDArray[Any]:
+    def array(self, entry: Entry) -> NDArray[Any]:
+        """The array of a key, read-only and aligned.
+
+        Raises
+        ------
+        FastSparseError
+            If NumPy has no such dtype.
+        """
         dtype = DTYPES.get(entry.dtype)
         if dtype is None:
             raise FastSparseError(f"{self.path}: tensor {entry.key!r}: NumPy has no dtype for {entry.dtype}")
         try:
-            array = self._raw(entry).view(dtype).reshape(entry.shape)
+            array = self.raw(entry).view(dtype).reshape(entry.shape)
         except ValueError as error:
             raise FormatError(f"{self.path}: tensor {entry.key!r}: shape {list(entry.shape)}: {error}") from None
         if not array.flags.aligned:
@@ -165,15 +159,22 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
 
     def _shape(self, entry: Entry) -> tuple[int, ...]:
         """The content of a ``.shape``."""
-        shape = tuple(self._array(entry).reshape(-1).tolist())
+        shape = tuple(self.array(entry).reshape(-1).tolist())
         if len(shape) > 64 or any(length < 0 for length in shape):
             raise FormatError(f"{entry.key!r} holds {list(shape[:65])}, which is no shape")
         return shape
 
-    def _packed(self, tensor: Packed) -> BitmaskArray:
-        part = {part: self._entries[tensor.key(part)] for part in tensor.entries(0)}
-        values, bits = self._array(part["compressed"]), self._array(part["bitmask"])
-        with self._blame(tensor.name):
+    def packed(self, tensor: Packed) -> BitmaskArray:
+        """A packed tensor.
+
+        Raises
+        ------
+        FormatError
+            If its parts contradict each other.
+        """
+        part = {part: self.entries[tensor.key(part)] for part in tensor.entries(0)}
+        values, bits = self.array(part["compressed"]), self.array(part["bitmask"])
+        with self.error_context(tensor.name):
             shape = self._shape(part["shape"])
             if shape != tensor.shape:
                 raise FormatError(f"{part['shape'].key!r} holds {list(shape)}, the metadata {list(tensor.shape)}")
@@ -188,29 +189,81 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
                 raise FormatError(str(error)) from None
             # For more than two dimensions compressed-tensors' offsets are sums along the wrong axis.
             if "row_offsets" in part and (tensor.layout == "matrix" or len(shape) <= 2):
-                offsets = self._array(part["row_offsets"])
+                offsets = self.array(part["row_offsets"])
                 if not np.array_equal(offsets.reshape(-1), array.row_offsets[:-1]):
                     raise FormatError("the row offsets disagree with the mask")
         return array
 
-    def _keys(self, name: str) -> list[Entry]:
-        found = self._tensors[name]
-        return [self._entries[key] for key in found.keys] if isinstance(found, Packed) else [found]
-
     def digest(self, name: str) -> str:
         """The digest of a tensor's bytes, as they are stored; empty for a single file, of which nothing is resumed."""
-        if self._folder is None:
+        if self.folder is None:
             return ""
-        return "".join(native().digest(self._raw(entry)) for entry in self._keys(name))
+        return "".join(native().digest(self.raw(entry)) for entry in self.keys(name))
 
     def release(self, name: str) -> None:
         """Gives the memory of a tensor's mapped pages back; views of it stay valid and read them again."""
-        for entry in self._keys(name):
+        for entry in self.keys(name):
             shard, index = self._where[entry.key]
-            self._shards[shard].release(index)
+            self._files[shard].release(index)
 
 
-def _reader(file: str, mmap: bool) -> Any:
+class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
+    """An open checkpoint: a lazy mapping from tensor names to packed tensors and arrays. `open` makes one.
+
+    Nothing of a tensor is read before it is asked for, and nothing is kept: asking again checks again. With
+    ``mmap=True`` arrays are read-only views of the file and keep it mapped. It pickles as its path.
+    """
+
+    def __init__(self, path: StrPath, *, mmap: bool = True) -> None:
+        self.reader = Reader(path, mmap=mmap)
+
+    @property
+    def path(self) -> str:
+        """The file or folder."""
+        return self.reader.path
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the file; that of a folder's first shard."""
+        return dict(self.reader.metadata[self.reader.shards[0]])
+
+    def __getitem__(self, name: str) -> BitmaskArray | NDArray[Any]:
+        """The tensor of this name.
+
+        Raises
+        ------
+        KeyError
+            If there is none.
+        FormatError
+            If the parts of a packed tensor contradict each other.
+        FastSparseError
+            If NumPy has no such dtype.
+        """
+        found = self.reader.tensors[name]
+        return self.reader.packed(found) if isinstance(found, Packed) else self.reader.array(found)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in the order of the file."""
+        return iter(self.reader.tensors)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self.reader.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name; nothing of it is read."""
+        return name in self.reader.tensors
+
+    def __repr__(self) -> str:
+        packed = sum(isinstance(found, Packed) for found in self.reader.tensors.values())
+        return f"<Checkpoint {self.path!r}: {len(self)} tensors, {packed} packed>"
+
+    def release(self, name: str) -> None:
+        """Gives the memory of a tensor's mapped pages back; views of it stay valid and read them again."""
+        self.reader.release(name)
+
+
+def _open_file(file: str, mmap: bool) -> Any:
     """The open file; one of another kind is refused by its name."""
     try:
         return native().CheckpointReader(file, mmap)
@@ -226,12 +279,12 @@ def _identity(path: str) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1)
-def _reopen(path: str, mmap: bool, identity: tuple[tuple[int, ...], ...]) -> Checkpoint:
+def _reopen(path: str, mmap: bool, identity: tuple[tuple[int, ...], ...]) -> Reader:
     """The checkpoint that another process has open. Kept, because one job after the other comes with the same."""
-    checkpoint = Checkpoint(path, mmap=mmap)
-    if checkpoint._identity != identity:
+    reader = Reader(path, mmap=mmap)
+    if reader._identity != identity:
         raise FastSparseError(f"{path}: it changed while it was read")
-    return checkpoint
+    return reader
 
 
 def matrix_bits(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:

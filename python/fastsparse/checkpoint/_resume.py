@@ -18,13 +18,13 @@ from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint import _sigint
 from fastsparse.checkpoint._format import Entry
-from fastsparse.checkpoint._reader import Checkpoint, native
+from fastsparse.checkpoint._reader import Reader, native
 
-__all__ = ["Done", "Record", "Shard", "record_name", "resume"]
+__all__ = ["Record", "Shard", "TensorResult", "record_name", "resume"]
 
 
 @dataclass(frozen=True)
-class Done:
+class TensorResult:
     """A tensor, ready to be written: the bytes of its keys, the digest of what was read for it, the kept energy."""
 
     parts: Mapping[str, NDArray[np.uint8]]
@@ -55,7 +55,7 @@ class Record:
     target: dict[str, str] = field(default_factory=dict)
     kept_energy: dict[str, float | None] = field(default_factory=dict)
 
-    def add(self, name: str, done: Done) -> None:
+    def add(self, name: str, done: TensorResult) -> None:
         """Enters a tensor."""
         self.source[name] = done.source
         self.kept_energy[name] = done.kept_energy
@@ -83,7 +83,7 @@ def record_name(shard: str) -> str:
     return f".{shard}.done"
 
 
-def resume(source: Checkpoint, folder: str, shard: Shard) -> Record | None:
+def resume(source: Reader, folder: str, shard: Shard) -> Record | None:
     """The record of a shard that a killed run finished; None where there is none that holds."""
     path = os.path.join(folder, shard.name)
     try:
@@ -96,7 +96,7 @@ def resume(source: Checkpoint, folder: str, shard: Shard) -> Record | None:
     return record if same else None
 
 
-def _agreements(source: Checkpoint, path: str, shard: Shard, record: Record) -> Iterator[bool]:
+def _agreements(source: Reader, path: str, shard: Shard, record: Record) -> Iterator[bool]:
     """Whether each thing is as it has to be, the cheap ones first."""
     yield record.version == _backend.version()
     yield list(record.source) == list(record.kept_energy) == list(shard.tensors)

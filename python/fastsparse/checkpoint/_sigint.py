@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["deliver", "held"]
+__all__ = ["defer_sigint", "deliver"]
 
 
 class _Noted:
@@ -32,7 +32,7 @@ class _Noted:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def defer_sigint() -> Iterator[None]:
     """Within, an interrupt waits for `deliver`, or for the end. Other threads than the main one never see any."""
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):

@@ -19,7 +19,7 @@ from fastsparse.checkpoint._plan import (
     kept_energy,
     mask_of,
 )
-from fastsparse.checkpoint._reader import Checkpoint, StrPath
+from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._report import Report
 from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
@@ -59,14 +59,14 @@ def verify(path: StrPath, against: StrPath | None = None, *, progress: Progress 
         If a file cannot be read.
     """
     started = time.perf_counter()
-    checked = Checkpoint(path)
-    dense = None if against is None else Checkpoint(against)
+    checked = Reader(path)
+    dense = None if against is None else Reader(against)
     problems: list[str] = []
     if dense is not None:
-        problems += [f"tensor {name!r} is missing" for name in dense if name not in checked]
-    ticker = Ticker(progress, sum(entry.nbytes for entry in checked._entries.values()))
+        problems += [f"tensor {name!r} is missing" for name in dense.tensors if name not in checked.tensors]
+    ticker = Ticker(progress, sum(entry.nbytes for entry in checked.entries.values()))
     rows = []
-    for name in checked:
+    for name in checked.tensors:
         row = stored_row(checked, name)
         try:
             row = replace(row, kept_energy=_check(checked, dense, name))
@@ -79,29 +79,29 @@ def verify(path: StrPath, against: StrPath | None = None, *, progress: Progress 
     return Report(checked.path, None, tuple(rows), time.perf_counter() - started)
 
 
-def _check(checked: Checkpoint, dense: Checkpoint | None, name: str) -> float | None:
+def _check(checked: Reader, dense: Reader | None, name: str) -> float | None:
     """Checks one tensor; returns the kept energy where that is known."""
-    found = checked._tensors[name]
+    found = checked.tensors[name]
     energy = None
     if dense is not None:
-        original = dense._tensors.get(name)
-        with checked._blame(name):
+        original = dense.tensors.get(name)
+        with checked.error_context(name):
             if not isinstance(original, Entry):
                 raise FormatError("it is not a dense tensor of the source")
             if (original.dtype, original.shape) != (found.dtype, found.shape):
                 raise FormatError(f"the source has {original.dtype} {list(original.shape)}")
             if isinstance(found, Packed):
-                energy = _check_kept(checked._packed(found), found, dense._array(original))
-            elif name in checked._pruned:
-                energy = _check_zeros(checked._array(found), checked._pruned[name], dense._array(original))
-            elif not _same(checked._raw(found), dense._raw(original)):
+                energy = _check_kept(checked.packed(found), found, dense.array(original))
+            elif name in checked.pruned:
+                energy = _check_zeros(checked.array(found), checked.pruned[name], dense.array(original))
+            elif not _same(checked.raw(found), dense.raw(original)):
                 raise FormatError("it differs from the source")
         dense.release(name)
     elif isinstance(found, Packed):
-        checked._packed(found)
-    elif name in checked._pruned:
-        with checked._blame(name):
-            _check_zeros(checked._array(found), checked._pruned[name])
+        checked.packed(found)
+    elif name in checked.pruned:
+        with checked.error_context(name):
+            _check_zeros(checked.array(found), checked.pruned[name])
     checked.release(name)
     return energy
 

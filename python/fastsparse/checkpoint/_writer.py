@@ -11,13 +11,13 @@ from typing import Any
 
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.checkpoint import _sigint
-from fastsparse.checkpoint._executor import Task, ahead, result_of
+from fastsparse.checkpoint._executor import Task, map_bounded, result_of
 from fastsparse.checkpoint._folder import CONFIG, read_folder, write_json
 from fastsparse.checkpoint._format import Entry, refuse_marlin
 from fastsparse.checkpoint._hf_config import check_config, dense_config, sparse_config
-from fastsparse.checkpoint._reader import Checkpoint, StrPath, native
+from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._report import Report
-from fastsparse.checkpoint._resume import Done, Record, Shard, record_name, resume
+from fastsparse.checkpoint._resume import Record, Shard, TensorResult, record_name, resume
 
 __all__ = ["Target", "check_formats", "check_target", "writing"]
 
@@ -25,15 +25,15 @@ _BLOCK = 16 << 20
 """Bytes that are written at once: a slow disk takes them in a fraction of a second, and then an interrupt comes."""
 
 
-def check_target(source: Checkpoint, dst: StrPath, overwrite: bool) -> None:
+def check_target(source: Reader, dst: StrPath, overwrite: bool) -> None:
     """Refuses before any work what the writers would refuse, and a target that is, holds or is held by the source."""
     target = os.fspath(dst)
     if os.path.exists(dst) and os.path.samefile(source.path, dst):
-        kind = "file" if source._folder is None else "folder"
+        kind = "file" if source.folder is None else "folder"
         raise FastSparseError(f"{target}: source and target are the same {kind}")
     if os.path.lexists(dst) and not overwrite:
         raise FastSparseError(f"{target}: it exists already; ask for overwriting to replace it")
-    if source._folder is None:
+    if source.folder is None:
         return
     inner, outer = (os.path.join(os.path.realpath(path), "") for path in (source.path, target))
     if inner.startswith(outer) or outer.startswith(inner):
@@ -45,13 +45,13 @@ def check_target(source: Checkpoint, dst: StrPath, overwrite: bool) -> None:
             raise FastSparseError(f"{target}: it holds something else than a model and is not replaced") from None
 
 
-def check_formats(source: Checkpoint) -> None:
+def check_formats(source: Reader) -> None:
     """Refuses a source that `config.json` or the names of its keys say is in a layout that cannot be read."""
-    if source._folder is not None:
-        with source._blame():
-            check_config(source._folder.read_config())
-    with source._blame():
-        refuse_marlin(source._entries)
+    if source.folder is not None:
+        with source.error_context():
+            check_config(source.folder.read_config())
+    with source.error_context():
+        refuse_marlin(source.entries)
 
 
 class Target:
@@ -59,7 +59,7 @@ class Target:
 
     Parameters
     ----------
-    source : Checkpoint
+    source : Reader
         What it is made from; a folder gives its side files.
     dst : path-like
         Its name.
@@ -80,7 +80,7 @@ class Target:
 
     def __init__(
         self,
-        source: Checkpoint,
+        source: Reader,
         dst: StrPath,
         shards: list[Shard],
         overwrite: bool,
@@ -100,10 +100,10 @@ class Target:
         self.resumed: dict[str, Record] = {}
 
     def __enter__(self) -> "Target":
-        if self._source._folder is not None:
+        if self._source.folder is not None:
             self._folder = native().CheckpointFolder(self._dst, self._overwrite)
             try:
-                self._take_over(str(self._folder.partial))
+                self._resume_shards(str(self._folder.partial))
                 self._write_side_files(str(self._folder.partial))
             except BaseException:
                 self._folder.abort()
@@ -111,12 +111,12 @@ class Target:
         return self
 
     def fill(
-        self, pool: Executor, work: Mapping[str, Task[Done]], largest: int
+        self, pool: Executor, work: Mapping[str, Task[TensorResult]], largest: int
     ) -> Generator[tuple[str, float | None], None, None]:
         """Does the work on each tensor, shard by shard, and writes it; yields the names and the kept energies."""
         where = {name: shard for shard in self._shards for name in self._shards[shard].tensors}
         tasks = (task for name, task in work.items() if where[name] not in self.resumed)
-        with closing(ahead(pool, tasks, largest)) as results:
+        with closing(map_bounded(pool, tasks, largest)) as results:
             for name in work:
                 resumed = self.resumed.get(where[name])
                 if resumed is not None:
@@ -129,7 +129,7 @@ class Target:
                 self._source.release(name)
                 yield name, energy
 
-    def _write(self, shard: str, name: str, done: Done) -> None:
+    def _write(self, shard: str, name: str, done: TensorResult) -> None:
         self._move_to(shard)
         for key, part in done.parts.items():
             for start in range(0, len(part), _BLOCK):
@@ -191,7 +191,7 @@ class Target:
         if self._folder is not None and self._current is not None:
             self._record.write(str(self._folder.partial), self._shards[self._current])
 
-    def _take_over(self, partial: str) -> None:
+    def _resume_shards(self, partial: str) -> None:
         """Keeps the shards that a killed run finished, and nothing else that it left."""
         found = {name: resume(self._source, partial, shard) for name, shard in self._shards.items()}
         self.resumed = {name: record for name, record in found.items() if record is not None}
@@ -199,7 +199,7 @@ class Target:
 
     def _write_side_files(self, partial: str) -> None:
         """Writes everything that is no shard: all of it is known before the data."""
-        folder = self._source._folder
+        folder = self._source.folder
         assert folder is not None
         folder.copy_side_files(partial, {*self._shards, *map(record_name, self._shards)})
         where = {entry.key: shard.name for shard in self._shards.values() for entry in shard.entries}
