@@ -12,6 +12,8 @@ from accelerate.utils import set_module_tensor_to_device
 from huggingface_hub import save_torch_model
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import fastsparse as fs
 import fastsparse.torch as fst
@@ -366,6 +368,45 @@ def test_tracers_and_modes_see_the_operator():
         assert torch.equal(jitted(x + 1), plain(x + 1))
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
             assert plain(mode.from_tensor(x)).shape == (2, 64)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+def test_is_scripted_saved_and_loaded():
+    plain = model().eval()
+    scripted = torch.jit.script(plain)
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    x = torch.randn(3, 64, requires_grad=True)
+    for made in (scripted, torch.jit.load(file)):
+        assert torch.equal(made(x), plain(x))
+        assert torch.equal(*(torch.autograd.grad(m(x).sum(), x)[0] for m in (made, plain)))
+    assert isinstance(plain[0], fst.SparseLinear)
+    assert scripted[0].values.data_ptr() == plain[0].values.data_ptr()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+def test_onnx_is_refused_with_what_to_do():
+    with pytest.raises(
+        fs.FastSparseError, match=r"ONNX has no packed layers; export .* fastsparse.torch.to_dense makes"
+    ):
+        torch.onnx.export(model(), (torch.ones(1, 64),), io.BytesIO(), dynamo=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.distributed:UserWarning")
+def test_distributed_checkpoints_go_by_a_file(tmp_path):
+    """Into a state dict they go only where the sizes are the same."""
+    plain, same, other = model("50%"), model("50%"), model("75%")
+    dcp.save(plain.state_dict(), checkpoint_id=tmp_path / "dcp")
+    with torch.no_grad():
+        same[0].values.zero_()
+    dcp.load(same.state_dict(), checkpoint_id=tmp_path / "dcp")
+    assert same[0].packed == plain[0].packed
+    with pytest.raises(dcp.api.CheckpointException, match="Size mismatch"):
+        dcp.load(other.state_dict(), checkpoint_id=tmp_path / "dcp")
+    dcp_to_torch_save(tmp_path / "dcp", tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert other[0].packed == plain[0].packed
 
 
 def test_autocast_takes_any_dtype():

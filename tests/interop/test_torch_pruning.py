@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.ao.pruning import WeightNormSparsifier
+from torch.ao.pruning import CubicSL, LambdaSL, WeightNormSparsifier
 from torch.nn.utils import prune as torch_prune
 
 import fastsparse as fs
@@ -81,3 +81,92 @@ def test_the_sparsifier_chooses_what_torchs_own_does():
         sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}])
         sparsifier.step()
     assert torch.equal(ours[0].weight, theirs[0].weight)
+
+
+def cubic(sparsifier):
+    return CubicSL(sparsifier, init_sl=0.0, delta_t=1, total_t=3)
+
+
+def ramp(sparsifier):
+    return LambdaSL(sparsifier, lambda epoch: min(epoch / 3, 1))
+
+
+@pytest.mark.parametrize("schedule", [cubic, ramp])
+def test_schedulers_of_torch_go_as_with_torchs_own_sparsifier(schedule):
+    ours, theirs = nn.Sequential(linear()), nn.Sequential(linear())
+    mine = fst.PatternSparsifier("50%")
+    other = WeightNormSparsifier(sparsity_level=0.5, sparse_block_shape=(1, 1), zeros_per_block=1)
+    schedules = []
+    for sparsifier, model in ((mine, ours), (other, theirs)):
+        sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}])
+        schedules.append(schedule(sparsifier))
+    for _ in range(4):
+        mine.step()
+        other.step()
+        assert schedules[0].get_last_sl() == schedules[1].get_last_sl()
+        assert torch.equal(ours[0].weight, theirs[0].weight)
+        for scheduler in schedules:
+            scheduler.step()
+    assert (ours[0].weight == 0).sum() == ours[0].weight.numel() // 2
+
+
+def test_a_schedule_scales_each_pattern():
+    model = nn.Sequential(*(linear() for _ in range(5)))
+    patterns = ["2:4", "top6/8", "75%/1x8", "75%/row", "0%"]
+    config = [{"tensor_fqn": f"{i}.weight", "pattern": pattern} for i, pattern in enumerate(patterns)]
+    config[4]["sparsity_level"] = 0.9
+    sparsifier = fst.PatternSparsifier("50%")
+    sparsifier.prepare(model, config)
+    assert [group["sparsity_level"] for group in sparsifier.groups] == [0.5, 0.25, 0.75, 0.75, 0.9]
+    scheduler = ramp(sparsifier)
+    for third in range(4):
+        sparsifier.step()
+        zeros = [layer.weight == 0 for layer in model]
+        assert set(zeros[0].view(-1, 4).sum(1).tolist()) == {[0, 1, 1, 2][third]}
+        assert set(zeros[1].view(-1, 8).sum(1).tolist()) == {[0, 1, 1, 2][third]}
+        assert zeros[2].view(-1, 8).all(1).sum() == zeros[2].view(-1, 8).any(1).sum() == 144 * third
+        assert set(zeros[3].sum(1).tolist()) == {24 * third}
+        assert zeros[4].sum() == round(0.9 * third / 3 * 4608)
+        scheduler.step()
+
+
+@pytest.mark.parametrize("pattern", ["threshold=0.01", "nonzero"])
+def test_what_has_no_sparsity_has_no_schedule(pattern):
+    model = nn.Sequential(linear())
+    sparsifier = fst.PatternSparsifier(pattern)
+    sparsifier.prepare(model, None)
+    sparsifier.step()
+    with pytest.raises(fs.FastSparseError, match="has no sparsity that a scheduler could change"):
+        cubic(sparsifier)
+    sparsifier.groups[0]["sparsity_level"] = 0.5
+    with pytest.raises(fs.FastSparseError, match=r"has no sparsity that could become 0\.5"):
+        sparsifier.step()
+
+
+def test_the_sparsifier_names_the_layer():
+    model = nn.Sequential(linear(), nn.Linear(48, 96))
+    model[1].weight.data[3, 4] = torch.nan
+    sparsifier = fst.PatternSparsifier("50%")
+    sparsifier.prepare(model, None)
+    with pytest.raises(fs.FastSparseError, match=r"tensor '1.weight': w contains NaN at index \(3, 4\)"):
+        sparsifier.step()
+
+
+def test_global_pruning_of_torch():
+    """As many and the same as torch's own, after another method too."""
+    models = [nn.ModuleList([linear(), nn.Linear(48, 96)]) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, method, options in (
+        (models[0], fst.PatternPruning, {"pattern": "50%"}),
+        (models[1], torch_prune.L1Unstructured, {"amount": 0.5}),
+    ):
+        torch_prune.l1_unstructured(model[0], "weight", 0.25)
+        parameters = [(layer, "weight") for layer in model]
+        torch_prune.global_unstructured(parameters, pruning_method=method, **options)
+    for ours, theirs in zip(*models, strict=True):
+        assert torch.equal(ours.weight_mask, theirs.weight_mask)
+    for pattern in ("2:4", "50%/row", "75%/4x1", "top2/4"):
+        with pytest.raises(
+            fs.FastSparseError, match="needs the shape of a tensor, and global pruning sees all tensors"
+        ):
+            torch_prune.global_unstructured(parameters, pruning_method=fst.PatternPruning, pattern=pattern)

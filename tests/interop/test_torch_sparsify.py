@@ -289,6 +289,22 @@ def test_a_model_becomes_dense_again():
     assert isinstance(model[0].first, fst.SparseLinear)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+def test_onnx_takes_the_model_made_dense(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    model = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64, bias=False)).eval()
+    fst.sparsify(model, "50%")
+    dense = fst.to_dense(copy.deepcopy(model))
+    x = torch.randn(3, 64)
+    torch.onnx.export(dense, (x,), str(tmp_path / "model.onnx"), dynamo=False)
+    made = onnx.load(str(tmp_path / "model.onnx"))
+    (ours,) = ReferenceEvaluator(made).run(None, {made.graph.input[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), torch.from_numpy(ours), rtol=1e-4, atol=1e-5)
+
+
 def test_layers_know_their_names():
     model = Shared().eval()
     fst.sparsify(model, "50%")

@@ -1,6 +1,7 @@
 """PyTorch: prune and pack tensors where they lie, and run models on packed weights. Everything is on the CPU."""
 
 from fastsparse.torch._linear import SparseLinear
+from fastsparse.torch._load import load
 from fastsparse.torch._pruning import PatternPruning, PatternSparsifier, prune_module
 from fastsparse.torch._sparsify import sparsify, to_dense
 from fastsparse.torch._tensors import (
@@ -28,6 +29,7 @@ __all__ = [
     "compress",
     "from_cutlass_24",
     "linear",
+    "load",
     "pack",
     "prune",
     "prune_module",

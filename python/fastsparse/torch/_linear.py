@@ -142,6 +142,10 @@ class SparseLinear(nn.Module):
     torch.Size([1, 32])
     """
 
+    # What torch.jit.script leaves out.
+    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_dense")
+    __jit_unused_properties__ = ("packed", "weight")
+
     in_features: int
     out_features: int
     values: Tensor
@@ -228,6 +232,7 @@ class SparseLinear(nn.Module):
         long as the layer itself, and not kept; the second time a warning names the layer.
         """
         if not _is_eager():
+            _refuse_onnx()
             return _to_dense(self.values, self.bitmask, self.row_offsets, self.in_features)
         packed = self.packed
         if self._dense is None:
@@ -243,6 +248,14 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x @ weight.T + bias`` for x of shape ``(…, in_features)``."""
+        if torch.jit.is_scripting():  # the other branch is not compiled
+            return torch.ops.fastsparse.linear(
+                x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias
+            )
+        else:
+            return self._compute(x)
+
+    def _compute(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled("cpu") and x.dtype not in (self.values.dtype, torch.float32):
             x = x.to(self.values.dtype)  # autocast lets dense layers take any dtype
         bias = self.bias
@@ -251,6 +264,8 @@ class SparseLinear(nn.Module):
             if type(x) is Tensor and not (torch.is_grad_enabled() and _require_gradient(x, self.values, bias)):
                 b = None if bias is None else as_array(bias)
                 return as_tensor(packed._linear(as_array(x, "x"), b, None, None))
+        else:
+            _refuse_onnx()
         call = _linear if torch._C._functorch.peek_interpreter_stack() is None else _Transformed.apply
         return call(x, self.values, self.bitmask, self.row_offsets, self.in_features, bias)
 
@@ -381,6 +396,12 @@ class SparseLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._seen = None, None, None, None
+
+
+def _refuse_onnx() -> None:
+    """An error where what follows would be torch's, about an operator nobody has heard of."""
+    if torch.onnx.is_in_onnx_export():
+        raise FastSparseError("ONNX has no packed layers; export the model that fastsparse.torch.to_dense makes")
 
 
 def _is_eager() -> bool:

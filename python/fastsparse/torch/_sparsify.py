@@ -254,9 +254,9 @@ def replace_modules(model: nn.Module, paths: list[str], make: Callable[[Any], nn
     for path in paths:
         module = model.get_submodule(path)
         if module not in made:
-            made[module] = make(module).train(module.training)
-            if isinstance(made[module], SparseLinear):
-                made[module].name = path
+            new = made[module] = make(module).train(module.training)
+            if isinstance(new, SparseLinear):
+                new.name = path
         above, _, attribute = path.rpartition(".")
         owner = model.get_submodule(above)
         setattr(owner, attribute, made[module])
