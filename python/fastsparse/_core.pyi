@@ -48,7 +48,9 @@ __all__ = [
     "pack",
     "prefers_indices",
     "prune",
+    "prune_columns",
     "rank_magnitudes",
+    "refine_step",
     "select",
     "set_isa",
     "set_num_threads",
@@ -163,6 +165,32 @@ def check_bits(bits: ArrayLike, shape: _Shape) -> _Mask:
 
 def from_bool(mask: ArrayLike) -> _Mask: ...
 def to_bool(shape: _Shape, bits: NDArray[np.uint8]) -> NDArray[np.bool_]: ...
+def prune_columns(
+    w: NDArray[np.float32],
+    inverse: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    bits: NDArray[np.uint8] | None,
+    groups: tuple[int, int, int] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Prunes a block of columns from left to right, returns the weights and the mask.
+
+    What column j loses, times `scale[j]`, times `inverse[j, k]` is taken off each later column k. `bits` is the mask;
+    without it the smallest `|w| · scale` of each group of columns are pruned, ranked when the sweep arrives there.
+    `groups`: zeros of a group, its length, zeros of the shorter group at the end."""
+
+def refine_step(
+    x: NDArray[np.float32],
+    residual: NDArray[np.float32],
+    direction: NDArray[np.float32],
+    product: NDArray[np.float32] | None,
+    scale: NDArray[np.float32],
+    bits: NDArray[np.uint8],
+    energy: NDArray[np.float64],
+) -> None:
+    """One step of conjugate gradients for each row on its own, from the product of its direction and the matrix.
+
+    Without a product, the first direction. Preconditioned by `scale`. Changes x, residual, direction, energy."""
+
 def set_num_threads(threads: int | None) -> None:
     """None: back to FASTSPARSE_NUM_THREADS or, without it, the available cores."""
 

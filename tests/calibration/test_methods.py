@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import calibration
+from fastsparse import _backend, _numpy, calibration
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,24 @@ def test_rounding_of_the_peers(backend, made, pattern):
         assert mask.count < fs.select(w, pattern).count  # a weight too many for each block of columns
     exact, _ = calibration.sparsegpt(w, gram, pattern)
     assert calibration.layer_error(w, exact, gram) <= 1.001 * oracle.layer_error(w, expected, x)
+
+
+@pytest.mark.parametrize("pattern", ["50%", "70%/row", "2:4", "5:7", "50%/1x4"])
+def test_results_are_the_same_everywhere(backend, made, pattern, monkeypatch):
+    """Masks and weights to the bit: on every instruction set, for any number of threads, in NumPy."""
+    w, _, gram = made
+    w_new, mask = calibration.sparsegpt(w, gram, pattern)
+    refined = calibration.refine(w, gram, mask, start=w_new)
+    _backend.active.set_num_threads(1)
+    alone, same = calibration.sparsegpt(w, gram, pattern)
+    assert same == mask
+    assert np.array_equal(alone, w_new)
+    assert np.array_equal(calibration.refine(w, gram, mask, start=w_new), refined)
+    monkeypatch.setattr(_backend, "active", _numpy)
+    plain, same = calibration.sparsegpt(w, gram, pattern)
+    assert same == mask
+    assert np.array_equal(plain, w_new)
+    np.testing.assert_allclose(calibration.refine(w, gram, mask, start=w_new), refined, rtol=1e-4, atol=1e-5)
 
 
 def kept_tiles(mask, tile):

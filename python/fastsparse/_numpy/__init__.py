@@ -5,6 +5,7 @@ order the magnitudes: finite numbers first, then infinity, then the NaNs. That i
 compares keys.
 """
 
+from fastsparse._numpy._calibration import prune_columns, refine_step
 from fastsparse._numpy._indexed import index, linear_indexed, prefers_indices, unindex
 from fastsparse._numpy._linear import linear
 from fastsparse._numpy._masks import check_bits, from_bool, to_bool
@@ -42,6 +43,8 @@ __all__ = [
     "pack",
     "prefers_indices",
     "prune",
+    "prune_columns",
+    "refine_step",
     "select",
     "set_isa",
     "set_num_threads",

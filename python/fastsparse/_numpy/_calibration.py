@@ -13,19 +13,19 @@ def prune_columns(
     scale: NDArray[np.float32],
     bits: NDArray[np.uint8] | None,
     groups: tuple[int, int, int] | None,
-) -> NDArray[np.uint8]:
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Prunes columns from left to right; each makes those after it take over what it loses."""
+    w = w.copy()
     keep = np.ones(w.shape, np.bool_) if bits is None else to_bool(w.shape, bits)
     for j in range(w.shape[1]):
         if groups is not None and j % groups[1] == 0:
             zeros, of, zeros_at_end = groups
             group = slice(j, j + of)
             keep[:, group] = _largest(np.abs(w[:, group]) * scale[group], of, zeros, zeros_at_end)
-        pruned = (~keep[:, j]).astype(np.float32)
-        error = w[:, j] * pruned * scale[j]
+        error = np.where(keep[:, j], np.float32(0), w[:, j] * scale[j])
         w[:, j + 1 :] -= error[:, None] * inverse[j, j + 1 :]
     w[~keep] = 0
-    return mask_parts(w.shape, keep)[1]
+    return w, mask_parts(w.shape, keep)[1]
 
 
 def _largest(scores: NDArray[np.float32], of: int, zeros: int, zeros_at_end: int) -> Keep:
@@ -37,7 +37,7 @@ def _largest(scores: NDArray[np.float32], of: int, zeros: int, zeros_at_end: int
     return keep
 
 
-def conjugate_step(
+def refine_step(
     x: NDArray[np.float32],
     residual: NDArray[np.float32],
     direction: NDArray[np.float32],
@@ -46,7 +46,7 @@ def conjugate_step(
     bits: NDArray[np.uint8],
     energy: NDArray[np.float64],
 ) -> None:
-    """One step for each row on its own, from the product of its direction and the matrix; without one, the first."""
+    """One step of conjugate gradients for each row on its own; without a product, the first direction."""
     keep = to_bool(x.shape, bits)
     if product is None:
         residual *= keep

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsparse._numpy import _calibration as active
+from fastsparse import _backend
 from fastsparse.calibration._arguments import finite, gram_matrix, mask_of, restored, same_shape, weights
 from fastsparse.calibration._factor import warn_of_few_tokens
 from fastsparse.calibration._gram import Gram
@@ -88,9 +88,9 @@ def refine(
     direction = np.zeros_like(x)
     # The first call has no product: it only turns the gradient into a direction.
     energy = np.zeros(len(x))
-    active.conjugate_step(x, residual, direction, None, scale, kept.bits, energy)
+    _backend.active.refine_step(x, residual, direction, None, scale, kept.bits, energy)
     for _ in range(count):
-        active.conjugate_step(
+        _backend.active.refine_step(
             x, residual, direction, np.matmul(direction, matrix, dtype=np.float32), scale, kept.bits, energy
         )
     return restored(x, given.dtype)

@@ -8,7 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
-from fastsparse._numpy import _calibration as _kernels
 from fastsparse.calibration._arguments import restored, weights
 from fastsparse.calibration._factor import Factor, factorize
 from fastsparse.calibration._gram import Gram
@@ -122,10 +121,10 @@ def sparsegpt(
         block = before[:, first:end] - pending @ inverse
         scale = triangle.diagonal().astype(np.float32)
         bits = plan.choose(block, first, scale)
-        bits = _kernels.prune_columns(block, inverse, scale, bits, plan.groups)
+        pruned, bits = _backend.active.prune_columns(block, inverse, scale, bits, plan.groups)
         keep[:, first:end] = _backend.active.to_bool(block.shape, bits)
-        after[:, first:end] = block
-        change[:, first:end] = block - before[:, first:end]
+        after[:, first:end] = pruned
+        np.subtract(pruned, before[:, first:end], out=change[:, first:end])
     if factor.order is not None:
         natural = np.argsort(factor.order)
         after, keep = after[:, natural], keep[:, natural]

@@ -6,6 +6,7 @@
 
 pub mod block;
 mod boolean;
+pub mod calibration;
 pub mod element;
 pub mod energy;
 pub mod error;

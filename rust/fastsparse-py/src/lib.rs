@@ -1,6 +1,7 @@
 //! Python bindings of fastsparse: converts, releases the GIL, maps errors, reads the environment. No algorithm.
 
 mod array;
+mod calibration;
 mod checkpoint;
 mod errors;
 mod linear;
@@ -14,6 +15,8 @@ mod spec;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::calibration::{prune_columns, refine_step};
     #[pymodule_export]
     use crate::checkpoint::{
         CheckpointFolder, CheckpointReader, CheckpointWriter, TensorBytes, count_magnitudes, digest, rank_magnitudes,

@@ -1,0 +1,79 @@
+//! Vectors without instructions of their own: arrays, which the compiler turns into what the target guarantees.
+
+use super::sweep::{Tile, Work, rows};
+use super::vector::Vector;
+
+const LANES: usize = 4;
+
+#[derive(Clone, Copy)]
+struct Array([f32; LANES]);
+
+impl Array {
+    #[inline(always)]
+    fn each(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Array(std::array::from_fn(|l| f(self.0[l], other.0[l])))
+    }
+}
+
+impl Vector for Array {
+    type Proof = ();
+    const LANES: usize = LANES;
+
+    #[inline(always)]
+    fn splat(_: (), number: f32) -> Self {
+        Array([number; LANES])
+    }
+    #[inline(always)]
+    fn load(_: (), from: &[f32]) -> Self {
+        Array(std::array::from_fn(|l| from[..LANES][l]))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        to[..LANES].copy_from_slice(&self.0);
+    }
+    #[inline(always)]
+    unsafe fn load_columns(_: (), from: *const f32, stride: usize) -> [Self; 4] {
+        // SAFETY: the caller's promise.
+        let rows: [[f32; 4]; LANES] =
+            std::array::from_fn(|l| unsafe { from.add(l * stride).cast::<[f32; 4]>().read() });
+        std::array::from_fn(|c| Array(std::array::from_fn(|l| rows[l][c])))
+    }
+    #[inline(always)]
+    unsafe fn store_columns(columns: [Self; 4], to: *mut f32, stride: usize) {
+        for l in 0..LANES {
+            let row: [f32; 4] = std::array::from_fn(|c| columns[c].0[l]);
+            // SAFETY: the caller's promise.
+            unsafe { to.add(l * stride).cast::<[f32; 4]>().write(row) };
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.each(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.each(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.each(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Array(self.0.map(f32::abs))
+    }
+    #[inline(always)]
+    fn below(self, other: Self) -> u32 {
+        (0..LANES).map(|l| ((self.0[l] < other.0[l]) as u32) << l).sum()
+    }
+    #[inline(always)]
+    fn pick(self, lanes: u32) -> Self {
+        Array(std::array::from_fn(|l| if lanes >> l & 1 == 1 { self.0[l] } else { 0.0 }))
+    }
+}
+
+/// Prunes some rows.
+pub(super) fn prune(work: &Work<'_>, tile: &mut Tile, weights: &mut [f32], bits: &mut [u8]) {
+    rows::<Array, 4>((), work, tile, weights, bits);
+}
