@@ -1,7 +1,8 @@
 //! The header of a safetensors file: strict parsing, layout, writing.
 //!
-//! What is refused beyond invalid JSON: names that occur twice, shapes whose size overflows, data that disagrees with shape and
-//! dtype, overlaps, holes, bytes behind the last tensor. What passes describes every byte of the file exactly once.
+//! What is refused beyond invalid JSON: names that occur twice, shapes of more than 64 dimensions or whose size overflows, data
+//! that disagrees with shape and dtype, overlaps, holes, bytes behind the last tensor. What passes describes every byte of the
+//! file exactly once.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -10,7 +11,7 @@ use std::ops::Range;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::value::StrDeserializer;
-use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::error::{Error, Result};
@@ -24,6 +25,9 @@ pub const MAX_HEADER: u64 = 100_000_000;
 /// The data starts on a multiple of this, and tensors are sorted by the size of their elements: with a header that is padded
 /// with spaces every tensor is aligned for its type, and the first for whole vectors.
 const ALIGNMENT: u64 = 64;
+
+/// The most dimensions that a tensor may have, as in NumPy and torch. Held while parsing: a short header could claim millions.
+const MAX_DIMENSIONS: usize = 64;
 
 const METADATA: &str = "__metadata__";
 
@@ -93,10 +97,6 @@ impl Header {
 
     /// Parses the JSON of a file of this size and checks it.
     pub fn parse(json: &[u8], file_size: u64) -> Result<Header> {
-        // A byte-order mark or white space in front is valid for JSON parsers, not for the format.
-        if json.first() != Some(&b'{') {
-            return Err(Error::Header("it does not start with '{'".into()));
-        }
         let text = std::str::from_utf8(json).map_err(|error| Error::Header(error.to_string()))?;
         let raw: RawHeader = serde_json::from_str(text).map_err(|error| Error::Header(error.to_string()))?;
         let data_start = PREFIX + json.len() as u64;
@@ -139,17 +139,17 @@ impl Header {
 }
 
 /// Turns the offsets of a header into ranges of the file, in order; every byte of the data belongs to exactly one tensor.
-fn locate(tensors: Vec<(String, TensorInfo)>, data_start: u64, data_size: u64) -> Result<Vec<Tensor>> {
+fn locate(tensors: Vec<(String, Info)>, data_start: u64, data_size: u64) -> Result<Vec<Tensor>> {
     let mut found = Vec::with_capacity(tensors.len());
     for (name, info) in tensors {
-        let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        let (start, end) = info.data_offsets;
         if end < start {
             return Err(Error::Backwards(name));
         }
         if end > data_size {
             return Err(Error::BeyondEnd(name));
         }
-        let entry = Entry { name, dtype: info.dtype, shape: info.shape };
+        let entry = Entry { name, dtype: info.dtype, shape: info.shape.0 };
         let expected = entry.size()?;
         if end - start != expected {
             return Err(Error::Size { name: entry.name, expected, found: end - start });
@@ -196,7 +196,45 @@ impl Serialize for Header {
 /// The JSON object as it stands, names unique.
 struct RawHeader {
     metadata: Vec<(String, String)>,
-    tensors: Vec<(String, TensorInfo)>,
+    tensors: Vec<(String, Info)>,
+}
+
+/// A tensor as it stands in a header.
+#[derive(serde::Deserialize)]
+struct Info {
+    dtype: Dtype,
+    shape: Shape,
+    data_offsets: (u64, u64),
+}
+
+/// Dimensions, no more than [`MAX_DIMENSIONS`].
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Shape;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("an array of dimensions")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Shape, A::Error> {
+        let mut shape = Vec::new();
+        while let Some(dimension) = seq.next_element()? {
+            if shape.len() == MAX_DIMENSIONS {
+                return Err(A::Error::custom(format_args!("a shape of more than {MAX_DIMENSIONS} dimensions")));
+            }
+            shape.push(dimension);
+        }
+        Ok(Shape(shape))
+    }
 }
 
 impl<'de> Deserialize<'de> for RawHeader {
@@ -222,7 +260,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 return Err(A::Error::custom(format_args!("{name:?} occurs twice")));
             }
             if name == METADATA {
-                raw.metadata = map.next_value::<UniqueStrings>()?.0;
+                raw.metadata = map.next_value::<Option<UniqueStrings>>()?.map_or_else(Vec::new, |found| found.0);
             } else {
                 raw.tensors.push((name, map.next_value()?));
             }

@@ -128,7 +128,7 @@ fn json_that_is_not_a_header_is_refused() {
     let low = r#"{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
     for json in [
         "".to_owned(),
-        " {}".to_owned(),
+        "\u{feff}{}".to_owned(),
         "[]".to_owned(),
         "{} {}".to_owned(),
         format!(r#"{{"a":{low},"a":{low}}}"#),
@@ -149,6 +149,41 @@ fn json_that_is_not_a_header_is_refused() {
     let at = bytes.len() - 4;
     bytes[at] = 0xff;
     assert_eq!(open(&bytes).unwrap_err().kind(), Kind::Format, "not UTF-8");
+}
+
+#[test]
+fn what_the_reference_implementation_reads_is_read() {
+    let x = r#""x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
+    for json in [
+        format!("{{{x}}}"),
+        format!(" \n\t{{{x}}} \r\n"),
+        format!(r#"{{"__metadata__":null,{x}}}"#),
+        format!(r#"{{"__metadata__":{{}},{x}}}"#),
+        format!(r#"{{"y":{{"shape":[0],"more":[1],"dtype":"F4","data_offsets":[0,0]}},{x}}}"#),
+        r#"{"x":["U8",[4],[0,4]]}"#.to_owned(),
+    ] {
+        let reader = open(&file(&json, &[1, 2, 3, 4])).expect(&json);
+        assert!(reader.header().metadata.is_empty());
+        let index = reader.header().tensors.iter().position(|tensor| tensor.entry.name == "x").unwrap();
+        assert_eq!(*reader.bytes(index).unwrap(), [1, 2, 3, 4]);
+        let theirs = file(&json, &[1, 2, 3, 4]);
+        assert_eq!(*safetensors::SafeTensors::deserialize(&theirs).unwrap().tensor("x").unwrap().data(), [1, 2, 3, 4]);
+    }
+}
+
+/// Millions of dimensions fit in a short header; 64 are as many as arrays may have.
+#[test]
+fn shapes_of_more_than_64_dimensions_are_refused_while_parsing() {
+    let header = |dimensions: usize| {
+        format!(r#"{{"x":{{"dtype":"U8","shape":[1{}],"data_offsets":[0,1]}}}}"#, ",1".repeat(dimensions - 1))
+    };
+    assert_eq!(open(&file(&header(64), &[7])).unwrap().header().tensors[0].entry.shape.len(), 64);
+    for dimensions in [65, 1 << 20] {
+        let error = refused(&header(dimensions), &[7]).to_string();
+        assert!(error.contains("a shape of more than 64 dimensions"), "{error}");
+        // Not at the end of the shape: where the 65th stands.
+        assert!(error.ends_with("column 158"), "{error}");
+    }
 }
 
 #[test]
