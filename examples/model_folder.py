@@ -56,9 +56,9 @@ def main(source: Path | None = None) -> None:
 
         # Dense again, for whatever reads plain folders; the config says nothing of sparsity any more.
         checkpoint.decompress(target / "small", target / "dense")
-        section = json.loads((target / "small" / "config.json").read_text())["quantization_config"]["sparsity_config"]
+        section = json.loads((target / "small" / "config.json").read_text())["quantization_config"]
         assert "quantization_config" not in json.loads((target / "dense" / "config.json").read_text())
-        print(f"the packed config: {section['format']}, {section['global_sparsity']:.2f} sparse")
+        print(f"the packed config: {section['quant_method']}, {section['format']}")
 
         # The way back of models that compressed-tensors packed is the same, whichever of its versions did.
         compressed_tensors.convert(target / "dense", target / "theirs", "sparse-bitmask")

@@ -4,14 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import raw_safetensors
+from raw_safetensors import file
 
 import fastsparse as fs
 from fastsparse import checkpoint
-
-
-def file(header, data=b""):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
 
 
 def parts(prefix="m", **changes):
@@ -48,8 +45,7 @@ def read(path, **options):
 
 def save(path, tensors, record=None):
     text = record if isinstance(record, str) else json.dumps(record)
-    checkpoint.save(tensors, path, metadata={"fastsparse": text} if record is not None else {}, overwrite=True)
-    return path
+    return raw_safetensors.write(path, tensors, None if record is None else {"fastsparse": text})
 
 
 @pytest.fixture(params=[True, False], ids=["record", "names"])
@@ -58,7 +54,8 @@ def small(request, tmp_path):
     path = tmp_path / "small"
     w = np.arange(1, 31, dtype=np.float32).reshape(3, 10)
     if request.param:
-        return save(path, {"m.weight": fs.compress(w, "50%/row"), "b": np.float16([1, 2])})
+        checkpoint.save({"m.weight": fs.compress(w, "50%/row"), "b": np.float16([1, 2])}, path)
+        return path
     packed = fs.compress(w, "50%/row")
     return save(
         path,
@@ -81,6 +78,7 @@ def test_a_file_cut_anywhere_is_an_error(small, tmp_path):
                 read(tmp_path / "cut", mmap=mmap)
 
 
+@pytest.mark.filterwarnings("ignore:.*is stale:UserWarning")
 def test_a_flipped_bit_is_an_error_or_another_valid_file(small, tmp_path):
     content = bytearray(small.read_bytes())
     errors = 0
@@ -151,7 +149,8 @@ def test_parts_that_contradict_each_other(tmp_path, changes, why, recorded):
         "null",
         "{}",
         '{"format": 1}',
-        '{"format": 2, "packed": {}}',
+        '{"format": 3, "packed": {}}',
+        '{"format": 0, "packed": {}}',
         '{"format": true, "packed": {}}',
         '{"format": 1, "packed": []}',
         '{"format": 1, "packed": {"m.weight": null}}',
@@ -170,7 +169,6 @@ def test_parts_that_contradict_each_other(tmp_path, changes, why, recorded):
         record(shape=[2, 10**4000, 10**4000]),
         record(shape=[1] * 65),
         record(shape="2x10"),
-        record(dtype="F16"),
         record(dtype="I64"),
         record(dtype="X"),
         record(pattern="50 percent"),
@@ -194,7 +192,6 @@ def test_records_that_do_not_fit(tmp_path, text):
     [
         [],
         {"m.weight": {"pattern": "80%", "density": 0.2}},
-        {"none": {"pattern": "80%", "density": 0.2}},
         {"b": None},
         {"b": {"pattern": "80%"}},
         {"b": {"pattern": "80%", "density": 1}},
@@ -245,7 +242,7 @@ def test_a_shape_without_data_claims_no_memory(tmp_path):
     "header",
     [
         b"",
-        b" {}",
+        b"\xef\xbb\xbf{}",
         b"{}}",
         b'{"a":' * 5000,
         b'{"a":1}',
@@ -274,10 +271,8 @@ def test_a_header_length_beyond_the_file_is_not_allocated(tmp_path):
 def test_more_dimensions_than_numpy_has(tmp_path):
     header = {"a": {"dtype": "U8", "shape": [1] * 100, "data_offsets": [0, 1]}}
     (tmp_path / "x").write_bytes(file(header, b"\0"))
-    with pytest.raises(fs.FormatError, match="'a': shape"):
+    with pytest.raises(fs.FormatError, match="more than 64 dimensions"):
         read(tmp_path / "x")
-    checkpoint.compress(tmp_path / "x", tmp_path / "y", "50%")
-    checkpoint.verify(tmp_path / "y", tmp_path / "x")
 
 
 def test_what_cannot_be_stored_is_refused(tmp_path):

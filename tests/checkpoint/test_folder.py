@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastsparse as fs
-from fastsparse import checkpoint
+from fastsparse import checkpoint, compressed_tensors
 from fastsparse.checkpoint import _folder
 
 INDEX = "model.safetensors.index.json"
@@ -97,8 +97,68 @@ def test_there_and_back(tmp_path, src, tensors):
     assert [name for name in os.listdir(tmp_path) if name.endswith(".partial")] == []
 
 
-def test_the_config_says_what_is_sparse(tmp_path, src):
-    checkpoint.compress(src, tmp_path / "packed", checkpoint.Recipe(default="2:4", exclude=["layers.1"]))
+def test_other_loaders_stop_at_a_packed_folder(tmp_path, src, tensors):
+    """Each packed tensor has an empty one under its name, a mismatch of sizes for who does not know the layout."""
+    checkpoint.compress(src, tmp_path / "packed", "50%")
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    section = config.pop("quantization_config")
+    assert config == CONFIG
+    assert section == {"quant_method": "fastsparse", "format": "sparse-bitmask", "version": fs.__version__}
+    opened = checkpoint.open(tmp_path / "packed")
+    stubs = {key: entry for key, entry in opened.reader.entries.items() if entry.shape == (0,)}
+    assert set(stubs) == {"layers.0.fc.weight", "layers.1.fc.weight"}
+    assert {entry.dtype for entry in stubs.values()} == {"BF16"}
+    index = json.loads((tmp_path / "packed" / INDEX).read_text())["weight_map"]
+    assert {index[key] for key in stubs} == set(SHARDS)
+    for shard in SHARDS:  # without them `verify` is not content
+        path = tmp_path / "packed" / shard
+        kept = dict(checkpoint.open(path))
+        checkpoint.save(kept, tmp_path / "shard")
+        os.replace(tmp_path / "shard", path)
+    write_index(tmp_path / "packed", {key: shard for key, shard in index.items() if key not in stubs})
+    with pytest.raises(fs.FormatError, match=r"'layers\.0\.fc\.weight' has no empty tensor under its name"):
+        checkpoint.verify(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("section", [{}, {"quantization_config": None}, {"quantization_config": {}}])
+def test_a_config_that_says_nothing_of_quantisation(tmp_path, src, section):
+    (src / "config.json").write_text(json.dumps({**CONFIG, **section}))
+    checkpoint.compress(src, tmp_path / "packed", "50%")
+    checkpoint.compress(src, tmp_path / "theirs", "50%", config="compressed-tensors")
+    checkpoint.decompress(tmp_path / "packed", tmp_path / "dense")
+    compressed_tensors.convert(tmp_path / "dense", tmp_path / "converted", "sparse-bitmask")
+    found = {
+        name: json.loads((tmp_path / name / "config.json").read_text()).get("quantization_config")
+        for name in ("packed", "theirs", "dense", "converted")
+    }
+    assert found["packed"]["quant_method"] == "fastsparse"
+    assert found["theirs"]["sparsity_config"]["format"] == "sparse-bitmask"
+    assert found["dense"] is None
+    assert found["converted"]["sparsity_config"]["format"] == "sparse-bitmask"
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"quantization_config": {"quant_method": "compressed-tensors", "format": "x-quantized"}}, "'x-quantized'"),
+        ({"quantization_config": {"quant_method": "fastsparse", "format": "x"}}, "format 'x' is unknown"),
+        ({"quantization_config": [7]}, r"is \[7\], expected an object"),
+        ({"quantization_config": {"format": "marlin-24"}}, "marlin-24"),
+    ],
+)
+def test_what_cannot_come_back_is_refused_first(tmp_path, src, config, why):
+    (src / "config.json").write_text(json.dumps(config))
+    with pytest.raises(fs.FormatError, match=why):
+        checkpoint.plan(src, "50%")
+    with pytest.raises(fs.FormatError, match=why):
+        checkpoint.compress(src, tmp_path / "packed", "50%")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_the_config_for_compressed_tensors_says_what_is_sparse(tmp_path, src):
+    recipe = checkpoint.Recipe(default="2:4", exclude=["layers.1"])
+    checkpoint.compress(src, tmp_path / "packed", recipe, config="compressed-tensors")
+    assert not any(entry.shape == (0,) for entry in checkpoint.open(tmp_path / "packed").reader.entries.values())
     config = json.loads((tmp_path / "packed" / "config.json").read_text())
     section = config.pop("quantization_config")
     assert config == CONFIG
@@ -117,15 +177,18 @@ def test_the_config_says_what_is_sparse(tmp_path, src):
 
 
 @pytest.mark.parametrize(
-    ("section", "changed"),
+    ("section", "config", "changed"),
     [
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, True),
-        ({"quant_method": "gptq", "bits": 4}, False),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "compressed-tensors", True),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "fastsparse", False),
+        ({"quant_method": "compressed-tensors", "format": "mxfp8-quantized"}, "fastsparse", False),
+        ({"quant_method": "gptq", "bits": 4}, "compressed-tensors", False),
+        ({"quant_method": "gptq", "bits": 4}, "fastsparse", False),
     ],
 )
-def test_a_config_with_a_section_gets_it_back(tmp_path, src, section, changed):
+def test_a_config_with_a_section_gets_it_back(tmp_path, src, section, config, changed):
     (src / "config.json").write_text(json.dumps({"quantization_config": section}))
-    checkpoint.compress(src, tmp_path / "packed", "50%")
+    checkpoint.compress(src, tmp_path / "packed", "50%", config=config)
     found = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
     assert ("sparsity_config" in found) == changed
     assert found == {**section, **({"sparsity_config": found["sparsity_config"]} if changed else {})}

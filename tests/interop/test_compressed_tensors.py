@@ -102,7 +102,7 @@ def test_a_model_folder_of_ours_is_read_by_their_model_compressor(tmp_path):
     save_file(src, tmp_path / "src" / "model.safetensors")
     (tmp_path / "src" / "config.json").write_text(json.dumps({"model_type": "llama"}))
     folder = tmp_path / "folder"
-    checkpoint.compress(tmp_path / "src", folder, "2:4")
+    checkpoint.compress(tmp_path / "src", folder, "2:4", config="compressed-tensors")
     theirs = ModelCompressor.from_pretrained(str(folder))
     assert isinstance(theirs.sparsity_config, BitmaskConfig)
     fresh = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.Linear(48, 64))
@@ -201,7 +201,7 @@ def test_a_llama_of_ours_is_loaded_by_their_model_compressor(tmp_path, pattern):
     options = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=128, **options)).to(torch.bfloat16).eval()
     model.save_pretrained(tmp_path / "src", max_shard_size="60kB")
-    report = checkpoint.compress(tmp_path / "src", tmp_path / "packed", pattern)
+    report = checkpoint.compress(tmp_path / "src", tmp_path / "packed", pattern, config="compressed-tensors")
     assert report.packed == 14
     checkpoint.decompress(tmp_path / "packed", tmp_path / "dense")
     assert len(list((tmp_path / "packed").glob("*.safetensors"))) > 1

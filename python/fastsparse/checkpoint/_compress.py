@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import replace
 
+from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._executor import Task, workers
 from fastsparse.checkpoint._format import METADATA_KEY, Entry, Packed, write_record
 from fastsparse.checkpoint._inspect import stored_row
@@ -23,7 +24,7 @@ from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report
 from fastsparse.checkpoint._resume import Shard, TensorResult
-from fastsparse.checkpoint._writer import Target, check_formats, check_target
+from fastsparse.checkpoint._writer import Target, check_target
 from fastsparse.patterns import Pattern
 
 __all__ = ["compress", "decompress"]
@@ -37,6 +38,8 @@ def compress(
     progress: Progress | None = None,
     executor: Executor | None = None,
     overwrite: bool = False,
+    config: str = "fastsparse",
+    trust_shards: bool = False,
 ) -> Report:
     """Prune a checkpoint and store it packed.
 
@@ -60,6 +63,14 @@ def compress(
     overwrite : bool
         Whether an existing `dst` is replaced, in one step. A folder is replaced as a whole, and only if it holds a
         model or nothing.
+    config : {"fastsparse", "compressed-tensors"}
+        Who the packed folder is for. By default `config.json` names fastsparse, and each packed tensor has an empty one
+        under its own name, at which loaders that do not know the layout stop with an error. ``"compressed-tensors"``
+        writes the section that its versions up to 0.14.0.1 read, and leaves the empty tensors out; later versions load
+        such a folder as random weights.
+    trust_shards : bool
+        Whether the shards of a folder are taken as they are where the index says something else of their tensors; the
+        new index is made from what is there.
 
     Raises
     ------
@@ -84,11 +95,14 @@ def compress(
     ((16384, 5136), <BitmaskArray 64×64 float32, 75.0 % sparse, 5.1 kB (0.31 of dense)>)
     """
     started = time.perf_counter()
-    chosen = choose(src, recipe)
+    if config not in ("fastsparse", "compressed-tensors"):
+        raise FastSparseError(f"config: expected 'fastsparse' or 'compressed-tensors', got {config!r}")
+    chosen = choose(src, recipe, trust_shards=trust_shards, stubs=config == "fastsparse")
     source = chosen.source
     check_target(source, dst, overwrite)
     sizes = sum(entry.nbytes for entry in source.entries.values())
     ticker = Ticker(progress, sizes + chosen.bytes_to_plan)
+    form = "sparse-bitmask" if config == "compressed-tensors" else None
     rows = []
     with workers(executor) as pool:
         todo = make_plan(chosen, pool, ticker)
@@ -96,7 +110,7 @@ def compress(
         largest = max((job.entry.nbytes for job in todo.jobs), default=0)
         work = {job.name: task(source, job) for job in todo.jobs}
         with (
-            Target(source, dst, shards, overwrite, todo.report) as target,
+            Target(source, dst, shards, overwrite, todo.report, form) as target,
             closing(target.fill(pool, work, largest)) as written,
         ):
             for job, (name, energy) in zip(todo.jobs, written, strict=True):
@@ -115,7 +129,14 @@ def _packed_shard(source: Reader, shard: str, jobs: Iterable[Job]) -> Shard:
     return Shard(shard, [job.name for job in own], [entry for job in own for entry in job.entries], metadata)
 
 
-def decompress(src: StrPath, dst: StrPath, *, progress: Progress | None = None, overwrite: bool = False) -> Report:
+def decompress(
+    src: StrPath,
+    dst: StrPath,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    trust_shards: bool = False,
+) -> Report:
     """Store a checkpoint with all of its tensors dense; what was pruned is zero.
 
     Parameters
@@ -128,6 +149,8 @@ def decompress(src: StrPath, dst: StrPath, *, progress: Progress | None = None, 
         Called with bytes done, bytes in all and the tensor's name.
     overwrite : bool
         Whether an existing `dst` is replaced, as by `compress`.
+    trust_shards : bool
+        As for `compress`.
 
     Raises
     ------
@@ -139,8 +162,8 @@ def decompress(src: StrPath, dst: StrPath, *, progress: Progress | None = None, 
         If a file cannot be read or written.
     """
     started = time.perf_counter()
-    source = Reader(src)
-    check_formats(source)
+    source = Reader(src, trust_shards=trust_shards)
+    source.check_formats()
     check_target(source, dst, overwrite)
     rows = {name: stored_row(source, name) for name in source.tensors}
     entries = {

@@ -22,7 +22,7 @@ from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report
 from fastsparse.checkpoint._resume import Shard, TensorResult
-from fastsparse.checkpoint._writer import Target, check_formats, check_target
+from fastsparse.checkpoint._writer import Target, check_target
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import Nonzero, Pattern
 
@@ -33,7 +33,13 @@ _FORMS = {"sparse-bitmask": "sparse-bitmask", "sparse-24": "sparse-24-bitmask"}
 
 
 def convert(
-    src: StrPath, dst: StrPath, to: str, *, progress: Progress | None = None, overwrite: bool = False
+    src: StrPath,
+    dst: StrPath,
+    to: str,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    trust_shards: bool = False,
 ) -> Report:
     """Turn a checkpoint from one layout of compressed-tensors into another, or into a dense one.
 
@@ -54,6 +60,8 @@ def convert(
         Called with bytes done, bytes in all and the tensor's name.
     overwrite : bool
         Whether an existing `dst` is replaced, as by `checkpoint.compress`.
+    trust_shards : bool
+        As for `checkpoint.compress`.
 
     Raises
     ------
@@ -65,12 +73,12 @@ def convert(
         If a file cannot be read or written.
     """
     if to == "dense":
-        return decompress(src, dst, progress=progress, overwrite=overwrite)
+        return decompress(src, dst, progress=progress, overwrite=overwrite, trust_shards=trust_shards)
     if to not in _FORMS:
         raise FastSparseError(f"to: expected {', '.join(_FORMS)} or dense, got {to!r}")
     started = time.perf_counter()
-    source = Reader(src)
-    check_formats(source)
+    source = Reader(src, trust_shards=trust_shards)
+    source.check_formats()
     check_target(source, dst, overwrite)
     stored = {name: sum(entry.nbytes for entry in source.keys(name)) for name in source.tensors}
     ticker = Ticker(progress, 2 * sum(stored.values()))

@@ -1,14 +1,15 @@
 """Packed tensors among the keys of a safetensors file: names, records, sizes. `docs/format.md` is the description.
 
-A packed tensor is four keys with a common prefix. Which keys those are is written down in the file's metadata; files of
-compressed-tensors have no such record, there the names alone decide.
+A packed tensor is four keys with a common prefix. Their names alone say which tensor they are: ``m.compressed`` is
+``m.weight``, as compressed-tensors has it, and every other tensor has a *stub* among the keys, an empty tensor under
+its own name. A record in the metadata adds what the keys do not say, such as the pattern.
 """
 
 import json
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any
 
@@ -26,16 +27,21 @@ __all__ = [
     "TWO_FOUR",
     "Entry",
     "Packed",
+    "Record",
     "density",
     "dtype_name",
+    "needs_stub",
+    "packed_by_names",
+    "part_groups",
     "prefix_for",
-    "read_keys",
-    "read_pruned",
+    "read_record",
     "refuse_marlin",
+    "tensors_of",
     "write_record",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written. In version 1 only the record had the names that the keys do not tell."""
 METADATA_KEY = "fastsparse"
 PACKABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8", "U8")
 """The dtypes that can be packed, floating ones first."""
@@ -98,7 +104,8 @@ class Packed:
 
     `layout` is ``"matrix"`` for masks of the matrix view, ``"last-axis"`` for those of compressed-tensors, which pad
     every run along the last axis, and ``"2:4"`` for its sparse-24-bitmask format, which has no offsets. `exact` says
-    that the mask is one that `pattern` gives; it is not where kept elements that were zero were dropped.
+    that the mask is one that `pattern` gives; it is not where kept elements that were zero were dropped. `stub` says
+    that the tensor's own name is among the keys, with an empty tensor.
     """
 
     name: str
@@ -108,6 +115,7 @@ class Packed:
     pattern: Pattern | None
     exact: bool
     layout: str = "matrix"
+    stub: bool = False
 
     def key(self, part: str) -> str:
         """The key of one of `PARTS`."""
@@ -115,8 +123,9 @@ class Packed:
 
     @property
     def keys(self) -> list[str]:
-        """The keys of all parts."""
-        return [self.key(part) for part in (PARTS if self.layout != "2:4" else PARTS[:3])]
+        """The keys of all parts, and of the stub."""
+        parts = [self.key(part) for part in (PARTS if self.layout != "2:4" else PARTS[:3])]
+        return [*parts, self.name] if self.stub else parts
 
     @property
     def nbytes(self) -> int:
@@ -143,18 +152,31 @@ class Packed:
         }
         if self.layout != "2:4":
             found["row_offsets"] = Entry(self.key("row_offsets"), "I64", offsets, 8 * math.prod(offsets))
+        if self.stub:
+            found["stub"] = Entry(self.name, self.dtype, (0,), 0)
         return found
 
 
 def prefix_for(name: str, taken: Collection[str]) -> str | None:
     """The prefix of a tensor's keys that collides with none of `taken`.
 
-    Without ``.weight`` where possible, as other readers expect, else the whole name; None where neither is free.
+    Without ``.weight`` where possible, as other readers expect, else the whole name; None where neither is free. Where
+    something else has the name without ``.weight``, that would look like the stub of these keys.
     """
-    for prefix in (name.removesuffix(".weight"), name):
-        if not any(f"{prefix}.{part}" in taken for part in PARTS):
+    short = name.removesuffix(".weight")
+    for prefix in dict.fromkeys((short, name)):
+        if (prefix == name or prefix not in taken) and not any(f"{prefix}.{part}" in taken for part in PARTS):
             return prefix
     return None
+
+
+def needs_stub(name: str, prefix: str) -> bool:
+    """Whether the keys of a tensor do not tell its name to who knows the rule of compressed-tensors only."""
+    return name != f"{prefix}.weight" or _ends_with_weight(prefix)
+
+
+def _ends_with_weight(name: str) -> bool:
+    return name == "weight" or name.endswith(".weight")
 
 
 def write_record(
@@ -181,51 +203,105 @@ def write_record(
     return json.dumps(document, ensure_ascii=False)
 
 
-def read_pruned(tensors: Mapping[str, Packed | Entry], record: str) -> dict[str, tuple[Pattern, float]]:
-    """The patterns and densities of dense tensors that are pruned, from a record that `read_keys` has read.
+@dataclass(frozen=True)
+class Record:
+    """What the metadata of a file says of its tensors, as far as the keys bear it out.
+
+    `pruned` are the patterns and densities of dense tensors that have zeros. `stale` says what does not fit, where the
+    keys show that another tool has saved the file again and kept its metadata; None where all fits. Then the tensors
+    that the record does not have are to be read by the names of their keys.
+    """
+
+    packed: tuple[Packed, ...] = ()
+    pruned: Mapping[str, tuple[Pattern, float]] = field(default_factory=dict)
+    stale: str | None = None
+
+
+def read_record(entries: Mapping[str, Entry], text: str) -> Record:
+    """The record of a file with these keys.
 
     Raises
     ------
     FormatError
-        If what the record says of them is not valid, or one is not there.
+        If it is not valid, of a later version, or contradicts the keys in another way than a stale one does.
     """
-    records = json.loads(record).get("pruned", {})
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return _foreign(entries, f"not valid JSON: {error}")
+    version = document.get("format") if isinstance(document, dict) else None
+    if type(version) is not int:
+        return _foreign(entries, f"{text[:40]!r} is no record of fastsparse")
+    if not 1 <= version <= FORMAT_VERSION:
+        raise FormatError(
+            f"metadata {METADATA_KEY!r}: format {version!r} is unknown; this version reads 1 to {FORMAT_VERSION}. If a "
+            "later version of fastsparse wrote the file, update"
+        )
+    records, pruned = document.get("packed"), document.get("pruned", {})
     if not isinstance(records, dict):
+        raise FormatError(f"metadata {METADATA_KEY!r}: 'packed' is not an object")
+    if not isinstance(pruned, dict):
         raise FormatError(f"metadata {METADATA_KEY!r}: 'pruned' is not an object")
-    found = {}
+    packed, misfits = [], []
     for name, fields in records.items():
-        if not isinstance(tensors.get(name), Entry):
-            raise FormatError(f"tensor {name!r}: metadata: there is no such dense tensor")
-        form, share = (fields.get(key) if isinstance(fields, dict) else None for key in ("pattern", "density"))
-        if not isinstance(form, str) or not isinstance(share, float):
-            raise FormatError(f"tensor {name!r}: metadata: pattern {form!r} with density {share!r}")
-        try:
-            found[name] = pattern(form), share
-        except FastSparseError as error:
-            raise FormatError(f"tensor {name!r}: metadata: {error}") from None
-    return found
+        tensor, misfit = _one_record(entries, name, fields)
+        packed += [] if tensor is None else [tensor]
+        misfits += [] if misfit is None else [misfit]
+    owned = {key for tensor in packed for key in tensor.keys}
+    misfits += [f"it does not have {prefix!r}" for prefix, keys in part_groups(entries).items() if not keys <= owned]
+    if misfits and version == 1:
+        _refuse_lost_names(entries, owned, records)
+    still = {}
+    for name, fields in pruned.items():
+        recorded = _one_pruned(name, fields)
+        if any(name == tensor.name for tensor in packed):
+            raise FormatError(f"tensor {name!r}: metadata: it is there as a packed and as a dense one")
+        if name in entries:
+            still[name] = recorded
+        else:
+            misfits.append(f"{name!r} is not there as a dense tensor")
+    more = f"; so it is with {len(misfits) - 1} more" if len(misfits) > 1 else ""
+    return Record(tuple(packed), still, misfits[0] + more if misfits else None)
 
 
-def read_keys(
-    entries: Mapping[str, Entry], record: str | None, shape_of: Callable[[Entry], tuple[int, ...]]
-) -> dict[str, Packed | Entry]:
-    """The tensors that the keys of a file stand for, by name.
+def _foreign(entries: Mapping[str, Entry], why: str) -> Record:
+    """What to make of metadata that is no record: harmless where nothing is packed."""
+    if any(part_groups(entries)):
+        raise FormatError(f"metadata {METADATA_KEY!r}: {why}")
+    return Record(stale=why)
 
-    Parameters
-    ----------
-    entries : mapping
-        The keys of the file.
-    record : str or None
-        What `write_record` gave; None where the file has none.
-    shape_of : callable
-        Reads a ``.shape``; needed where there is no record.
+
+def _refuse_lost_names(entries: Mapping[str, Entry], owned: set[str], records: Mapping[str, Any]) -> None:
+    """Raises where packed keys have lost the record that alone had their names, as in version 1."""
+    for prefix, keys in part_groups(entries).items():
+        if not keys <= owned:
+            for name, fields in records.items():
+                if needs_stub(name, fields["prefix"]):
+                    raise FormatError(
+                        f"metadata {METADATA_KEY!r}: the record is stale and has no {prefix!r}: another tool has "
+                        "renamed the keys of the file and kept its metadata. Files of format 1 have names such as "
+                        f"{name!r} in the record only; compress the model again"
+                    )
+
+
+def _one_pruned(name: str, fields: Any) -> tuple[Pattern, float]:
+    form, share = (fields.get(key) if isinstance(fields, dict) else None for key in ("pattern", "density"))
+    if not isinstance(form, str) or not isinstance(share, float):
+        raise FormatError(f"tensor {name!r}: metadata: pattern {form!r} with density {share!r}")
+    try:
+        return pattern(form), share
+    except FastSparseError as error:
+        raise FormatError(f"tensor {name!r}: metadata: {error}") from None
+
+
+def tensors_of(entries: Mapping[str, Entry], packed: Iterable[Packed]) -> dict[str, Packed | Entry]:
+    """The tensors that keys stand for, by name, given those that are packed.
 
     Raises
     ------
     FormatError
-        If the record is not valid, does not fit the keys, or two tensors have one name or one key.
+        If two tensors have one name or one key.
     """
-    packed = _from_names(entries, shape_of) if record is None else _from_record(entries, record)
     owners: dict[str, Packed] = {}
     for tensor in packed:
         for key in tensor.keys:
@@ -243,22 +319,6 @@ def read_keys(
     return tensors
 
 
-def _from_record(entries: Mapping[str, Entry], record: str) -> list[Packed]:
-    try:
-        document = json.loads(record)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"metadata {METADATA_KEY!r}: not valid JSON: {error}") from None
-    version = document.get("format") if isinstance(document, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise FormatError(
-            f"metadata {METADATA_KEY!r}: format {version!r} is unknown; this version reads {FORMAT_VERSION}"
-        )
-    records = document.get("packed")
-    if not isinstance(records, dict):
-        raise FormatError(f"metadata {METADATA_KEY!r}: 'packed' is not an object")
-    return [_one_record(entries, name, fields) for name, fields in records.items()]
-
-
 _FIELDS: dict[str, type | UnionType] = {
     "prefix": str,
     "shape": list,
@@ -269,7 +329,12 @@ _FIELDS: dict[str, type | UnionType] = {
 }
 
 
-def _one_record(entries: Mapping[str, Entry], name: str, fields: Any) -> Packed:
+def _one_record(entries: Mapping[str, Entry], name: str, fields: Any) -> tuple[Packed | None, str | None]:
+    """A packed tensor as recorded, and in what way the record is stale.
+
+    None, where the file has not one of its parts. With another dtype, where the values have been cast.
+    """
+
     def fail(why: str) -> FormatError:
         return FormatError(f"tensor {name!r}: metadata: {why}")
 
@@ -291,11 +356,17 @@ def _one_record(entries: Mapping[str, Entry], name: str, fields: Any) -> Packed:
         raise fail("a scalar has no last axis")
     if layout == "2:4" and (chosen != TWO_FOUR or not fields["exact"] or not _has_groups(shape)):
         raise fail("layout 2:4 is for matrices with groups of 4 and the pattern 2:4")
-    tensor = Packed(name, fields["prefix"], fields["dtype"], shape, chosen, fields["exact"], layout)
+    tensor = Packed(name, fields["prefix"], fields["dtype"], shape, chosen, fields["exact"], layout, name in entries)
+    if not any(tensor.key(part) in entries for part in PARTS):
+        return None, f"{name!r} is not there in packed form"
+    misfit, values = None, entries.get(tensor.key("compressed"))
+    if values is not None and values.dtype != tensor.dtype and {values.dtype, tensor.dtype} <= {*PACKABLE[:6]}:
+        misfit = f"{name!r} is recorded as {tensor.dtype} and there as {values.dtype}"
+        tensor = replace(tensor, dtype=values.dtype)
     kept = check_parts(entries, tensor)
     if fields["density"] != density(kept, shape):
         raise fail(f"density {fields['density']!r}, but {kept} elements are kept")
-    return tensor
+    return tensor, misfit
 
 
 def density(kept: int, shape: tuple[int, ...]) -> float:
@@ -304,24 +375,41 @@ def density(kept: int, shape: tuple[int, ...]) -> float:
     return kept / size if size else 1.0
 
 
-def _from_names(entries: Mapping[str, Entry], shape_of: Callable[[Entry], tuple[int, ...]]) -> list[Packed]:
-    """What compressed-tensors means by its keys: ``m.compressed`` is ``m.weight``.
+def packed_by_names(entries: Mapping[str, Entry], shape_of: Callable[[Entry], tuple[int, ...]]) -> list[Packed]:
+    """The packed tensors among keys without a record.
 
+    Each has the name of its stub. What has none is of compressed-tensors, which means ``m.weight`` by ``m.compressed``.
     Its versions up to 0.8.1 have the whole name in the key, and up to 0.3 pack every tensor: where one prefix ends with
     ``weight``, ``m.bias.compressed`` is ``m.bias``.
+
+    Parameters
+    ----------
+    entries : mapping
+        The keys, of several files too.
+    shape_of : callable
+        Reads a ``.shape``.
+
+    Raises
+    ------
+    FormatError
+        If parts of a tensor are missing, or do not fit each other.
     """
-    ends = (key.removesuffix(".compressed") for key in entries if key.endswith(".compressed"))
-    prefixes = {prefix: None for prefix in ends if {f"{prefix}.bitmask", f"{prefix}.shape"} <= entries.keys()}
-    whole = any(prefix == "weight" or prefix.endswith(".weight") for prefix in prefixes)
+    groups = part_groups(entries)
+    stubs = {prefix: _stub(entries, prefix, groups) for prefix in groups}
+    whole = any(stub is None and _ends_with_weight(prefix) for prefix, stub in stubs.items())
     packed = []
-    for prefix in prefixes:
-        mask, shape = entries[f"{prefix}.bitmask"], entries[f"{prefix}.shape"]
-        if f"{prefix}.weight" in prefixes:
+    for prefix, stub in stubs.items():
+        name = stub or (prefix if whole else f"{prefix}.weight")
+        for part in PARTS[:3]:
+            if f"{prefix}.{part}" not in entries:
+                raise FormatError(f"tensor {name!r}: {f'{prefix}.{part}'!r} is missing")
+        if f"{prefix}.weight" in groups and stub is None:
             raise FormatError(f"tensor '{prefix}.weight' occurs twice")
-        name = prefix if whole else f"{prefix}.weight"
+        mask, shape = entries[f"{prefix}.bitmask"], entries[f"{prefix}.shape"]
         if shape.dtype != "I64":
             raise FormatError(f"tensor {name!r}: {shape.key!r} is {shape.dtype}, expected I64")
-        tensor = Packed(name, prefix, entries[f"{prefix}.compressed"].dtype, shape_of(shape), None, False)
+        values = entries[f"{prefix}.compressed"]
+        tensor = Packed(name, prefix, values.dtype, shape_of(shape), None, False, stub=stub is not None)
         if f"{prefix}.row_offsets" not in entries:
             if not _has_groups(tensor.shape):
                 raise FormatError(
@@ -333,6 +421,24 @@ def _from_names(entries: Mapping[str, Entry], shape_of: Callable[[Entry], tuple[
         check_parts(entries, tensor)
         packed.append(tensor)
     return packed
+
+
+def part_groups(entries: Collection[str]) -> dict[str, set[str]]:
+    """By their prefix the keys of packed tensors, of which two that nothing else has are enough to tell."""
+    groups: dict[str, set[str]] = {}
+    for key in entries:
+        prefix, _, part = key.rpartition(".")
+        if part in PARTS[1:]:
+            groups.setdefault(prefix, set()).add(key)
+    return {prefix: keys for prefix, keys in groups.items() if len(keys) > 1}
+
+
+def _stub(entries: Mapping[str, Entry], prefix: str, groups: Collection[str]) -> str | None:
+    """The name of the tensor with this prefix, if there is an empty tensor that says it."""
+    for name in (prefix, f"{prefix}.weight"):
+        if name in entries and entries[name].shape == (0,) and (name == prefix or name not in groups):
+            return name
+    return None
 
 
 def _has_groups(shape: tuple[int, ...]) -> bool:
@@ -367,7 +473,9 @@ def check_parts(entries: Mapping[str, Entry], tensor: Packed) -> int:
         found = entries.get(wanted.key)
         if found is None:
             raise FormatError(f"tensor {tensor.name!r}: {wanted.key!r} is missing")
-        if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
+        if wanted.key == tensor.name and found.shape != (0,):
+            raise FormatError(f"tensor {tensor.name!r} occurs twice, dense and packed")
+        if (found.dtype, found.shape) != (wanted.dtype, wanted.shape) and wanted.key != tensor.name:
             have, need = (f"{entry.dtype} {list(entry.shape)}" for entry in (found, wanted))
             raise FormatError(f"tensor {tensor.name!r}: {wanted.key!r} is {have}, expected {need}")
     # A mask of no bytes may still claim rows without end; offsets would be made for each of them.

@@ -1,15 +1,21 @@
-"""The sections of a model's `config.json` that compressed-tensors 0.3 to 0.14.0.1 writes, read as data only."""
+"""The sections of a model's `config.json` that say how it is stored, read as data only.
+
+That is `quantization_config` with ``"quant_method": "fastsparse"``, and what compressed-tensors 0.3 to 0.14.0.1 writes.
+Null and an empty object say nothing.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fastsparse import _backend
 from fastsparse._errors import FormatError
 from fastsparse.checkpoint._report import TensorReport
 
-__all__ = ["check_config", "dense_config", "sparse_config"]
+__all__ = ["check_config", "dense_config", "packed_config", "promises_stubs", "sparse_config"]
 
 _SECTION = "quantization_config"
 _OLDER = "compression_config"
+_OWN = {"quant_method": "fastsparse", "format": "sparse-bitmask"}
 _METHOD = {"version": "0.14.0.1", "quant_method": "compressed-tensors"}
 _SPARSITY = "sparsity_config"
 _SPARSE_FORMATS = ("dense", "dense-sparsity", "sparse-bitmask", "sparse-24-bitmask")
@@ -22,17 +28,33 @@ _QUANTISED_FORMATS = (
     "mixed-precision",
     "nvfp4-pack-quantized",
     "mxfp4-pack-quantized",
+    "mxfp6-pack-quantized",
+    "mxfp8-quantized",
 )
 """Formats of compressed-tensors that current readers know: what is quantised stays so."""
 _SAY_NOTHING = ("version", "quant_method", "quantization_status", "global_compression_ratio", "ignore")
 """Keys that a section has whether or not anything is quantised."""
 
 
-def sparse_config(
-    config: Mapping[str, Any], tensors: Iterable[TensorReport], form: str = "sparse-bitmask"
-) -> dict[str, Any]:
-    """The config of a packed model. One that another method quantised stays as it is: there is room for one method."""
-    section = config.get(_SECTION, _METHOD)
+def packed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a packed model, for readers of fastsparse.
+
+    One that another method quantised stays as it is: there is room for one method.
+    """
+    if config.get(_SECTION):
+        return dict(config)
+    return {**config, _SECTION: {**_OWN, "version": _backend.version()}}
+
+
+def promises_stubs(config: Mapping[str, Any] | None) -> bool:
+    """Whether the config says that other loaders stop at the packed tensors."""
+    section = (config or {}).get(_SECTION)
+    return isinstance(section, dict) and section.get("quant_method") == _OWN["quant_method"]
+
+
+def sparse_config(config: Mapping[str, Any], tensors: Iterable[TensorReport], form: str) -> dict[str, Any]:
+    """The config of a packed model, for readers of compressed-tensors; another method's section stays here too."""
+    section = config.get(_SECTION) or _METHOD
     if not isinstance(section, dict) or section.get("quant_method") != _METHOD["quant_method"]:
         return dict(config)
     rows = list(tensors)
@@ -58,6 +80,9 @@ def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
     dense = {key: value for key, value in config.items() if key not in (_OLDER, _SPARSITY)}
     for name in (_OLDER, _SECTION):
         section = config.get(name)
+        if name == _SECTION and isinstance(section, dict) and section.get("quant_method") == _OWN["quant_method"]:
+            del dense[_SECTION]
+            continue
         if not isinstance(section, dict) or (name == _SECTION and _SPARSITY not in section):
             continue
         rest = {key: value for key, value in section.items() if key != _SPARSITY}
@@ -76,11 +101,16 @@ def check_config(config: Mapping[str, Any] | None) -> None:
     Raises
     ------
     FormatError
-        If a section of compressed-tensors names such a layout.
+        If a section names such a layout, or is none.
     """
     for name in (_OLDER, _SECTION):
         section = (config or {}).get(name)
+        if not section:
+            continue
         if not isinstance(section, dict):
+            raise FormatError(f"config.json: {name} is {section!r}, expected an object")
+        if name == _SECTION and section.get("quant_method") == _OWN["quant_method"]:
+            _check_format(name, section, (_OWN["format"],))
             continue
         if name == _SECTION and section.get("quant_method", _METHOD["quant_method"]) != _METHOD["quant_method"]:
             continue

@@ -11,8 +11,15 @@ from fastsparse.checkpoint._report import Report, TensorReport
 __all__ = ["inspect", "stored_row"]
 
 
-def inspect(path: StrPath) -> Report:
+def inspect(path: StrPath, *, trust_shards: bool = False) -> Report:
     """What a checkpoint holds, from its headers: no tensor is read.
+
+    Parameters
+    ----------
+    path : path-like
+        A checkpoint, as `open` takes it.
+    trust_shards : bool
+        Whether the shards of a folder are taken as they are where the index says something else of their tensors.
 
     Raises
     ------
@@ -22,7 +29,7 @@ def inspect(path: StrPath) -> Report:
         If the file cannot be read.
     """
     started = time.perf_counter()
-    source = Reader(path)
+    source = Reader(path, trust_shards=trust_shards)
     rows = tuple(stored_row(source, name) for name in source.tensors)
     return Report(source.path, None, rows, time.perf_counter() - started)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastsparse import ops
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._executor import Task, map_bounded, workers
-from fastsparse.checkpoint._format import Entry, Packed, density, prefix_for
+from fastsparse.checkpoint._format import Entry, Packed, density, needs_stub, prefix_for
 from fastsparse.checkpoint._global_sparsity import passes, spread
 from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._recipe import Recipe
@@ -123,6 +123,7 @@ def plan(
     *,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    trust_shards: bool = False,
 ) -> Plan:
     """What `compress` would do.
 
@@ -139,6 +140,8 @@ def plan(
         Called with bytes done, bytes in all and the tensor's name.
     executor : concurrent.futures.Executor, optional
         Its workers read and count, one thread each.
+    trust_shards : bool
+        As for `compress`.
 
     Raises
     ------
@@ -150,7 +153,7 @@ def plan(
     OSError
         If it cannot be read.
     """
-    chosen = choose(src, recipe)
+    chosen = choose(src, recipe, trust_shards=trust_shards)
     with workers(executor) as pool:
         return make_plan(chosen, pool, Ticker(progress, chosen.bytes_to_plan))
 
@@ -159,13 +162,15 @@ def plan(
 class Choice:
     """The source, and for each tensor its pattern or the reason for having none.
 
-    `scope` names the tensors that global pruning spreads its zeros over, in the order in which ties are kept.
+    `scope` names the tensors that global pruning spreads its zeros over, in the order in which ties are kept. `stubs`
+    says that every packed tensor gets one, so that readers that do not know the layout stop at it.
     """
 
     source: Reader
     recipe: Recipe
     patterns: dict[str, Pattern | str]
     scope: Mapping[str, None]
+    stubs: bool
 
     @property
     def bytes_to_plan(self) -> int:
@@ -177,17 +182,19 @@ class Choice:
         return pruned + passes(entry.dtype for entry in counted) * sum(entry.nbytes for entry in counted)
 
 
-def choose(src: StrPath, recipe: Recipe | Pattern | str) -> Choice:
-    """Opens the source and asks the recipe about each tensor."""
+def choose(src: StrPath, recipe: Recipe | Pattern | str, *, trust_shards: bool = False, stubs: bool = True) -> Choice:
+    """Opens the source and asks the recipe about each tensor; `stubs` is for folders."""
     wanted = Recipe.of(recipe)
-    source = Reader(src)
+    source = Reader(src, trust_shards=trust_shards)
+    source.check_formats()
     choices: dict[str, Pattern | str] = {}
     for name, found in source.tensors.items():
         if isinstance(found, Packed):
             raise FastSparseError(f"{source.path}: tensor {name!r} is packed already; decompress the checkpoint first")
         choices[name] = wanted.choose(name, found.dtype, found.shape)
     scope = [name for name, chosen in choices.items() if isinstance(chosen, Pattern) and wanted.competes(name)]
-    return Choice(source, wanted, choices, dict.fromkeys(sorted(scope)))
+    stubs = stubs and source.folder is not None
+    return Choice(source, wanted, choices, dict.fromkeys(sorted(scope)), stubs)
 
 
 def make_plan(chosen: Choice, pool: Executor, ticker: Ticker) -> Plan:
@@ -206,7 +213,7 @@ def make_plan(chosen: Choice, pool: Executor, ticker: Ticker) -> Plan:
     taken = set(source.entries)
     jobs = []
     for name, pattern in patterns.items():
-        job = _job(source, name, pattern, taken, counts.get(name), name in shares)
+        job = _job(source, name, pattern, taken, counts.get(name), name in shares, chosen.stubs)
         if job.packed is not None:
             taken.update(job.packed.keys)
         jobs.append(job)
@@ -259,6 +266,7 @@ def _job(
     taken: set[str],
     count: tuple[int, bool] | None,
     competes: bool,
+    stubs: bool,
 ) -> Job:
     """What becomes of a tensor. One that competes with others loses its share even where it stays dense."""
     entry = source.entries[name]
@@ -270,7 +278,8 @@ def _job(
     prefix = prefix_for(name, taken)
     if prefix is None:
         return Job(name, entry, shard, None, kept, "other tensors have the names of its parts", pruned)
-    job = Job(name, entry, shard, Packed(name, prefix, entry.dtype, entry.shape, chosen, exact), kept)
+    stub = stubs or needs_stub(name, prefix)
+    job = Job(name, entry, shard, Packed(name, prefix, entry.dtype, entry.shape, chosen, exact, stub=stub), kept)
     size = sum(part.nbytes for part in job.entries)
     if size > entry.nbytes:
         return Job(name, entry, shard, None, kept, f"packed it would be larger, {size} bytes", pruned)
@@ -378,8 +387,9 @@ def parts_of(packed: Packed, array: BitmaskArray) -> dict[str, NDArray[np.uint8]
         "compressed": array.values,
         "bitmask": array.bitmask,
         "row_offsets": array.row_offsets[:-1],
+        "stub": array.values[:0],
     }
-    return {packed.key(part): flat_bytes(content) for part, content in parts.items()}
+    return {entry.key: flat_bytes(parts[part]) for part, entry in packed.entries(array.nnz).items()}
 
 
 def flat_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """Reading: an open checkpoint as a lazy mapping."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,7 +13,17 @@ from numpy.typing import NDArray
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.checkpoint._folder import read_folder
 from fastsparse.checkpoint._foreign import refuse_foreign
-from fastsparse.checkpoint._format import DTYPES, METADATA_KEY, Entry, Packed, read_keys, read_pruned
+from fastsparse.checkpoint._format import (
+    DTYPES,
+    METADATA_KEY,
+    Entry,
+    Packed,
+    packed_by_names,
+    read_record,
+    refuse_marlin,
+    tensors_of,
+)
+from fastsparse.checkpoint._hf_config import check_config
 from fastsparse.masks import Bitmask, matrix_view
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Block, Pattern, TopK
@@ -53,11 +64,14 @@ class Reader:
         The metadata of each shard, without the record.
     pruned : dict of (Pattern, float)
         The patterns and densities of dense tensors that are pruned.
+    stale : list of str
+        For each file whose record is left from before another tool has saved it: what does not fit. A warning has said
+        so, and the keys alone decided.
     """
 
-    def __init__(self, path: StrPath, *, mmap: bool = True) -> None:
+    def __init__(self, path: StrPath, *, mmap: bool = True, trust_shards: bool = False) -> None:
         self.path = os.fspath(path)
-        self._mmap = mmap
+        self._options = {"mmap": mmap, "trust_shards": trust_shards}
         self.folder = read_folder(self.path) if os.path.isdir(self.path) else None
         self.shards = self.folder.shards if self.folder is not None else ("",)
         files = {name: os.path.join(self.path, name) if name else self.path for name in self.shards}
@@ -66,10 +80,11 @@ class Reader:
         self.entries: dict[str, Entry] = {}
         self._where: dict[str, tuple[str, int]] = {}
         keys = {shard: self._read_entries(shard) for shard in self.shards}
-        if self.folder is not None:
+        if self.folder is not None and not trust_shards:
             self.folder.check(keys)
         self.metadata: dict[str, dict[str, str]] = {shard: file.metadata for shard, file in self._files.items()}
         self.pruned: dict[str, tuple[Pattern, float]] = {}
+        self.stale: list[str] = []
         self.tensors = self._read_tensors(keys)
 
     def _read_entries(self, shard: str) -> dict[str, Entry]:
@@ -84,31 +99,51 @@ class Reader:
 
     def _read_tensors(self, keys: Mapping[str, Mapping[str, Entry]]) -> dict[str, Packed | Entry]:
         """What the keys stand for: by the record of their shard, or, where there is none, by their names."""
-        parts: list[tuple[Mapping[str, Entry], str | None]] = []
-        unrecorded: dict[str, Entry] = {}
-        for shard, entries in keys.items():
-            record = self.metadata[shard].pop(METADATA_KEY, None)
-            if record is None:
-                unrecorded.update(entries)
-            else:
-                parts.append((entries, record))
-        if unrecorded:
-            parts.append((unrecorded, None))
         tensors: dict[str, Packed | Entry] = {}
+        unrecorded: dict[str, Entry] = {}
+
+        def add(found: Mapping[str, Packed | Entry]) -> None:
+            for name in found.keys() & tensors.keys():
+                raise FormatError(f"tensor {name!r} occurs twice")
+            tensors.update(found)
+
         with self.error_context():
-            for entries, record in parts:
-                own = read_keys(entries, record, self._shape)
-                for name, found in own.items():
-                    if name in tensors:
-                        raise FormatError(f"tensor {name!r} occurs twice")
-                    tensors[name] = found
-                if record is not None:
-                    self.pruned.update(read_pruned(own, record))
+            for shard, entries in keys.items():
+                text = self.metadata[shard].pop(METADATA_KEY, None)
+                if text is None:
+                    unrecorded.update(entries)
+                    continue
+                record = read_record(entries, text)
+                self.pruned.update(record.pruned)
+                if record.stale is None:
+                    add(tensors_of(entries, record.packed))
+                    continue
+                self._warn_of_stale_record(shard, record.stale)
+                known = dict.fromkeys([*(key for tensor in record.packed for key in tensor.keys), *record.pruned])
+                add(tensors_of({key: entries[key] for key in known}, record.packed))
+                unrecorded.update((key, entry) for key, entry in entries.items() if key not in known)
+            add(tensors_of(unrecorded, packed_by_names(unrecorded, self._shape)))
         place = {shard: at for at, shard in enumerate(keys)}
         return dict(sorted(tensors.items(), key=lambda item: place[self.shard_of(item[1])]))
 
+    def _warn_of_stale_record(self, shard: str, why: str) -> None:
+        self.stale.append(f"{shard}: {why}" if shard else why)
+        warnings.warn(
+            f"{os.path.join(self.path, shard) if shard else self.path}: the record of packed tensors, metadata "
+            f"{METADATA_KEY!r}, is stale: {why}. Another tool has saved the file again and kept its metadata; what its "
+            "keys say is read; patterns may be lost. Save it without that metadata, or with checkpoint.save",
+            stacklevel=4,
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._mmap, self._identity)
+        return _reopen, (self.path, *self._options.values(), self._identity)
+
+    def check_formats(self) -> None:
+        """Refuses what `config.json` or the names of keys say is in a layout that cannot be read or given back."""
+        with self.error_context():
+            if self.folder is not None:
+                check_config(self.folder.read_config())
+            refuse_marlin(self.entries)
 
     def shard_of(self, found: Packed | Entry) -> str:
         """The shard that a tensor belongs to: that of its values."""
@@ -172,7 +207,7 @@ class Reader:
         FormatError
             If its parts contradict each other.
         """
-        part = {part: self.entries[tensor.key(part)] for part in tensor.entries(0)}
+        part = {part: self.entries[entry.key] for part, entry in tensor.entries(0).items()}
         values, bits = self.array(part["compressed"]), self.array(part["bitmask"])
         with self.error_context(tensor.name):
             shape = self._shape(part["shape"])
@@ -214,8 +249,8 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
     ``mmap=True`` arrays are read-only views of the file and keep it mapped. It pickles as its path.
     """
 
-    def __init__(self, path: StrPath, *, mmap: bool = True) -> None:
-        self.reader = Reader(path, mmap=mmap)
+    def __init__(self, path: StrPath, *, mmap: bool = True, trust_shards: bool = False) -> None:
+        self.reader = Reader(path, mmap=mmap, trust_shards=trust_shards)
 
     @property
     def path(self) -> str:
@@ -279,9 +314,9 @@ def _identity(path: str) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1)
-def _reopen(path: str, mmap: bool, identity: tuple[tuple[int, ...], ...]) -> Reader:
+def _reopen(path: str, mmap: bool, trust_shards: bool, identity: tuple[tuple[int, ...], ...]) -> Reader:
     """The checkpoint that another process has open. Kept, because one job after the other comes with the same."""
-    reader = Reader(path, mmap=mmap)
+    reader = Reader(path, mmap=mmap, trust_shards=trust_shards)
     if reader._identity != identity:
         raise FastSparseError(f"{path}: it changed while it was read")
     return reader
@@ -299,7 +334,7 @@ def matrix_bits(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.u
     return bits.reshape(rows, cols // 8)
 
 
-def open(path: StrPath, *, mmap: bool = True) -> Checkpoint:
+def open(path: StrPath, *, mmap: bool = True, trust_shards: bool = False) -> Checkpoint:
     """Open a checkpoint for reading.
 
     Parameters
@@ -311,6 +346,8 @@ def open(path: StrPath, *, mmap: bool = True) -> Checkpoint:
     mmap : bool
         Whether tensors are views of a memory map. A file that somebody cuts short while it is mapped ends the process;
         without the map every tensor is read when asked for, and a shorter file is an error.
+    trust_shards : bool
+        Whether the shards of a folder are taken as they are where the index says something else of their tensors.
 
     Returns
     -------
@@ -324,4 +361,4 @@ def open(path: StrPath, *, mmap: bool = True) -> Checkpoint:
     OSError
         If it cannot be read.
     """
-    return Checkpoint(path, mmap=mmap)
+    return Checkpoint(path, mmap=mmap, trust_shards=trust_shards)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fastsparse import ops
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.checkpoint._format import Entry, Packed, density
+from fastsparse.checkpoint._hf_config import promises_stubs
 from fastsparse.checkpoint._inspect import stored_row
 from fastsparse.checkpoint._plan import (
     Progress,
@@ -32,7 +33,9 @@ _PIECE = 64 << 20
 """Bytes of a tensor that `verify` holds against the source at once."""
 
 
-def verify(path: StrPath, against: StrPath | None = None, *, progress: Progress | None = None) -> Report:
+def verify(
+    path: StrPath, against: StrPath | None = None, *, progress: Progress | None = None, trust_shards: bool = False
+) -> Report:
     """Check every invariant of every tensor of a checkpoint.
 
     Parameters
@@ -45,6 +48,8 @@ def verify(path: StrPath, against: StrPath | None = None, *, progress: Progress 
         what was dropped is not judged.
     progress : callable, optional
         Called with bytes done, bytes in all and the tensor's name.
+    trust_shards : bool
+        Whether the shards of folders are taken as they are where an index says something else of their tensors.
 
     Returns
     -------
@@ -59,9 +64,14 @@ def verify(path: StrPath, against: StrPath | None = None, *, progress: Progress 
         If a file cannot be read.
     """
     started = time.perf_counter()
-    checked = Reader(path)
-    dense = None if against is None else Reader(against)
-    problems: list[str] = []
+    checked = Reader(path, trust_shards=trust_shards)
+    dense = None if against is None else Reader(against, trust_shards=trust_shards)
+    problems = [f"the record is stale: {why}" for why in checked.stale]
+    if checked.folder is not None and promises_stubs(checked.folder.read_config()):
+        found = (found for found in checked.tensors.values() if isinstance(found, Packed) and not found.stub)
+        problems += [
+            f"tensor {tensor.name!r} has no empty tensor under its name, which stops other loaders" for tensor in found
+        ]
     if dense is not None:
         problems += [f"tensor {name!r} is missing" for name in dense.tensors if name not in checked.tensors]
     ticker = Ticker(progress, sum(entry.nbytes for entry in checked.entries.values()))

@@ -13,13 +13,13 @@ from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.checkpoint import _sigint
 from fastsparse.checkpoint._executor import Task, map_bounded, result_of
 from fastsparse.checkpoint._folder import CONFIG, read_folder, write_json
-from fastsparse.checkpoint._format import Entry, refuse_marlin
-from fastsparse.checkpoint._hf_config import check_config, dense_config, sparse_config
+from fastsparse.checkpoint._format import Entry
+from fastsparse.checkpoint._hf_config import dense_config, packed_config, sparse_config
 from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._report import Report
 from fastsparse.checkpoint._resume import Record, Shard, TensorResult, record_name, resume
 
-__all__ = ["Target", "check_formats", "check_target", "writing"]
+__all__ = ["Target", "check_target", "writing"]
 
 _BLOCK = 16 << 20
 """Bytes that are written at once: a slow disk takes them in a fraction of a second, and then an interrupt comes."""
@@ -45,15 +45,6 @@ def check_target(source: Reader, dst: StrPath, overwrite: bool) -> None:
             raise FastSparseError(f"{target}: it holds something else than a model and is not replaced") from None
 
 
-def check_formats(source: Reader) -> None:
-    """Refuses a source that `config.json` or the names of its keys say is in a layout that cannot be read."""
-    if source.folder is not None:
-        with source.error_context():
-            check_config(source.folder.read_config())
-    with source.error_context():
-        refuse_marlin(source.entries)
-
-
 class Target:
     """The file or folder under construction. As a context it is finished on success and removed otherwise.
 
@@ -69,8 +60,8 @@ class Target:
         Whether an existing one is replaced.
     report : Report, optional
         What will be packed, for `config.json`; None where everything is dense.
-    form : str
-        The name that compressed-tensors gives the layout, for `config.json`.
+    form : str, optional
+        The name that compressed-tensors gives the layout, for a `config.json` that it reads; None for one of ours.
 
     Attributes
     ----------
@@ -85,7 +76,7 @@ class Target:
         shards: list[Shard],
         overwrite: bool,
         report: Report | None = None,
-        form: str = "sparse-bitmask",
+        form: str | None = None,
     ) -> None:
         self._source, self._dst, self._overwrite, self._report = source, os.fspath(dst), overwrite, report
         self._form = form
@@ -208,7 +199,9 @@ class Target:
         config = folder.read_config()
         if config is not None:
             turned = dense_config(config)
-            if self._report is not None:
+            if self._report is not None and self._form is None:
+                turned = packed_config(turned)
+            elif self._report is not None and self._form is not None:
                 turned = sparse_config(turned, self._report.tensors, self._form)
             write_json(os.path.join(partial, CONFIG), turned)
 

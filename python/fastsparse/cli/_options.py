@@ -9,13 +9,16 @@ import typer
 from fastsparse._errors import FastSparseError
 from fastsparse.patterns import Pattern, pattern
 
-__all__ = ["Expressions", "Json", "Overwrite", "Packed", "Source", "parse_expression", "parse_pattern"]
+__all__ = ["Expressions", "Json", "Overwrite", "Packed", "Source", "TrustShards", "parse_expression", "parse_pattern"]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, and progress on stderr as JSON lines.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")]
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="A .safetensors file or a model folder.")]
 Packed = Annotated[Path, typer.Argument(metavar="PATH", help="A .safetensors file or a model folder.")]
+TrustShards = Annotated[
+    bool, typer.Option("--trust-shards", help="Take the shards of a folder as they are where the index disagrees.")
+]
 Expressions = list[str] | None
 
 

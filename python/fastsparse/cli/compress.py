@@ -1,18 +1,26 @@
 """`fastsparse compress`."""
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastsparse import checkpoint
-from fastsparse.cli._options import Expressions, Json, Overwrite, Source, parse_expression, parse_pattern
+from fastsparse.cli._options import Expressions, Json, Overwrite, Source, TrustShards, parse_expression, parse_pattern
 from fastsparse.cli._progress import progress_of
 from fastsparse.cli._table import show
 from fastsparse.patterns import Pattern
 
 __all__ = ["compress"]
+
+
+class Config(StrEnum):
+    """For whom the packed folder is."""
+
+    FASTSPARSE = "fastsparse"
+    COMPRESSED_TENSORS = "compressed-tensors"
 
 
 def compress(
@@ -48,8 +56,13 @@ def compress(
         float | None, typer.Option(min=0, max=1, help="With --global: at most this share in each tensor.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe, in TOML.")] = None,
+    config: Annotated[
+        Config,
+        typer.Option("--config", help="Whose section config.json gets, so that who else loads the folder may tell."),
+    ] = Config.FASTSPARSE,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be done; write nothing.")] = False,
     overwrite: Overwrite = False,
+    trust_shards: TrustShards = False,
     as_json: Json = False,
 ) -> None:
     """Prune a checkpoint and store it packed."""
@@ -69,7 +82,9 @@ def compress(
     )
     with progress_of(as_json) as progress:
         if plan or dst is None:
-            report = checkpoint.plan(src, wanted, progress=progress).report
+            report = checkpoint.plan(src, wanted, progress=progress, trust_shards=trust_shards).report
         else:
-            report = checkpoint.compress(src, dst, wanted, progress=progress, overwrite=overwrite)
+            report = checkpoint.compress(
+                src, dst, wanted, progress=progress, overwrite=overwrite, config=config.value, trust_shards=trust_shards
+            )
     show(report, as_json)

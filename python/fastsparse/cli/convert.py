@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fastsparse import compressed_tensors
-from fastsparse.cli._options import Json, Overwrite, Source
+from fastsparse.cli._options import Json, Overwrite, Source, TrustShards
 from fastsparse.cli._progress import progress_of
 from fastsparse.cli._table import show
 
@@ -27,9 +27,12 @@ def convert(
     dst: Annotated[Path, typer.Argument(metavar="DST", help="What to write.")],
     to: Annotated[Layout, typer.Option("--to", help="The layout, one of those of compressed-tensors.")],
     overwrite: Overwrite = False,
+    trust_shards: TrustShards = False,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint of compressed-tensors 0.3 to 0.14 into another layout or a dense one; nothing is pruned."""
     with progress_of(as_json) as progress:
-        report = compressed_tensors.convert(src, dst, to.value, progress=progress, overwrite=overwrite)
+        report = compressed_tensors.convert(
+            src, dst, to.value, progress=progress, overwrite=overwrite, trust_shards=trust_shards
+        )
     show(report, as_json)

@@ -359,6 +359,9 @@ class SparseLinear(nn.Module):
     ) -> None:
         ours = {key: state_dict[prefix + key] for key in _KEYS if prefix + key in state_dict}
         rest = {name: part for name, part in state_dict.items() if name.removeprefix(prefix) not in ours}
+        weight = rest.get(f"{prefix}weight")
+        if weight is not None and weight.shape == (0,):  # the one at which loaders of dense layers stop
+            del rest[f"{prefix}weight"]
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         missing = [prefix + key for key in _KEYS if key not in ours]
         if missing:

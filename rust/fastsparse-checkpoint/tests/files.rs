@@ -75,18 +75,22 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn the_golden_file_of_format_1_is_read() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/format1.safetensors");
-    let reader = Reader::open(&golden, true).unwrap();
-    let tensors = &reader.header().tensors;
-    let described: Vec<_> =
-        tensors.iter().map(|t| (t.entry.name.as_str(), t.entry.dtype, t.entry.shape.as_slice())).collect();
-    assert_eq!(described[0], ("fc.row_offsets", Dtype::I64, &[4][..]));
-    assert_eq!(described[9], ("head.bitmask", Dtype::U8, &[2, 4][..]));
-    assert_eq!(tensors[0].range.start % 64, 0);
-    let offsets: Vec<_> = [0u64, 6, 12, 18].iter().flat_map(|offset| offset.to_le_bytes()).collect();
-    assert_eq!(&*reader.bytes(0).unwrap(), offsets);
-    assert!(reader.header().metadata["fastsparse"].starts_with(r#"{"format": 1"#));
+fn the_golden_file_of_each_version_is_read() {
+    for (version, keys) in [(1, 10), (2, 11)] {
+        let golden = format!("../../tests/data/format{version}.safetensors");
+        let reader = Reader::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(golden), true).unwrap();
+        let tensors = &reader.header().tensors;
+        let described: Vec<_> =
+            tensors.iter().map(|t| (t.entry.name.as_str(), t.entry.dtype, t.entry.shape.as_slice())).collect();
+        assert_eq!(described.len(), keys);
+        assert_eq!(described[0], ("fc.row_offsets", Dtype::I64, &[4][..]));
+        assert_eq!(described[keys - 1], ("head.bitmask", Dtype::U8, &[2, 4][..]));
+        assert_eq!(described.contains(&("head", Dtype::BF16, &[0][..])), version == 2);
+        assert_eq!(tensors[0].range.start % 64, 0);
+        let offsets: Vec<_> = [0u64, 6, 12, 18].iter().flat_map(|offset| offset.to_le_bytes()).collect();
+        assert_eq!(&*reader.bytes(0).unwrap(), offsets);
+        assert!(reader.header().metadata["fastsparse"].starts_with(&format!("{{\"format\": {version}")));
+    }
 }
 
 #[test]
