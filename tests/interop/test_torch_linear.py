@@ -228,6 +228,9 @@ REPLACE = {
     "accelerate": lambda layer, new, x: (
         [set_module_tensor_to_device(layer, name, "cpu", value=part) for name, part in new.items()] and layer(x)
     ),
+    "data": lambda layer, new, x: (
+        [setattr(layer.get_buffer(name), "data", part) for name, part in new.items()] and layer(x)
+    ),
     "in place": lambda layer, new, x: [layer.get_buffer(n).data.copy_(part) for n, part in new.items()] and layer(x),
     "through the state dict": lambda layer, new, x: (
         (

@@ -24,7 +24,7 @@ from fastsparse.torch._weight import DenseWeight, read_only
 __all__ = ["COMPUTES", "SparseLinear"]
 
 COMPUTES = (torch.float32, torch.float16, torch.bfloat16)
-_VIEWS = ("_packed", "_seen", "_dense")
+_VIEWS = ("_packed", "_seen", "_states", "_dense")
 _KEYS = ("shape", "compressed", "bitmask", "row_offsets")
 
 
@@ -143,7 +143,7 @@ class SparseLinear(nn.Module):
     """
 
     # What torch.jit.script leaves out.
-    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_dense")
+    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_states", "_dense")
     __jit_unused_properties__ = ("packed", "weight")
 
     in_features: int
@@ -290,19 +290,19 @@ class SparseLinear(nn.Module):
         """Sees the buffers, which fit each other, as a BitmaskArray, whenever they are others."""
         parts = (_frozen(self.values), _frozen(self.bitmask), _frozen(self.row_offsets))
         self._packed = new_array((self.out_features, self.in_features), *parts, self._pattern)
-        versions = _version(self.bitmask), _version(self.row_offsets)
-        self._seen = self.values, self.bitmask, self.row_offsets, versions
+        self._seen = self.values, self.bitmask, self.row_offsets
+        self._states = _state(self.values), _state(self.bitmask), _state(self.row_offsets)
         self._dense = None
 
     def _check_changes(self) -> None:
         """The same, with a check, where somebody else has replaced a buffer or changed it."""
         buffers = self._buffers
-        values, bitmask, row_offsets, versions = self._seen
+        values, bitmask, row_offsets = self._seen
         if (
             buffers["values"] is not values
             or buffers["bitmask"] is not bitmask
             or buffers["row_offsets"] is not row_offsets
-            or (_version(bitmask), _version(row_offsets)) != versions
+            or (_state(values), _state(bitmask), _state(row_offsets)) != self._states
         ):
             self._check_buffers()
 
@@ -336,7 +336,7 @@ class SparseLinear(nn.Module):
         _check_dtype(sample.dtype)
         self._check_changes()
         super()._apply(fn, recurse)
-        self._rebuild_view()
+        self._check_changes()  # and let go of the memory there was
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -398,7 +398,7 @@ class SparseLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._seen = None, None, None, None
+        self._seen = None, None, None
 
 
 def _refuse_onnx() -> None:
@@ -421,9 +421,9 @@ def _require_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _version(tensor: Tensor) -> int:
-    """What changes with the content of a tensor; one made in inference mode does not count it."""
-    return -1 if tensor.is_inference() else tensor._version
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What changes with the memory of a tensor, and with its content unless it was made in inference mode."""
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
