@@ -143,6 +143,11 @@ def test_what_has_no_sparsity_has_no_schedule(pattern):
         sparsifier.step()
 
 
+def test_a_packed_layer_is_not_pruned_again():
+    with pytest.raises(fs.FastSparseError, match=r"a SparseLinear is pruned and packed; make it dense with to_dense"):
+        fst.prune_module(fst.SparseLinear.from_linear(linear(), "50%"), "weight", "75%")
+
+
 def test_the_sparsifier_names_the_layer():
     model = nn.Sequential(linear(), nn.Linear(48, 96))
     model[1].weight.data[3, 4] = torch.nan

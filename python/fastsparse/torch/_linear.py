@@ -24,7 +24,7 @@ from fastsparse.torch._weight import DenseWeight, read_only
 __all__ = ["COMPUTES", "SparseLinear"]
 
 COMPUTES = (torch.float32, torch.float16, torch.bfloat16)
-_VIEWS = ("_packed", "_seen", "_states", "_dense")
+_VIEWS = ("_packed", "_seen", "_dense")
 _KEYS = ("shape", "compressed", "bitmask", "row_offsets")
 
 
@@ -143,7 +143,7 @@ class SparseLinear(nn.Module):
     """
 
     # What torch.jit.script leaves out.
-    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_states", "_dense")
+    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_dense")
     __jit_unused_properties__ = ("packed", "weight")
 
     in_features: int
@@ -220,8 +220,16 @@ class SparseLinear(nn.Module):
 
     @property
     def packed(self) -> fs.BitmaskArray:
-        """The weight, over the memory of the buffers."""
-        self._check_changes()
+        """The weight, over the memory of the buffers; buffers that somebody has replaced or changed are checked."""
+        buffers = self._buffers
+        values, bitmask, row_offsets, states = self._seen
+        if (
+            buffers["values"] is not values
+            or buffers["bitmask"] is not bitmask
+            or buffers["row_offsets"] is not row_offsets
+            or _states(values, bitmask, row_offsets) != states
+        ):
+            self._check_buffers()
         return self._packed
 
     @property
@@ -258,16 +266,16 @@ class SparseLinear(nn.Module):
     def _compute(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled("cpu") and x.dtype not in (self.values.dtype, torch.float32):
             x = x.to(self.values.dtype)  # autocast lets dense layers take any dtype
-        bias = self.bias
         if _is_eager():
-            packed = self.packed
+            packed, known = self.packed, self._parameters
+            bias = known["bias"] if "bias" in known else self.bias  # noqa: SIM401 (attributes are slow)
             if type(x) is Tensor and not (torch.is_grad_enabled() and _require_gradient(x, self.values, bias)):
                 b = None if bias is None else as_array(bias)
                 return as_tensor(packed._linear(as_array(x, "x"), b, None, None))
         else:
             _refuse_onnx()
         call = _linear if torch._C._functorch.peek_interpreter_stack() is None else _Transformed.apply
-        return call(x, self.values, self.bitmask, self.row_offsets, self.in_features, bias)
+        return call(x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias)
 
     def extra_repr(self) -> str:
         """What `repr` says between the brackets."""
@@ -290,21 +298,9 @@ class SparseLinear(nn.Module):
         """Sees the buffers, which fit each other, as a BitmaskArray, whenever they are others."""
         parts = (_frozen(self.values), _frozen(self.bitmask), _frozen(self.row_offsets))
         self._packed = new_array((self.out_features, self.in_features), *parts, self._pattern)
-        self._seen = self.values, self.bitmask, self.row_offsets
-        self._states = _state(self.values), _state(self.bitmask), _state(self.row_offsets)
+        buffers = self.values, self.bitmask, self.row_offsets
+        self._seen = (*buffers, _states(*buffers))
         self._dense = None
-
-    def _check_changes(self) -> None:
-        """The same, with a check, where somebody else has replaced a buffer or changed it."""
-        buffers = self._buffers
-        values, bitmask, row_offsets = self._seen
-        if (
-            buffers["values"] is not values
-            or buffers["bitmask"] is not bitmask
-            or buffers["row_offsets"] is not row_offsets
-            or (_state(values), _state(bitmask), _state(row_offsets)) != self._states
-        ):
-            self._check_buffers()
 
     def _check_buffers(self) -> None:
         try:
@@ -334,13 +330,13 @@ class SparseLinear(nn.Module):
         if sample.device.type != "cpu":
             raise FastSparseError(f"device: SparseLinear computes on the CPU and cannot move to {sample.device}")
         _check_dtype(sample.dtype)
-        self._check_changes()
+        _ = self.packed  # after a check
         super()._apply(fn, recurse)
-        self._check_changes()  # and let go of the memory there was
+        _ = self.packed  # lets go of the memory there was
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self._check_changes()
+        _ = self.packed  # after a check
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # Storages of their own: what saves safetensors refuses a tensor that is a part of one.
         shape = torch.tensor([self.out_features, self.in_features], dtype=torch.int64, device="cpu")
@@ -398,7 +394,7 @@ class SparseLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._seen = None, None, None
+        self._seen = None, None, None, None
 
 
 def _refuse_onnx() -> None:
@@ -421,9 +417,13 @@ def _require_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """What changes with the memory of a tensor, and with its content unless it was made in inference mode."""
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+def _states(values: Tensor, bitmask: Tensor, row_offsets: Tensor) -> tuple[int, ...]:
+    """What changes with the memory of the buffers, and with their content where that is counted."""
+    pointers = values.data_ptr(), bitmask.data_ptr(), row_offsets.data_ptr()
+    try:
+        return (*pointers, values._version, bitmask._version, row_offsets._version)
+    except RuntimeError:  # of a tensor that was made in inference mode
+        return pointers
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

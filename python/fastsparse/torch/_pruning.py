@@ -10,6 +10,7 @@ from torch.nn.utils import prune as torch_prune
 
 import fastsparse as fs
 from fastsparse._errors import FastSparseError
+from fastsparse.torch._linear import SparseLinear
 from fastsparse.torch._sparsify import error_context
 from fastsparse.torch._tensors import as_tensor, select
 
@@ -49,6 +50,8 @@ class PatternPruning(torch_prune.BasePruningMethod):
         cls, module: nn.Module, name: str, *args: Any, importance_scores: Tensor | None = None, **kwargs: Any
     ) -> Any:
         """Prunes a parameter of a module; `prune_module` is the same."""
+        if isinstance(module, SparseLinear):
+            raise FastSparseError("module: a SparseLinear is pruned and packed; make it dense with to_dense() before")
         return super().apply(module, name, *args, importance_scores=importance_scores, one_tensor=True, **kwargs)
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ class DenseWeight(Tensor):
         kwargs = kwargs or {}
         for at, argument in enumerate(func._schema.arguments if func._schema.is_mutable else ()):
             given = args[at] if at < len(args) else kwargs.get(argument.name)
-            if argument.is_write and any(isinstance(leaf, cls) for leaf in pytree.tree_leaves(given)):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and any(isinstance(leaf, cls) for leaf in pytree.tree_leaves(given)):
                 raise read_only()
         if func is torch.ops.aten.detach.default:
             return cls(args[0]._source, args[0])
