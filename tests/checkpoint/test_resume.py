@@ -19,7 +19,7 @@ pytestmark = [
 
 SHARDS = [f"model-{i}.safetensors" for i in range(4)]
 JOBS = {
-    "tensor": checkpoint.Recipe(default="50%", include=["embed"]),
+    "tensor": checkpoint.Recipe(default="50%", exclude=["bias"]),
     "global": checkpoint.Recipe(default="60%", scope="global"),
     "decompress": None,
 }

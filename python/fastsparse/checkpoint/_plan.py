@@ -20,6 +20,7 @@ from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report, TensorReport
 from fastsparse.checkpoint._resume import TensorResult
+from fastsparse.checkpoint._selection import quantisation_method
 from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Nonzero, Pattern, TopK, Unstructured
@@ -187,11 +188,14 @@ def choose(src: StrPath, recipe: Recipe | Pattern | str, *, trust_shards: bool =
     wanted = Recipe.of(recipe)
     source = Reader(src, trust_shards=trust_shards)
     source.check_formats()
-    choices: dict[str, Pattern | str] = {}
+    tensors = {}
     for name, found in source.tensors.items():
         if isinstance(found, Packed):
             raise FastSparseError(f"{source.path}: tensor {name!r} is packed already; decompress the checkpoint first")
-        choices[name] = wanted.choose(name, found.dtype, found.shape)
+        tensors[name] = found.dtype, found.shape
+    config = source.folder.read_config() if source.folder is not None else None
+    with source.error_context():
+        choices = wanted.choose_all(tensors, quantisation_method(config))
     scope = [name for name, chosen in choices.items() if isinstance(chosen, Pattern) and wanted.competes(name)]
     stubs = stubs and source.folder is not None
     return Choice(source, wanted, choices, dict.fromkeys(sorted(scope)), stubs)

@@ -1,5 +1,8 @@
 """Recipes: which tensor of a checkpoint gets which pattern."""
 
+import difflib
+import fnmatch
+import math
 import os
 import re
 import tomllib
@@ -9,15 +12,12 @@ from typing import Any
 
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._format import PACKABLE
+from fastsparse.checkpoint._selection import UNKNOWN, Layers, is_named, not_a_weight
 from fastsparse.patterns import Pattern, Unstructured, pattern
 
 __all__ = ["Recipe", "Rule"]
 
 _FLOATING = PACKABLE[:6]
-
-_EMBEDDING = re.compile(r"embed|(^|\.)(lm_head|wte|wpe|shared)(\.|$)")
-"""Tables that are looked up, not multiplied with, and the output layer, which often is the same table: pruning them
-costs the most accuracy for each byte saved. `wte` and `wpe` are GPT-2's names, `shared` is T5's."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,17 @@ class Recipe:
 
     The first rule that matches a tensor's name decides. Where none does, tensors that `exclude` names stay dense, and
     `default` goes to those that `include` names and to the usual ones: floating, two or more dimensions, more than
-    `min_size` elements, and neither an embedding nor `lm_head`.
+    `min_size` elements, and weights by their names: `docs/checkpoints.md` lists what is none, from embeddings to masks.
+
+    Rules and `include` reach what is no weight only if they name it: ``attn`` does not mean the mask ``attn.bias``, nor
+    the ``weight_scale`` of a quantised layer, because it is found in ``attn.weight`` too; ``attn.bias`` does. Quantised
+    weights that cannot be ranked without their scales stay dense whatever names them.
 
     Parameters
     ----------
     rules : iterable of Rule
         In the order in which they are tried. A rule may name any tensor whose dtype can be packed, an embedding too.
+        An expression has to be found in the name of a tensor when the recipe is used, as those of the lists have to.
     default : Pattern or str, optional
         The pattern, or its short form, for tensors without a rule. None leaves them dense.
     include, exclude : iterable of str
@@ -174,7 +179,7 @@ class Recipe:
         return cls(rules=tuple(Rule(**rule) for rule in rules), **options)
 
     def choose(self, name: str, dtype: str, shape: tuple[int, ...]) -> Pattern | str:
-        """The pattern for a tensor, or the reason why it stays dense.
+        """The pattern for a tensor by itself, or the reason why it stays dense.
 
         Parameters
         ----------
@@ -185,38 +190,84 @@ class Recipe:
         shape : tuple of int
             Its shape.
         """
-        chosen = self._named(name) or self._usual(name, dtype, shape)
+        return self._choose(name, dtype, shape, Layers({name: (dtype, shape)}))
+
+    def choose_all(
+        self, tensors: Mapping[str, tuple[str, tuple[int, ...]]], method: str | None = None
+    ) -> dict[str, Pattern | str]:
+        """For each tensor of a checkpoint the pattern, or the reason why it stays dense.
+
+        Parameters
+        ----------
+        tensors : mapping
+            From the names of all tensors to dtypes, as safetensors names them, and shapes.
+        method : str, optional
+            The method by which the model's config says that it is quantised, if it does.
+
+        Raises
+        ------
+        FastSparseError
+            If an expression of the recipe is found in no name.
+        """
+        self.check_names(tensors)
+        layers = Layers(tensors, method)
+        return {name: self._choose(name, dtype, shape, layers) for name, (dtype, shape) in tensors.items()}
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Refuses a recipe that has an expression which is found in none of these names.
+
+        Raises
+        ------
+        FastSparseError
+            With names that are near.
+        """
+        expressions = [("include", text) for text in self.include] + [("exclude", text) for text in self.exclude]
+        expressions += [("rule", rule.match) for rule in self.rules]
+        known = list(names) if expressions else []
+        for where, text in expressions:
+            search = re.compile(text).search
+            if not any(search(name) for name in known):
+                raise FastSparseError(f"{where}: {text!r} matches no tensor{_advice(text, known)}")
+
+    def _choose(self, name: str, dtype: str, shape: tuple[int, ...], layers: Layers) -> Pattern | str:
+        part = layers.part(name)
+        other = part or not_a_weight(name, shape)
+        chosen = self._named(name, other) or self._usual(dtype, shape, part, other)
         if isinstance(chosen, Pattern) and dtype not in PACKABLE:
             return f"dtype {dtype} is not pruned"
+        if isinstance(chosen, Pattern):
+            return layers.unsound(name, chosen, self.competes(name)) or chosen
         return chosen
 
-    def _named(self, name: str) -> Pattern | str | None:
-        """What the rules and the lists of names say, if anything."""
+    def _named(self, name: str, other: str | None) -> Pattern | str | None:
+        """What the rules and the lists of names say, if anything. `other` is what the tensor is if it is no weight."""
         for rule in self.rules:
             if re.search(rule.match, name):
-                return rule.pattern if rule.pattern is not None else f"skipped by rule {rule.match!r}"
+                if rule.pattern is None:
+                    return f"skipped by rule {rule.match!r}"
+                return rule.pattern if other in (None, UNKNOWN) or is_named(name, rule.match) else other
         for expression in self.exclude:
             if re.search(expression, name):
                 return f"excluded by {expression!r}"
         if self.default is None:
             return "no rule matches"
-        if any(re.search(expression, name) for expression in self.include):
-            return self.default
+        for expression in self.include:
+            if re.search(expression, name) and (other in (None, UNKNOWN) or is_named(name, expression)):
+                return self.default
         return None
 
-    def _usual(self, name: str, dtype: str, shape: tuple[int, ...]) -> Pattern | str:
+    def _usual(self, dtype: str, shape: tuple[int, ...], part: str | None, other: str | None) -> Pattern | str:
         """What happens to a tensor that nothing names."""
-        size = 1
-        for length in shape:
-            size *= length
+        if part is not None:
+            return part
         if dtype not in _FLOATING:
             return f"dtype {dtype} is not pruned unless named"
         if len(shape) < 2:
             return "fewer than two dimensions"
-        if size <= self.min_size:
+        if other is not None:
+            return other
+        if math.prod(shape) <= self.min_size:
             return f"no more than {self.min_size} elements"
-        if _EMBEDDING.search(name):
-            return "an embedding"
         assert self.default is not None, "`_named` has an answer for recipes without a default"
         return self.default
 
@@ -225,9 +276,45 @@ def _regex(name: str, text: Any) -> None:
     try:
         re.compile(text)
     except (TypeError, re.error, RecursionError, OverflowError) as error:
-        raise FastSparseError(f"{name}: {text!r} is not a regular expression: {error}") from None
+        glob = f"; for the glob write {_from_glob(text)!r}" if isinstance(text, str) and text.startswith("*") else ""
+        raise FastSparseError(f"{name}: {text!r} is not a regular expression: {error}{glob}") from None
     if not isinstance(text, str):
         raise FastSparseError(f"{name}: expected a string, got {text!r}")
+
+
+def _from_glob(text: str) -> str:
+    """The regular expression that a glob stands for, found anywhere in a name."""
+    inner = text.strip("*").removesuffix("$")
+    return re.sub(r"\\\*|\*", ".*", re.sub(r"(?<!\\)\.(?!\*)", r"\.", inner)).replace("?", ".")
+
+
+def _advice(text: str, names: list[str]) -> str:
+    """What to write instead of an expression that is found in none of the names."""
+    if not names:
+        return "; there are none"
+    modules = {name.rpartition(".")[0] for name in names}
+    if text.startswith("re:"):
+        return f"; every expression is a regular expression: write {text.removeprefix('re:')!r}, without 're:'"
+    if any(re.search(text, module) for module in modules):
+        return f"; names go on with '.weight' after the module's: write {text.removesuffix('$')!r}, without '$'"
+    choice = re.search(r"\{([^{}]*,[^{}]*)\}", text)
+    if choice is not None and re.search(r"[a-z]", choice[1]):
+        return f"; it is no glob but a regular expression: write '({choice[1].replace(',', '|')})' for '{choice[0]}'"
+    if "*" in text and any(fnmatch.fnmatchcase(name, text.rstrip("$")) for name in {*names, *modules}):
+        return f"; it is no glob but a regular expression: write {_from_glob(text)!r}"
+    near = _near(text, names)
+    return f"; near are {', '.join(map(repr, near))}" if near else f"; names are like {names[0]!r}"
+
+
+def _near(text: str, names: list[str]) -> list[str]:
+    """Up to three names that are most like an expression, by their parts."""
+    parts = {part for name in names for part in name.split(".")}
+    wanted: set[str] = set()
+    for word in re.findall(r"\w+", text):
+        wanted.update((word,) if word in parts else difflib.get_close_matches(word, parts, 2))
+    shared = {name: len(wanted.intersection(name.split("."))) for name in names}
+    best = sorted((name for name in names if shared[name]), key=lambda name: -shared[name])
+    return best[:3]
 
 
 def _regexes(name: str, texts: Iterable[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Models: which of their linear layers become packed ones, and dense ones again."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,8 +39,8 @@ class Use:
 def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str) -> Report:
     """Prune a model's linear layers and replace them by `SparseLinear`, in place.
 
-    The default selection is that of checkpoints: weights of more than 2048 elements, but neither embeddings nor
-    `lm_head` unless a rule or `include` of the recipe names them. Names are those of the state dict, such as
+    The default selection is that of checkpoints: weights of more than 2048 elements, but no embeddings, output layers
+    and routers unless a rule or `include` of the recipe names them. Names are those of the state dict, such as
     ``model.layers.0.mlp.up_proj.weight``.
 
     What stays dense, and the report says so: whatever is no `torch.nn.Linear`, subclasses of it among them; a weight
@@ -68,8 +68,8 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str) -> Report:
     Raises
     ------
     FastSparseError
-        If the model is itself a linear layer, a weight is not on the CPU or holds NaN, or a pattern does not fit. The
-        model is as it was then.
+        If the model is itself a linear layer, a weight is not on the CPU or holds NaN, a pattern does not fit, or an
+        expression of the recipe is found in no name. The model is as it was then.
 
     Examples
     --------
@@ -90,7 +90,8 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str) -> Report:
     started = time.perf_counter()
     wanted = Recipe.of(recipe)
     uses = {names[0].name: names for names in uses_of(model)}
-    choices = {name: _choose(model, wanted, names) for name, names in uses.items()}
+    found = wanted.choose_all(_tensors(model, uses.values()))
+    choices = {name: _choose(model, found, names) for name, names in uses.items()}
     pruned = (name for name, chosen in choices.items() if isinstance(chosen, fs.Pattern))
     choices.update(_shares(model, wanted, sorted(filter(wanted.competes, pruned))))
     rows = {name: report_row(model, names[0]) for name, names in uses.items()}
@@ -176,8 +177,17 @@ def _parameter(model: nn.Module, use: Use) -> Tensor:
     return getattr(model.get_submodule(use.module), use.attribute)
 
 
-def _choose(model: nn.Module, recipe: Recipe, names: list[Use]) -> fs.Pattern | str:
-    """The pattern for a parameter, or the reason why it stays as it is."""
+def _tensors(model: nn.Module, uses: Iterable[list[Use]]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtypes and shapes by the names that a recipe may mean: of parameters and packed weights, and of buffers."""
+    tensors = {name: (_dtype(buffer), tuple(buffer.shape)) for name, buffer in model.named_buffers()}
+    for names in uses:
+        weight = _parameter(model, names[0])
+        tensors.update(dict.fromkeys((use.name for use in names), (_dtype(weight), tuple(weight.shape))))
+    return tensors
+
+
+def _choose(model: nn.Module, choices: Mapping[str, fs.Pattern | str], names: list[Use]) -> fs.Pattern | str:
+    """The pattern for a parameter, or the reason why it stays as it is. `choices` is what the recipe says."""
     weight = _parameter(model, names[0])
     for use in names:
         reason = obstacle(model.get_submodule(use.module), use.attribute)
@@ -185,7 +195,7 @@ def _choose(model: nn.Module, recipe: Recipe, names: list[Use]) -> fs.Pattern | 
             return reason if use == names[0] else f"tied to {use.name}: {reason}"
     if weight.dtype not in COMPUTES:
         return f"layers of dtype {_dtype(weight)} are not computed packed"
-    found = [recipe.choose(use.name, _dtype(weight), tuple(weight.shape)) for use in names]
+    found = [choices[use.name] for use in names]
     return next((chosen for chosen in found if isinstance(chosen, str)), found[0])
 
 
