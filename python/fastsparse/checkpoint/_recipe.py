@@ -232,27 +232,27 @@ class Recipe:
     def _choose(self, name: str, dtype: str, shape: tuple[int, ...], layers: Layers) -> Pattern | str:
         part = layers.part(name)
         other = part or not_a_weight(name, shape)
-        chosen = self._named(name, other) or self._usual(dtype, shape, part, other)
+        chosen = self._named(name, other, part is not None) or self._usual(dtype, shape, part, other)
         if isinstance(chosen, Pattern) and dtype not in PACKABLE:
             return f"dtype {dtype} is not pruned"
         if isinstance(chosen, Pattern):
             return layers.unsound(name, chosen, self.competes(name)) or chosen
         return chosen
 
-    def _named(self, name: str, other: str | None) -> Pattern | str | None:
+    def _named(self, name: str, other: str | None, part: bool) -> Pattern | str | None:
         """What the rules and the lists of names say, if anything. `other` is what the tensor is if it is no weight."""
         for rule in self.rules:
             if re.search(rule.match, name):
                 if rule.pattern is None:
                     return f"skipped by rule {rule.match!r}"
-                return rule.pattern if other in (None, UNKNOWN) or is_named(name, rule.match) else other
+                return rule.pattern if other in (None, UNKNOWN) or is_named(name, rule.match, part) else other
         for expression in self.exclude:
             if re.search(expression, name):
                 return f"excluded by {expression!r}"
         if self.default is None:
             return "no rule matches"
         for expression in self.include:
-            if re.search(expression, name) and (other in (None, UNKNOWN) or is_named(name, expression)):
+            if re.search(expression, name) and (other in (None, UNKNOWN) or is_named(name, expression, part)):
                 return self.default
         return None
 
@@ -276,7 +276,7 @@ def _regex(name: str, text: Any) -> None:
     try:
         re.compile(text)
     except (TypeError, re.error, RecursionError, OverflowError) as error:
-        glob = f"; for the glob write {_from_glob(text)!r}" if isinstance(text, str) and text.startswith("*") else ""
+        glob = f"; for the glob write '{_from_glob(text)}'" if isinstance(text, str) and text.startswith("*") else ""
         raise FastSparseError(f"{name}: {text!r} is not a regular expression: {error}{glob}") from None
     if not isinstance(text, str):
         raise FastSparseError(f"{name}: expected a string, got {text!r}")
@@ -301,7 +301,7 @@ def _advice(text: str, names: list[str]) -> str:
     if choice is not None and re.search(r"[a-z]", choice[1]):
         return f"; it is no glob but a regular expression: write '({choice[1].replace(',', '|')})' for '{choice[0]}'"
     if "*" in text and any(fnmatch.fnmatchcase(name, text.rstrip("$")) for name in {*names, *modules}):
-        return f"; it is no glob but a regular expression: write {_from_glob(text)!r}"
+        return f"; it is no glob but a regular expression: write '{_from_glob(text)}'"
     near = _near(text, names)
     return f"; near are {', '.join(map(repr, near))}" if near else f"; names are like {names[0]!r}"
 

@@ -71,7 +71,7 @@ class Kind:
 
 
 _POSITIONS = (
-    r"(?!\w*_proj)(?:(\w+_)?pos(ition(al|s)?)?_?(emb\w*|enc\w*|bias\w*|table\w*)(_\w+)?|\w*embed_positions\w*|wpe"
+    r"(?!\w*_(proj|linear))(?:(\w+_)?pos(ition(al|s)?)?_?(emb\w*|enc\w*|bias\w*|table\w*)(_\w+)?|\w*embed_positions\w*|wpe"
     r"|(\w*_)?pe(_\w)?|\w*rel(ative)?_?pos\w*|\w*relative\w*bias\w*|\w*distance_embeddings?"
     r"|(\w+_)?(row|col(umn)?|[xyhw]|temporal|freq|time|segment)_(pos\w*_)?embed(ding|der)?s?)"
 )
@@ -137,10 +137,6 @@ TABLE = (
         r"|(\w*classif\w+|\w*head)\.out_proj|heads?\.(head|fc)|unembed(ding)?|pred_layer\.proj|crit\.out_layers\.\d+",
         top=r"output|output_layer|proj_out|decoder",
     ),
-    Kind(
-        "a scale or zero point",
-        leaf=r"(\w+_)?scales?(_\w+)?|w?[a-z]*scales|(\w+_)?q?zeros?(_points?)?|(nested_)?(absmax|quant_map)|SCB|Wscale|S[UV]|su?[hv]h?",
-    ),
     Kind("a short convolution, as state-space layers have", leaf=r".*", form="taps"),
     Kind(
         "a constant of a state-space layer",
@@ -155,6 +151,10 @@ TABLE = (
         "a scale, shift or gate of activations",
         leaf=r"(\w+_)?(scale_shift|shift_scale)_\w+|(\w+_)?modulation(_\w+)?|layer_?scale\w*|(\w+_)?shift"
         r"|ls_?\d?|gammas?(_\w+)?|betas?(_\w+)?|lambdas?(_?\w+)?|alphas?(_\w+)?|layer_weights|(\w+_)?gate_(msa|mlp|ffn|attn)",
+    ),
+    Kind(
+        "a scale or zero point",
+        leaf=r"(\w+_)?scales?(_\w+)?|w?[a-z]*scales|(\w+_)?q?zeros?(_points?)?|(nested_)?(absmax|quant_map)|SCB|Wscale|S[UV]|su?[hv]h?",
     ),
     Kind(
         "a learned token or query",
@@ -204,15 +204,20 @@ def _reason(dotted: str, shape: Shape) -> str | None:
     return None if _WEIGHT.search(dotted) else UNKNOWN
 
 
-def is_named(name: str, expression: str) -> bool:
+def is_named(name: str, expression: str, part: bool = False) -> bool:
     """Whether an expression names a tensor that is no weight, and does not only meet it on the way to a weight.
 
     ``attn`` and ``layers.0`` are found in ``layers.0.attn.bias``, but in ``layers.0.attn.weight`` as well; whoever
-    writes them means weights. ``attn.bias`` is not found there, and means the mask.
+    writes them means weights. ``attn.bias`` is not found there, and means the mask. `part` says that it is a part of a
+    quantised tensor, such as ``layers.0.centroids.weight`` of ``layers.0``.
     """
     module, _, leaf = name.rpartition(".")
+    if leaf == "weight":
+        if not part:
+            return re.search(expression, name) is not None
+        module = module.rpartition(".")[0]
     weight = module if module.endswith("weight") else f"{module}.weight" if module else "weight"
-    return re.search(expression, name) is not None and (leaf == "weight" or re.search(expression, weight) is None)
+    return re.search(expression, name) is not None and re.search(expression, weight) is None
 
 
 _STORED = (
@@ -234,7 +239,10 @@ _STORED = (
 _SCALED = ("I8", "F8_E4M3", "F8_E5M2")
 """Those among them whose elements are one weight each, but for a scale; zero is zero if there is no zero point."""
 _NO_DATA = re.compile(r"mask|bias|ids?$|index|scale|zero", re.ASCII)
-_NO_SCALE = re.compile(r"^(input|output|act\w*|[qkv])_|_input", re.ASCII)
+_SAYS_NOTHING = re.compile(
+    r"(^|_)bias(_|$)|^(input|output|act\w*|[qkv])_|_input|_format$|_shape$|^num_batches", re.ASCII
+)
+"""Leaves beside a weight that do not change what its elements mean."""
 
 
 class Layers:
@@ -271,6 +279,8 @@ class Layers:
         module, _, leaf = name.rpartition(".")
         if self._tensors.get(module, ("",))[0] in _STORED:  # bitsandbytes has `weight.absmax` beside `weight`
             return f"part of the quantised tensor {module!r}"
+        if leaf == "weight":  # VPTQ has `centroids.weight` beside `indices`
+            module, _, leaf = module.rpartition(".")
         data = [found for found in self._data.get(module, ()) if found != leaf]
         if not data or "bias" in leaf.split("_") or not_a_weight(name, self._tensors[name][1]) is None:
             return None
@@ -282,11 +292,8 @@ class Layers:
         dtype, shape = self._tensors[name]
         if dtype not in _STORED or leaf not in self._data.get(module, ()) or isinstance(pattern, Nonzero):
             return None
-        around = [f"{module}.{found}" for found in self._leaves[module]] + [
-            f"{name}.{found}" for found in self._leaves.get(name, ())
-        ]
-        own = [other for other in around if other != name and self._belongs(other, name)]
-        scales = [other for other in own if "scale" in other.rpartition(".")[2] or other.endswith("SCB")]
+        own = self._beside(name)
+        scales = [other for other in own if "scale" in other.rpartition(".")[2] or other.endswith(".SCB")]
         if not own and self._method is None:
             return None
         if dtype not in _SCALED or not scales or len(own) > len(scales):
@@ -303,12 +310,15 @@ class Layers:
             return f"quantised: its weights rank only together with their scales {scale!r}"
         return None
 
-    def _belongs(self, other: str, name: str) -> bool:
-        """Whether a tensor of the same module says what the stored elements of another mean."""
-        leaf, last = name.rpartition(".")[2], other.rpartition(".")[2]
-        if "bias" in last.split("_") or _NO_SCALE.search(last) or last in self._data[name.rpartition(".")[0]]:
-            return False
-        return leaf == "weight" or last.startswith(leaf) or other.startswith(f"{name}.")
+    def _beside(self, name: str) -> list[str]:
+        """The tensors that say what the stored elements of another mean: its scales, above all."""
+        module, _, leaf = name.rpartition(".")
+        data, stem = self._data[module], leaf.partition("_blocks")[0]
+        beside = [f"{module}.{other}" for other in self._leaves[module] if other not in data]
+        if len(data) > 1:  # several weights in one module, as experts have
+            beside = [other for other in beside if other.startswith(f"{module}.{stem}")]
+        beside += [f"{name}.{other}" for other in self._leaves.get(name, ())]
+        return [other for other in beside if not _SAYS_NOTHING.search(other.rpartition(".")[2])]
 
 
 def _in_rows(pattern: Pattern, shape: Shape) -> bool:
