@@ -256,7 +256,7 @@ def test_scales_are_kept_by_files_whose_keys_or_config_tell(tmp_path):
 @pytest.mark.parametrize(
     "config",
     [
-        {"quantization_config": {"quant_method": "compressed-tensors", "format": "mxfp8-quantized"}},
+        {"quantization_config": {"quant_method": "compressed-tensors", "format": "unheard-of-quantized"}},
         {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": {"format": "new"}}}},
         {"compression_config": {"format": "marlin-24"}},
         {"sparsity_config": {"format": "unheard-of"}},
