@@ -42,3 +42,43 @@ def test_a_length_that_looks_like_another_kind(tmp_path):
     (tmp_path / "x").write_bytes(b"PK\x03\x04\0\0\0\0{")
     with pytest.raises(fs.FormatError, match="header"):
         checkpoint.open(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "a Git LFS pointer.*git lfs pull"),
+        (b"# xet version 0\nfilesize = 5\nhash = '0'\n", "a Xet pointer.*git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>Sign in</html>", "a web page.*log in"),
+        (b"\n  <HTML><head>", "a web page"),
+        ('{"error":"Access to model x is restricted, ü"}'.encode(), "JSON: .*restricted.*log in"),
+        (b'{"msg": {"error": 1}}', "JSON"),
+        (b"[]", "JSON"),
+        (b"Invalid username or password.", "a text: 'Invalid username or password.'.*log in"),
+        (b"Entry not found" + b"\n" * 600, "a text: 'Entry not found'"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
+        (b"", "an empty file; fetch it again"),
+        (bytes(4096), "nothing but zeros"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0", "compressed with gzip"),
+        (b"\x28\xb5\x2f\xfd\0\0\0\0\0", "compressed with zstd"),
+    ],
+)
+def test_what_a_download_left(tmp_path, content, what):
+    """In place of a file, and of the one file or a shard of a folder."""
+    for name in ("x.safetensors", "one/model.safetensors", "some/1"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "some" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1"}}')
+    for source, name in (("x.safetensors", "x.safetensors"), ("one", "model.safetensors"), ("some", "1")):
+        with pytest.raises(fs.FormatError, match=f"{name}: this is {what}"):
+            checkpoint.open(tmp_path / source)
+
+
+def test_what_is_damaged_is_not_taken_for_something_else(tmp_path):
+    checkpoint.save({"a": np.ones(300, "f")}, tmp_path / "x")
+    content = (tmp_path / "x").read_bytes()
+    for damaged in (content[:100], content[:-1], content[:8] + b"[" + content[9:]):
+        (tmp_path / "x").write_bytes(damaged)
+        with pytest.raises(fs.FormatError, match=r"x: (?!this is)"):
+            checkpoint.open(tmp_path / "x")

@@ -117,7 +117,7 @@ def compress(
                 rows.append(job.report(energy))
                 ticker.tick(job.entry.nbytes, name)
     seconds = time.perf_counter() - started
-    return Report(source.path, os.fspath(dst), tuple(rows), seconds, tuple(target.resumed))
+    return Report(source.path, os.fspath(dst), (*rows, *todo.copied), seconds, tuple(target.resumed))
 
 
 def _packed_shard(source: Reader, shard: str, jobs: Iterable[Job]) -> Shard:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,15 +10,16 @@ from typing import IO, Any
 
 from fastsparse._errors import FormatError
 from fastsparse.checkpoint import _sigint
-from fastsparse.checkpoint._foreign import hint
+from fastsparse.checkpoint._foreign import hint, identify, is_weights
 
-__all__ = ["CONFIG", "ModelFolder", "read_folder", "write_json"]
+__all__ = ["CONFIG", "SINGLE", "ModelFolder", "read_folder", "write_json"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
 _NOT_CARRIED = (".git", ".cache")
 """Folders of version control and of download tools; they describe the source, not the model."""
+_TRUST = "; trust_shards=True, --trust-shards, takes the shards as they are"
 _BLOCK = 64 << 20
 """Bytes of a side file that are copied at once."""
 
@@ -29,6 +31,7 @@ class ModelFolder:
     path: str
     shards: tuple[str, ...]
     index: dict[str, Any] | None
+    index_name: str = INDEX
 
     def check(self, keys: Mapping[str, Iterable[str]]) -> None:
         """Holds the index against the keys of each shard.
@@ -44,11 +47,16 @@ class ModelFolder:
         found = {shard: set(names) for shard, names in keys.items()}
         for name, shard in where.items():
             if name not in found[shard]:
-                raise FormatError(f"{self.path}: tensor {name!r} is in the index, but not in its shard {shard!r}")
+                tied = ". It may be tied to the embeddings, and is then stored once" if "head" in name else ""
+                raise FormatError(
+                    f"{self.path}: tensor {name!r} is in the index, but not in its shard {shard!r}{tied}{_TRUST}"
+                )
         for shard, names in found.items():
             for name in sorted(names):
                 if where.get(name) != shard:
-                    raise FormatError(f"{self.path}: tensor {name!r} is in shard {shard!r}, but not so in the index")
+                    raise FormatError(
+                        f"{self.path}: tensor {name!r} is in shard {shard!r}, but not so in the index{_TRUST}"
+                    )
 
     def write_index(self, folder: str, where: Mapping[str, str], size: int) -> None:
         """Writes the index of a folder like this one, with these keys and bytes of data."""
@@ -56,7 +64,7 @@ class ModelFolder:
             metadata = self.index.get("metadata")
             metadata = {**(metadata if isinstance(metadata, dict) else {}), "total_size": size}
             index = {**self.index, "metadata": metadata, "weight_map": dict(sorted(where.items()))}
-            write_json(os.path.join(folder, INDEX), index)
+            write_json(os.path.join(folder, self.index_name), index)
 
     def read_config(self) -> dict[str, Any] | None:
         """The content of `config.json`; None where there is none.
@@ -69,6 +77,12 @@ class ModelFolder:
         path = os.path.join(self.path, CONFIG)
         return _read_json(path) if os.path.exists(path) else None
 
+    def other_weights(self) -> Iterator[tuple[str, int]]:
+        """The files of weights that are no shards, such as variants and models in folders below; with their bytes."""
+        for name in _below(self.path):
+            if name not in self.shards and is_weights(os.path.basename(name)):
+                yield name, os.path.getsize(os.path.join(self.path, name))
+
     def copy_side_files(self, folder: str, taken: Collection[str]) -> None:
         """Copies all but shards, index and `config.json`. Links to files are followed: hubs' caches are made of them.
 
@@ -79,7 +93,7 @@ class ModelFolder:
             device. If a name is one of `taken`.
         """
         for name in sorted(os.listdir(self.path)):
-            if name in (INDEX, CONFIG, *self.shards, *_NOT_CARRIED):
+            if name in (self.index_name, CONFIG, *self.shards, *_NOT_CARRIED):
                 continue
             if name in taken:
                 raise FormatError(f"{os.path.join(self.path, name)}: the name is needed while the target is written")
@@ -92,32 +106,106 @@ class ModelFolder:
 def read_folder(path: str) -> ModelFolder:
     """Finds the shards of a model folder.
 
+    That is ``model.safetensors`` or what its index names, else the one model that there is under another name: with an
+    index, as one file, or as numbered shards that are all there. Of variants such as ``x`` and ``x.fp16`` the plain one
+    is the model.
+
     Raises
     ------
     FormatError
-        If there are none, the index is not valid, or a shard is missing.
+        If there are none or several, the index is not valid, or a shard is missing; the message names what is there.
     """
-    indexed, single = (os.path.exists(os.path.join(path, name)) for name in (INDEX, SINGLE))
-    if not indexed:
-        if not single:
-            raise FormatError(f"{path}: a folder without {SINGLE} or {INDEX}{hint(path)}")
+    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+    indexes = [name for name in names if _INDEX.fullmatch(name)]
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if INDEX in indexes:
+        found = _read_index(path, INDEX)
+        if SINGLE in weights and SINGLE not in found.shards:
+            raise FormatError(f"{path}: holds {SINGLE} and an index that does not name it")
+        return found
+    if SINGLE in weights:
         return ModelFolder(path, (SINGLE,), None)
-    index = _read_json(os.path.join(path, INDEX))
+    models = {name: _read_index(path, name) for name in indexes}
+    indexed = {shard for model in models.values() for shard in model.shards}
+    sets: dict[str, list[str]] = {}
+    for name in weights:
+        if name not in indexed:
+            sets.setdefault(_NUMBER.sub("", name), []).append(name)
+    models.update((name, ModelFolder(path, tuple(shards), None)) for name, shards in sets.items())
+    if not models:
+        raise FormatError(f"{path}: a folder without safetensors of its own{_models_below(path) or hint(path)}")
+    plain = min(models, key=lambda name: len(_stem(name)))
+    if any(name != plain and not _is_variant(_stem(name), _stem(plain)) for name in models):
+        raise FormatError(
+            f"{path}: holds several models, {', '.join(map(repr, models))}; name one of the files, or move the others"
+        )
+    chosen = models[plain]
+    if chosen.index is None:
+        _check_numbers(path, chosen.shards)
+    return chosen
+
+
+_INDEX = re.compile(r"(.+)\.safetensors\.index(\.\w+)?\.json")
+_NUMBER = re.compile(r"-(\d+)-of-(\d+)(?=(\.\w+)?\.safetensors$)")
+
+
+def _stem(name: str) -> str:
+    """The name of a model, with its variant at the end, from that of its index or file."""
+    index = _INDEX.fullmatch(name)
+    return name.removesuffix(".safetensors") if index is None else index[1] + (index[2] or "")
+
+
+def _is_variant(stem: str, plain: str) -> bool:
+    """Whether a name is the plain one and a word more, as in ``x.fp16``."""
+    return re.fullmatch(re.escape(plain) + r"\.\w+", stem) is not None
+
+
+def _check_numbers(path: str, shards: tuple[str, ...]) -> None:
+    """Holds shards without an index against their own numbers."""
+    found = [match for match in map(_NUMBER.search, shards) if match]
+    totals = {int(match[2]) for match in found}
+    if not found or (len(totals) == 1 and sorted(int(match[1]) for match in found) == list(range(1, max(totals) + 1))):
+        return
+    raise FormatError(
+        f"{path}: {len(shards)} of {max(totals)} shards and no index: {', '.join(map(repr, shards))}; fetch the others"
+    )
+
+
+def _models_below(path: str) -> str:
+    """Names models in the folders of a folder, as pipelines have them; empty where there are none."""
+    found = sorted(name for name in _below(path) if name.endswith(".safetensors"))
+    folders = dict.fromkeys(os.path.dirname(name) for name in found)
+    if not found:
+        return ""
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return (
+        f"; below it are {', '.join(map(repr, found[:5]))}{more}. Compress each folder by itself "
+        f"({', '.join(map(repr, list(folders)[:5]))}), and copy the rest"
+    )
+
+
+def _below(path: str) -> Iterator[str]:
+    """The files of a folder and of those in it, without links to folders, relative to it."""
+    for at, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if name not in _NOT_CARRIED)
+        yield from (os.path.relpath(os.path.join(at, name), path) for name in sorted(names))
+
+
+def _read_index(path: str, name: str) -> ModelFolder:
+    index = _read_json(os.path.join(path, name))
     where = index.get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
-        raise FormatError(f"{path}: {INDEX}: 'weight_map' does not map tensors to shards")
+        raise FormatError(f"{path}: {name}: 'weight_map' does not map tensors to shards")
     shards = tuple(sorted(set(where.values())))
     if not shards:
-        raise FormatError(f"{os.path.join(path, INDEX)}: 'weight_map' names no shard")
+        raise FormatError(f"{os.path.join(path, name)}: 'weight_map' names no shard")
     for shard in shards:
         # The index comes from strangers: a shard is a file of this folder and nothing else.
-        if shard in ("", ".", "..", INDEX, CONFIG) or any(mark in shard for mark in "/\\:\0"):
-            raise FormatError(f"{path}: {INDEX}: {shard!r} is not the name of a file in the folder")
+        if shard in ("", ".", "..", name, CONFIG) or any(mark in shard for mark in "/\\:\0"):
+            raise FormatError(f"{path}: {name}: {shard!r} is not the name of a file in the folder")
         if not os.path.exists(os.path.join(path, shard)):
             raise FormatError(f"{path}: shard {shard!r} is missing")
-    if single and SINGLE not in shards:
-        raise FormatError(f"{path}: holds {SINGLE} and an index that does not name it")
-    return ModelFolder(path, shards, index)
+    return ModelFolder(path, shards, index, name)
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -126,7 +214,9 @@ def _read_json(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not valid JSON: {error}") from None
+        found = identify(path)
+        why = f"this is {found}" if found is not None and not found.startswith("JSON") else f"not valid JSON: {error}"
+        raise FormatError(f"{path}: {why}") from None
     if not isinstance(content, dict):
         raise FormatError(f"{path}: not a JSON object")
     return content

@@ -1,6 +1,7 @@
 """Planning: what becomes of each tensor, and the work on one of them."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -18,7 +19,7 @@ from fastsparse.checkpoint._format import Entry, Packed, density, needs_stub, pr
 from fastsparse.checkpoint._global_sparsity import passes, spread
 from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._recipe import Recipe
-from fastsparse.checkpoint._report import Report, TensorReport
+from fastsparse.checkpoint._report import FILE, Report, TensorReport
 from fastsparse.checkpoint._resume import TensorResult
 from fastsparse.checkpoint._selection import quantisation_method
 from fastsparse.masks import Bitmask
@@ -93,16 +94,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `compress` will do: every tensor with its exact size, known before anything is written."""
+    """What `compress` will do: every tensor with its exact size, known before anything is written.
+
+    `copied` are the rows of files of weights that are copied as they are.
+    """
 
     source: str
     jobs: tuple[Job, ...]
     seconds: float
+    copied: tuple[TensorReport, ...] = ()
 
     @property
     def report(self) -> Report:
         """What the report of the run will say, without the kept energies."""
-        return Report(self.source, None, tuple(job.report() for job in self.jobs), self.seconds)
+        return Report(self.source, None, (*(job.report() for job in self.jobs), *self.copied), self.seconds)
 
 
 class Ticker:
@@ -221,7 +226,23 @@ def make_plan(chosen: Choice, pool: Executor, ticker: Ticker) -> Plan:
         if job.packed is not None:
             taken.update(job.packed.keys)
         jobs.append(job)
-    return Plan(source.path, tuple(jobs), time.perf_counter() - started)
+    return Plan(source.path, tuple(jobs), time.perf_counter() - started, _copied_rows(source))
+
+
+def _copied_rows(source: Reader) -> tuple[TensorReport, ...]:
+    """The rows of files of weights that are copied as they are: nobody is to think that they are pruned."""
+    rows = []
+    for name, size in source.folder.other_weights() if source.folder is not None else ():
+        folder = os.path.dirname(name)
+        if not name.endswith(".safetensors"):
+            why = "no safetensors file"
+        elif folder:
+            why = f"a model of its own; compress the folder {folder!r} by itself"
+        else:
+            why = "no file of this model; compress it by itself"
+        row = TensorReport(name, (), FILE, None, None, size, size, reason=f"copied, not pruned: {why}")
+        rows.append(row)
+    return tuple(rows)
 
 
 _Counts = dict[str, tuple[int, bool]]

@@ -3,12 +3,15 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Report", "TensorReport"]
+__all__ = ["FILE", "Report", "TensorReport"]
+
+FILE = "file"
+"""The dtype in the row of a whole file."""
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One tensor of a checkpoint.
+    """One tensor of a checkpoint; or a file of weights that `compress` copies as it is, with the dtype ``"file"``.
 
     Attributes
     ----------

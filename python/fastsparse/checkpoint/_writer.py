@@ -12,7 +12,7 @@ from typing import Any
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.checkpoint import _sigint
 from fastsparse.checkpoint._executor import Task, map_bounded, result_of
-from fastsparse.checkpoint._folder import CONFIG, read_folder, write_json
+from fastsparse.checkpoint._folder import CONFIG, SINGLE, read_folder, write_json
 from fastsparse.checkpoint._format import Entry
 from fastsparse.checkpoint._hf_config import dense_config, packed_config, sparse_config
 from fastsparse.checkpoint._reader import Reader, StrPath, native
@@ -40,9 +40,11 @@ def check_target(source: Reader, dst: StrPath, overwrite: bool) -> None:
         raise FastSparseError(f"{target}: source and target lie in each other")
     if os.path.isdir(dst) and os.listdir(dst):
         try:
-            read_folder(target)
+            found = read_folder(target)
         except FormatError:
-            raise FastSparseError(f"{target}: it holds something else than a model and is not replaced") from None
+            found = None
+        if found is None or (found.index is None and found.shards not in ((SINGLE,), source.folder.shards)):
+            raise FastSparseError(f"{target}: it holds something else than a model and is not replaced")
 
 
 class Target:

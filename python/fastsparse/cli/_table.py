@@ -31,7 +31,7 @@ def _row(tensor: checkpoint.TensorReport) -> tuple[str, ...]:
     """The cells of a tensor's line."""
     return (
         tensor.name,
-        "×".join(map(str, tensor.shape)) or "scalar",
+        "×".join(map(str, tensor.shape)) or ("–" if tensor.dtype == "file" else "scalar"),
         tensor.dtype,
         tensor.pattern or "–",
         "–" if tensor.sparsity is None else f"{tensor.sparsity:.1%}",
