@@ -31,6 +31,9 @@ WEIGHTS = {
     "encoder.attn.in_proj_weight": (192, 64),
     "rnn.weight_hh_l0_reverse": (256, 64),
     "params/layer_0/dense/kernel": (64, 64),
+    "decoder.up_blocks.0.upsamplers.0.resample.1.weight": (64, 64, 3, 3),
+    "blocks.0.attn.W_Q": (4, 64, 16),
+    "norm1.linear.weight": (384, 64),
     "w": (64, 64),
 }
 
@@ -73,6 +76,7 @@ OTHERS = {
         "score.weight": (64, 64),
         "classifier.weight": (64, 64),
         "lm_heads.3.weight": (512, 64),
+        "lm_head.linear.weight": (512, 64),
     },
     "a router of experts": {
         "mlp.gate.weight": (64, 2048),
@@ -81,8 +85,12 @@ OTHERS = {
         "mlp.router.classifier.weight": (8, 512),
         "mlp.shared_expert_gate.weight": (1, 4096),
         "mlp.gate.wg.weight": (8, 512),
+        "backbone.layers.0.mixer.gate.weight": (128, 2688),
     },
-    "a short convolution, as state-space layers have": {"mixer.conv1d.weight": (1024, 1, 4)},
+    "a short convolution, as state-space layers have": {
+        "mixer.conv1d.weight": (1024, 1, 4),
+        "mlx.mixer.conv1d.weight": (1024, 4, 1),
+    },
     "a constant of a state-space layer": {"mixer.A_log": (512, 16), "mixer.D": (64, 64), "mixer.dt_bias": (64, 64)},
     "a time mixing parameter": {"blocks.0.att.time_decay": (64, 64), "blocks.0.att.w1": (512, 64)},
     "a scale, shift or gate of activations": {
@@ -97,6 +105,7 @@ OTHERS = {
     "part of a computed weight, make that permanent first": {
         "conv.parametrizations.weight.original1": (64, 48, 128),
         "conv.weight_v": (64, 48, 128),
+        "fc.weight_mask": (64, 64),
     },
     "not named like a weight": {"layers.0.mystery": (64, 64)},
 }
@@ -291,6 +300,8 @@ NAMES = ["layers.0.mlp.router.weight", "layers.0.mlp.up_proj.weight", "lm_head.w
         ({"include": ["no such tensor"]}, r"names are like 'layers\.0"),
         ({"exclude": ["{router,lm_head}"]}, r"write '\(router\|lm_head\)' for"),
         ({"exclude": ["lm_head", "l?_head"]}, None),
+        ({"exclude": ["Linear"]}, r"not classes of layers; near|not classes of layers; names"),
+        ({"exclude": ["re:.*rooter"]}, r"without 're:'; near are 'layers\.0\.mlp\.router\.weight'"),
         ({"exclude": ["lay*.0.*"]}, r"no glob but a regular expression: write '.*'"),
     ],
 )

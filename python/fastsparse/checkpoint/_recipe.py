@@ -15,7 +15,7 @@ from fastsparse.checkpoint._format import PACKABLE
 from fastsparse.checkpoint._selection import UNKNOWN, Layers, is_named, not_a_weight
 from fastsparse.patterns import Pattern, Unstructured, pattern
 
-__all__ = ["Recipe", "Rule"]
+__all__ = ["Recipe", "Rule", "check_expression"]
 
 _FLOATING = PACKABLE[:6]
 
@@ -44,7 +44,7 @@ class Rule:
     skip: bool = False
 
     def __post_init__(self) -> None:
-        _regex("match", self.match)
+        check_expression("match", self.match)
         if not isinstance(self.skip, bool):
             raise FastSparseError(f"skip: expected true or false, got {self.skip!r}")
         if (self.pattern is None) != self.skip:
@@ -272,7 +272,14 @@ class Recipe:
         return self.default
 
 
-def _regex(name: str, text: Any) -> None:
+def check_expression(name: str, text: Any) -> None:
+    """Refuses what is no regular expression, as the argument of this name.
+
+    Raises
+    ------
+    FastSparseError
+        With what to write for a glob.
+    """
     try:
         re.compile(text)
     except (TypeError, re.error, RecursionError, OverflowError) as error:
@@ -289,29 +296,37 @@ def _from_glob(text: str) -> str:
 
 
 def _advice(text: str, names: list[str]) -> str:
-    """What to write instead of an expression that is found in none of the names."""
+    """What to write instead of an expression that is found in none of the names, and which names are near."""
     if not names:
         return "; there are none"
-    modules = {name.rpartition(".")[0] for name in names}
+    near = _near(text, names)
+    nearest = f"; near are {', '.join(map(repr, near))}" if near else f"; names are like {names[0]!r}"
+    return _explanation(text, names) + nearest
+
+
+def _explanation(text: str, names: list[str]) -> str:
+    """What an expression was taken for, if it looks like one of another tool."""
     if text.startswith("re:"):
-        return f"; every expression is a regular expression: write {text.removeprefix('re:')!r}, without 're:'"
+        return f"; it is a regular expression as it stands: write '{text.removeprefix('re:')}', without 're:'"
+    modules = {name.rpartition(".")[0] for name in names}
     if any(re.search(text, module) for module in modules):
-        return f"; names go on with '.weight' after the module's: write {text.removesuffix('$')!r}, without '$'"
-    choice = re.search(r"\{([^{}]*,[^{}]*)\}", text)
-    if choice is not None and re.search(r"[a-z]", choice[1]):
+        return f"; names go on with '.weight' after the module's: write '{text.removesuffix('$')}', without '$'"
+    choice = re.search(r"\{([^{}]*,[^{}]*[a-z][^{}]*)\}", text)
+    if choice is not None:
         return f"; it is no glob but a regular expression: write '({choice[1].replace(',', '|')})' for '{choice[0]}'"
     if "*" in text and any(fnmatch.fnmatchcase(name, text.rstrip("$")) for name in {*names, *modules}):
         return f"; it is no glob but a regular expression: write '{_from_glob(text)}'"
-    near = _near(text, names)
-    return f"; near are {', '.join(map(repr, near))}" if near else f"; names are like {names[0]!r}"
+    if re.fullmatch(r"[A-Z]\w*", text):
+        return "; names of tensors are searched, not classes of layers"
+    return ""
 
 
 def _near(text: str, names: list[str]) -> list[str]:
     """Up to three names that are most like an expression, by their parts."""
     parts = {part for name in names for part in name.split(".")}
     wanted: set[str] = set()
-    for word in re.findall(r"\w+", text):
-        wanted.update((word,) if word in parts else difflib.get_close_matches(word, parts, 2))
+    for word in re.findall(r"\w+", text.removeprefix("re:")):
+        wanted.update((word,) if word in parts else difflib.get_close_matches(word.lower(), parts, 2))
     shared = {name: len(wanted.intersection(name.split("."))) for name in names}
     best = sorted((name for name in names if shared[name]), key=lambda name: -shared[name])
     return best[:3]
@@ -322,7 +337,7 @@ def _regexes(name: str, texts: Iterable[str]) -> tuple[str, ...]:
         raise FastSparseError(f"{name}: expected a list of regular expressions, got {texts!r}")
     found = tuple(texts)
     for text in found:
-        _regex(name, text)
+        check_expression(name, text)
     return found
 
 

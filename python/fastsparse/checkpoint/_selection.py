@@ -39,7 +39,7 @@ class Kind:
         A module that it lies in, at any depth.
     form : str
         ``"any"``, ``"table"`` for two dimensions, ``"wide"`` for two of which the first is not the longer, ``"taps"``
-        for convolutions along one dimension with one channel each and at most four taps.
+        for convolutions along one dimension with one channel each and at most four taps, in the order of torch or MLX.
     """
 
     reason: str
@@ -65,7 +65,7 @@ class Kind:
             self.form == "any"
             or (self.form == "table" and len(shape) == 2)
             or (self.form == "wide" and len(shape) == 2 and shape[0] <= shape[1])
-            or (self.form == "taps" and len(shape) == 3 and shape[1] == 1 and shape[2] <= 4)
+            or (self.form == "taps" and len(shape) == 3 and min(shape[1:]) == 1 and max(shape[1:]) <= 4)
         )
         return fits and self._name.search(name) is not None
 
@@ -79,7 +79,7 @@ _POSITIONS = (
 TABLE = (
     Kind(
         "part of a computed weight, make that permanent first",
-        leaf=r"weight_[gvu]|\w+_orig",
+        leaf=r"weight_[gvu]|\w*weight_(orig|mask)",
         inside=r"parametrizations",
     ),
     Kind(
@@ -88,14 +88,13 @@ TABLE = (
         owner=r"lora_\w+|(\w+[._])?lora(_\w+)?\.\w+",
         inside=r"lora_\w+",
     ),
-    Kind("a position table", leaf=_POSITIONS + r"|emb_rel_\w|rpb", owner=_POSITIONS),
+    Kind("a position table", leaf=_POSITIONS + r"|emb_rel_\w|rpb|W_pos", owner=_POSITIONS),
     Kind(
         "a fixed basis of a signal transform",
         leaf=r"(forward|inverse|mel|dct|i?stft|fourier)_(basis|mat\w*|filters?|kernel\w*|conv|bank)(_\w+)?|(mel_)?fb(anks?)?"
-        r"|mel_?[wW]|melW|(\w+_)?(window|basis|filter_?bank)s?(_\w+)?|filters?",
+        r"|mel_?[wW]|resample[rs]?\.kernel|(\w+_)?(window|basis|filter_?bank)s?(_\w+)?|filters?",
         owner=r"(\w+_)?i?stft(_conv\w*)?|(\w+_)?dct|(mel|fourier)_(filters?|basis)",
-        inside=r"(\w+_)?i?stft(_\w+)?|i?dct|mfcc|(log_?mel_?|mel_?)?spectrogram(_extractor)?|log_?mel(_extractor)?|mel_?scale"
-        r"|(\w+_)?resample",
+        inside=r"(\w+_)?i?stft(_conv\w*|_transform|_basis)?|i?dct|mfcc|(log_?mel_?|mel_?)?spectrogram(_extractor)?|log_?mel(_extractor)?|mel_?scale",
     ),
     Kind(
         "a rotary table",
@@ -110,7 +109,7 @@ TABLE = (
     ),
     Kind(
         "an embedding",
-        leaf=r"(\w+_)?emb(ed(ding)?s?)?(_concat)?",
+        leaf=r"(\w+_)?emb(ed(ding)?s?)?(_concat)?|W_E",
         owner=r"(?!\w*patch_|vision_|decoder_embed|predictor_|\w*linear_)(?:(\w*_)?emb(ed(ding)?s?)?(_tables?|_layer)?(_?\d+)?|wte"
         r"|\w*emb(ed)?_(\w+_)?tokens\w*(\.\d+)?|\w*embeddings(\.\d+)?|\w*embeds_layers\.\d+|shared"
         r"|(tok|token|word|vocab)_emb\w*|embed_(in|char|timestep|global)|emb_(in|tok\w*)|word_emb\.emb_layers\.\d+"
@@ -121,20 +120,20 @@ TABLE = (
     Kind(
         "a router of experts",
         leaf=r"(\w+_)?router(_\w+)?",
-        owner=r"(\w*expert\w*|moe|mlp)_gate|gating|wg|gate_network",
+        owner=r"(\w*expert\w*|moe|mlp)_gate|gating|routing|wg|gate_network(\.\d+)?",
         inside=r"(\w+_)?router(_\w+)?",
     ),
     Kind(
         "a router of experts",
-        owner=r"(?!(\w*_)?(attn?|attention|mixer|time_mix\w*|gateway)\.)\w+(\.\d+)?\.gate(\.\w+)?",
+        owner=r"(?!(\w*_)?(attn?|attention|\w_mixer|time_mix\w*|gateway)\.)\w+(\.\d+)?\.gate(\.\w+)?",
         form="wide",
     ),
     Kind(
         "an output layer",
-        leaf=r"lm_head",
+        leaf=r"lm_head|W_U",
         owner=r"(?![qkvo]_|attn_)(\w+_)?heads?|(\w+_)?(lm|vocab|codec)_heads(\.\d+)?|embed_out|output_projection|vocab_proj\w*|lm_loss|scores?"
         r"|\w*classifier|\w*logits\w*|qa_outputs|seq_relationship|cls_predictor|\w*(predictions?|lm_head|head)\.decoder"
-        r"|(\w*classif\w+|\w*head)\.out_proj|heads?\.(head|fc)|unembed(ding)?|pred_layer\.proj|crit\.out_layers\.\d+",
+        r"|lm_head\.(linear|\d+)|(\w*classif\w+|\w*head)\.out_proj|heads?\.(head|fc)|unembed(ding)?|pred_layer\.proj|crit\.out_layers\.\d+",
         top=r"output|output_layer|proj_out|decoder",
     ),
     Kind("a short convolution, as state-space layers have", leaf=r".*", form="taps"),
@@ -150,7 +149,7 @@ TABLE = (
     Kind(
         "a scale, shift or gate of activations",
         leaf=r"(\w+_)?(scale_shift|shift_scale)_\w+|(\w+_)?modulation(_\w+)?|layer_?scale\w*|(\w+_)?shift"
-        r"|ls_?\d?|gammas?(_\w+)?|betas?(_\w+)?|lambdas?(_?\w+)?|alphas?(_\w+)?|layer_weights|(\w+_)?gate_(msa|mlp|ffn|attn)",
+        r"|ls_?\d?|gammas?(_\w+)?|betas?(_\w+)?|[Ll]ambdas?(_?\w+)?|alphas?(_\w+)?|layer_weights|(\w+_)?gate_(msa|mlp|ffn|attn)",
     ),
     Kind(
         "a scale or zero point",
@@ -163,7 +162,10 @@ TABLE = (
         owner=r"(?!to_)(\w+_)?tokens?|(\w+_)?(learned|object|mask|label|level|latent)_quer(y|ies)|quer(y|ies)_(features|embed)"
         r"|(\w+_)?registers",
     ),
-    Kind("a normalisation", owner=r"(\w+_)?(layer|batch|group|rms|instance)?_?norm(_?\w+)?|ln(_\w+)?|\w*Norm\d*"),
+    Kind(
+        "a normalisation",
+        owner=r"(\w+_)?(layer|batch|group|rms|instance)?_?norm(_?\d+|_(added_)?[qkv]|_context)?|ln(_\w+)?|\w*Norm\d*",
+    ),
     Kind("a statistic", leaf=r"running_(mean|var)|(\w+_)?(mean|std|variance)"),
     Kind("a bias", leaf=r"(\w+_)?bias(es)?(_\w+)?|\w+\.b\d*"),
 )
@@ -173,7 +175,7 @@ UNKNOWN = "not named like a weight"
 """The reason for what is of none of the kinds."""
 
 _WEIGHT = re.compile(
-    r"(?:^|\.)(?:(?:\w+_)?(?:weights?|kernel|[wW]\d*|proj|projs|projection|matrix|fc\d*|linear\d*|dense)"
+    r"(?:^|\.)(?:(?:\w+_)?(?:weights?|kernel|[wW]([qkvio]+|\d*|_\w+)|proj|projs|projection|matrix|fc\d*|linear\d*|dense)"
     r"(?:_(?:ih|hh|hr)_l\d+(?:_reverse)?|_(?:ih|hh))?|rel_attn\.[qkvor])(?:\.\d+)*$"
     r"|(?:^|\.)\w*experts?\w*(?:\.\w+)*\.\w+$|^[^.]*$",
     re.ASCII,

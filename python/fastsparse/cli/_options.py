@@ -1,12 +1,12 @@
 """Options and arguments that several commands have."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastsparse._errors import FastSparseError
+from fastsparse.checkpoint._recipe import check_expression
 from fastsparse.patterns import Pattern, pattern
 
 __all__ = ["Expressions", "Json", "Overwrite", "Packed", "Source", "TrustShards", "parse_expression", "parse_pattern"]
@@ -31,7 +31,7 @@ def parse_pattern(text: str) -> Pattern:
 
 def parse_expression(text: str) -> str:
     try:
-        re.compile(text)
-    except re.error as error:
-        raise typer.BadParameter(f"{text!r} is not a regular expression: {error}") from None
+        check_expression("RE", text)
+    except FastSparseError as error:
+        raise typer.BadParameter(str(error)) from None
     return text
