@@ -34,6 +34,8 @@ WEIGHTS = {
     "decoder.up_blocks.0.upsamplers.0.resample.1.weight": (64, 64, 3, 3),
     "blocks.0.attn.W_Q": (4, 64, 16),
     "norm1.linear.weight": (384, 64),
+    "x_embedder.weight": (64, 64),  # of diffusion models: linear
+    "layers.0.ffn.w1": (64, 64),
     "w": (64, 64),
 }
 

@@ -10,7 +10,8 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
-from fastsparse import Pattern
+import fastsparse.torch as fst
+from fastsparse import FastSparseError, Pattern
 from fastsparse.checkpoint import Recipe
 
 VOCABULARY, LABELS, EXPERTS = 523, 7, 5
@@ -149,3 +150,14 @@ def test_weights_are_what_linear_layers_hold(kind):
     taken = {name for name, pattern in chosen.items() if isinstance(pattern, Pattern)}
     assert taken == weights, {name: chosen[name] for name in taken ^ weights}
     assert weights
+
+
+def test_sparsify_refuses_expressions_that_match_nothing():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model.router = nn.Linear(64, 64)
+    with pytest.raises(FastSparseError, match="exclude: 'rooter' matches no tensor; near are 'router.weight'"):
+        fst.sparsify(model, Recipe(default="50%", exclude=["rooter"]))
+    assert all(type(layer) is nn.Linear for layer in model)
+    reasons = {row.name: row.reason for row in fst.sparsify(model, "50%").tensors}
+    assert reasons["router.weight"] == "a router of experts"
+    assert reasons["0.weight"] is None

@@ -6,7 +6,7 @@ those that PyTorch, transformers, diffusers, timm, torchaudio and the original r
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -73,7 +73,7 @@ class Kind:
 _POSITIONS = (
     r"(?!\w*_(proj|linear))(?:(\w+_)?pos(ition(al|s)?)?_?(emb\w*|enc\w*|bias\w*|table\w*)(_\w+)?|\w*embed_positions\w*|wpe"
     r"|(\w*_)?pe(_\w)?|\w*rel(ative)?_?pos\w*|\w*relative\w*bias\w*|\w*distance_embeddings?"
-    r"|(\w+_)?(row|col(umn)?|[xyhw]|temporal|freq|time|segment)_(pos\w*_)?embed(ding|der)?s?)"
+    r"|(\w+_)?(row|col(umn)?|[xyhw]|temporal|freq|time|segment)_(pos\w*_)?embed(ding)?s?|(row|column)_embedder)"
 )
 
 TABLE = (
@@ -88,17 +88,17 @@ TABLE = (
         owner=r"lora_\w+|(\w+[._])?lora(_\w+)?\.\w+",
         inside=r"lora_\w+",
     ),
-    Kind("a position table", leaf=_POSITIONS + r"|emb_rel_\w|rpb|W_pos", owner=_POSITIONS),
+    Kind("a position table", leaf=_POSITIONS + r"|emb_rel_\w|rpb|rel_(height|width)|W_pos", owner=_POSITIONS),
     Kind(
         "a fixed basis of a signal transform",
-        leaf=r"(forward|inverse|mel|dct|i?stft|fourier)_(basis|mat\w*|filters?|kernel\w*|conv|bank)(_\w+)?|(mel_)?fb(anks?)?"
+        leaf=r"(forward|inverse|mel|dct|cqt|i?stft|fourier)_(basis|mat\w*|filters?|kernel\w*|conv|bank)(_\w+)?|(mel_)?fb(anks?)?"
         r"|mel_?[wW]|resample[rs]?\.kernel|(\w+_)?(window|basis|filter_?bank)s?(_\w+)?|filters?",
         owner=r"(\w+_)?i?stft(_conv\w*)?|(\w+_)?dct|(mel|fourier)_(filters?|basis)",
         inside=r"(\w+_)?i?stft(_conv\w*|_transform|_basis)?|i?dct|mfcc|(log_?mel_?|mel_?)?spectrogram(_extractor)?|log_?mel(_extractor)?|mel_?scale",
     ),
     Kind(
         "a rotary table",
-        leaf=r"(\w+_)?inv_freq|freqs?(_\w+)?|(\w+_)?(cos|sin)(_\w+)?",
+        leaf=r"(\w+_)?inv_freq|(\w+_)?freqs?(_\w+)?|(\w+_)?(cos|sin)(_\w+)?",
         inside=r"(\w+_)?(rotary|rope)(_emb\w*|_pos\w*)?",
     ),
     Kind("an attention mask", leaf=r"(\w+_)?masks?(_cache)?|(\w+_)?masked_bias|tril|triu|attn\.bias|attention\.bias"),
@@ -144,11 +144,11 @@ TABLE = (
     ),
     Kind(
         "a time mixing parameter",
-        leaf=r"time_\w+|(attn?|ffn|time_mix\w*|channel_mix\w*|attention)\.(x_\w+|[rka]_[kra]|[wavgk][012]|mu_\w+)|bonus",
+        leaf=r"time_\w+|(attn?|ffn|time_mix\w*|channel_mix\w*|attention)\.(x_\w+|[rka]_[kra]|mu_\w+)|att\.[wavgk][012]|bonus",
     ),
     Kind(
         "a scale, shift or gate of activations",
-        leaf=r"(\w+_)?(scale_shift|shift_scale)_\w+|(\w+_)?modulation(_\w+)?|layer_?scale\w*|(\w+_)?shift"
+        leaf=r"(\w+_)?(scale_shift|shift_scale)_\w+|(\w+_)?mod(ulation)?(_\w+)?|layer_?scale\w*|(\w+_)?shift"
         r"|ls_?\d?|gammas?(_\w+)?|betas?(_\w+)?|[Ll]ambdas?(_?\w+)?|alphas?(_\w+)?|layer_weights|(\w+_)?gate_(msa|mlp|ffn|attn)",
     ),
     Kind(
@@ -265,16 +265,17 @@ class Layers:
             module, dot, leaf = name.rpartition(".")
             if dot:
                 self._leaves.setdefault(module, []).append(leaf)
-        self._data = {module: self._data_of(module) for module in self._leaves}
+        self._data = {module: dict.fromkeys(self._data_of(module)) for module in self._leaves}
+        self._rest = {
+            module: [leaf for leaf in self._leaves[module] if leaf not in found] for module, found in self._data.items()
+        }
 
-    def _data_of(self, module: str) -> list[str]:
+    def _data_of(self, module: str) -> Iterator[str]:
         """The leaves of a module that look like quantised weights."""
-        found = []
         for leaf in self._leaves[module]:
             dtype, shape = self._tensors[f"{module}.{leaf}"]
             if dtype in _STORED and len(shape) > 1 and not _NO_DATA.search(leaf):
-                found.append(leaf)
-        return found
+                yield leaf
 
     def part(self, name: str) -> str | None:
         """Why a tensor belongs to the quantised weights of a layer, without being those; None where it does not."""
@@ -283,10 +284,10 @@ class Layers:
             return f"part of the quantised tensor {module!r}"
         if leaf == "weight":  # VPTQ has `centroids.weight` beside `indices`
             module, _, leaf = module.rpartition(".")
-        data = [found for found in self._data.get(module, ()) if found != leaf]
-        if not data or "bias" in leaf.split("_") or not_a_weight(name, self._tensors[name][1]) is None:
+        data = next((found for found in self._data.get(module, ()) if found != leaf), None)
+        if data is None or "bias" in leaf.split("_") or not_a_weight(name, self._tensors[name][1]) is None:
             return None
-        return f"part of the quantised tensor {module + '.' + data[0]!r}"
+        return f"part of the quantised tensor {module + '.' + data!r}"
 
     def unsound(self, name: str, pattern: Pattern, competes: bool) -> str | None:
         """Why the weights of a tensor cannot be ranked by what is stored; None where they can."""
@@ -316,7 +317,7 @@ class Layers:
         """The tensors that say what the stored elements of another mean: its scales, above all."""
         module, _, leaf = name.rpartition(".")
         data, stem = self._data[module], leaf.partition("_blocks")[0]
-        beside = [f"{module}.{other}" for other in self._leaves[module] if other not in data]
+        beside = [f"{module}.{other}" for other in self._rest[module]]
         if len(data) > 1:  # several weights in one module, as experts have
             beside = [other for other in beside if other.startswith(f"{module}.{stem}")]
         beside += [f"{name}.{other}" for other in self._leaves.get(name, ())]
