@@ -155,7 +155,7 @@ def test_weights_are_what_linear_layers_hold(kind):
 def test_sparsify_refuses_expressions_that_match_nothing():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model.router = nn.Linear(64, 64)
-    with pytest.raises(FastSparseError, match="exclude: 'rooter' matches no tensor; near are 'router.weight'"):
+    with pytest.raises(FastSparseError, match=r"exclude: 'rooter' matches no tensor; near are 'router\.weight'"):
         fst.sparsify(model, Recipe(default="50%", exclude=["rooter"]))
     assert all(type(layer) is nn.Linear for layer in model)
     reasons = {row.name: row.reason for row in fst.sparsify(model, "50%").tensors}

@@ -71,7 +71,8 @@ class Kind:
 
 
 _POSITIONS = (
-    r"(?!\w*_(proj|linear))(?:(\w+_)?pos(ition(al|s)?)?_?(emb\w*|enc\w*|bias\w*|table\w*)(_\w+)?|\w*embed_positions\w*|wpe"
+    r"(?!\w*_(proj|linear))(?:(\w+_)?pos(ition(al|s)?)?_?(emb\w*|enc\w*|bias\w*|table\w*)(_\w+)?"
+    r"|\w*embed_positions\w*|wpe"
     r"|(\w*_)?pe(_\w)?|\w*rel(ative)?_?pos\w*|\w*relative\w*bias\w*|\w*distance_embeddings?"
     r"|(\w+_)?(row|col(umn)?|[xyhw]|temporal|freq|time|segment)_(pos\w*_)?embed(ding)?s?|(row|column)_embedder)"
 )
@@ -91,10 +92,11 @@ TABLE = (
     Kind("a position table", leaf=_POSITIONS + r"|emb_rel_\w|rpb|rel_(height|width)|W_pos", owner=_POSITIONS),
     Kind(
         "a fixed basis of a signal transform",
-        leaf=r"(forward|inverse|mel|dct|cqt|i?stft|fourier)_(basis|mat\w*|filters?|kernel\w*|conv|bank)(_\w+)?|(mel_)?fb(anks?)?"
-        r"|mel_?[wW]|resample[rs]?\.kernel|(\w+_)?(window|basis|filter_?bank)s?(_\w+)?|filters?",
+        leaf=r"(forward|inverse|mel|dct|cqt|i?stft|fourier)_(basis|mat\w*|filters?|kernel\w*|conv|bank)(_\w+)?"
+        r"|(mel_)?fb(anks?)?|mel_?[wW]|resample[rs]?\.kernel|(\w+_)?(window|basis|filter_?bank)s?(_\w+)?|filters?",
         owner=r"(\w+_)?i?stft(_conv\w*)?|(\w+_)?dct|(mel|fourier)_(filters?|basis)",
-        inside=r"(\w+_)?i?stft(_conv\w*|_transform|_basis)?|i?dct|mfcc|(log_?mel_?|mel_?)?spectrogram(_extractor)?|log_?mel(_extractor)?|mel_?scale",
+        inside=r"(\w+_)?i?stft(_conv\w*|_transform|_basis)?|i?dct|mfcc|(log_?mel_?|mel_?)?spectrogram(_extractor)?"
+        r"|log_?mel(_extractor)?|mel_?scale",
     ),
     Kind(
         "a rotary table",
@@ -110,7 +112,8 @@ TABLE = (
     Kind(
         "an embedding",
         leaf=r"(\w+_)?emb(ed(ding)?s?)?(_concat)?|W_E",
-        owner=r"(?!\w*patch_|vision_|decoder_embed|predictor_|\w*linear_)(?:(\w*_)?emb(ed(ding)?s?)?(_tables?|_layer)?(_?\d+)?|wte"
+        owner=r"(?!\w*patch_|vision_|decoder_embed|predictor_|\w*linear_)(?:wte"
+        r"|(\w*_)?emb(ed(ding)?s?)?(_tables?|_layer)?(_?\d+)?"
         r"|\w*emb(ed)?_(\w+_)?tokens\w*(\.\d+)?|\w*embeddings(\.\d+)?|\w*embeds_layers\.\d+|shared"
         r"|(tok|token|word|vocab)_emb\w*|embed_(in|char|timestep|global)|emb_(in|tok\w*)|word_emb\.emb_layers\.\d+"
         r"|\w*[a-z]Embeddings?|\w+Embedder_\d+|queries_embedder|(atom|edge|edge_dis|in_degree|out_degree)_encoder)"
@@ -131,35 +134,42 @@ TABLE = (
     Kind(
         "an output layer",
         leaf=r"lm_head|W_U",
-        owner=r"(?![qkvo]_|attn_)(\w+_)?heads?|(\w+_)?(lm|vocab|codec)_heads(\.\d+)?|embed_out|output_projection|vocab_proj\w*|lm_loss|scores?"
+        owner=r"(?![qkvo]_|attn_)(\w+_)?heads?|(\w+_)?(lm|vocab|codec)_heads(\.\d+)?|embed_out|output_projection"
+        r"|vocab_proj\w*|lm_loss|scores?"
         r"|\w*classifier|\w*logits\w*|qa_outputs|seq_relationship|cls_predictor|\w*(predictions?|lm_head|head)\.decoder"
-        r"|lm_head\.(linear|\d+)|(\w*classif\w+|\w*head)\.out_proj|heads?\.(head|fc)|unembed(ding)?|pred_layer\.proj|crit\.out_layers\.\d+",
+        r"|lm_head\.(linear|\d+)|(\w*classif\w+|\w*head)\.out_proj|heads?\.(head|fc)|unembed(ding)?"
+        r"|pred_layer\.proj|crit\.out_layers\.\d+",
         top=r"output|output_layer|proj_out|decoder",
     ),
     Kind("a short convolution, as state-space layers have", leaf=r".*", form="taps"),
     Kind(
         "a constant of a state-space layer",
-        leaf=r"A_log\w*|\w+\.[ABCD]s?|[ABC]_(re|im|real|imag)|\w*dt_(bias|proj_bias)|(\w+_)?(ssm|conv|initial)_states?|log_(dt|A)\w*"
-        r"|recurrent_param|ema_\w+|kernel_projection_matrix",
+        leaf=r"A_log\w*|\w+\.[ABCD]s?|[ABC]_(re|im|real|imag)|\w*dt_(bias|proj_bias)"
+        r"|(\w+_)?(ssm|conv|initial)_states?|log_(dt|A)\w*|recurrent_param|ema_\w+|kernel_projection_matrix",
     ),
     Kind(
         "a time mixing parameter",
-        leaf=r"time_\w+|(attn?|ffn|time_mix\w*|channel_mix\w*|attention)\.(x_\w+|[rka]_[kra]|mu_\w+)|att\.[wavgk][012]|bonus",
+        leaf=r"time_\w+|(attn?|ffn|time_mix\w*|channel_mix\w*|attention)\.(x_\w+|[rka]_[kra]|mu_\w+)"
+        r"|att\.[wavgk][012]|bonus",
     ),
     Kind(
         "a scale, shift or gate of activations",
         leaf=r"(\w+_)?(scale_shift|shift_scale)_\w+|(\w+_)?mod(ulation)?(_\w+)?|layer_?scale\w*|(\w+_)?shift"
-        r"|ls_?\d?|gammas?(_\w+)?|betas?(_\w+)?|[Ll]ambdas?(_?\w+)?|alphas?(_\w+)?|layer_weights|(\w+_)?gate_(msa|mlp|ffn|attn)",
+        r"|ls_?\d?|gammas?(_\w+)?|betas?(_\w+)?|[Ll]ambdas?(_?\w+)?|alphas?(_\w+)?|layer_weights"
+        r"|(\w+_)?gate_(msa|mlp|ffn|attn)",
     ),
     Kind(
         "a scale or zero point",
-        leaf=r"(\w+_)?scales?(_\w+)?|w?[a-z]*scales|(\w+_)?q?zeros?(_points?)?|(nested_)?(absmax|quant_map)|SCB|Wscale|S[UV]|su?[hv]h?",
+        leaf=r"(\w+_)?scales?(_\w+)?|w?[a-z]*scales|(\w+_)?q?zeros?(_points?)?"
+        r"|(nested_)?(absmax|quant_map)|SCB|Wscale|S[UV]|su?[hv]h?",
     ),
     Kind(
         "a learned token or query",
-        leaf=r"(\w+_)?tokens?(_\w+)?|(\w+_)?latents?(_\w+)?|(learned_|object_)?quer(y|ies)(_\w+)?|probe|(\w+_)?prompts?(_\w+)?"
+        leaf=r"(\w+_)?tokens?(_\w+)?|(\w+_)?latents?(_\w+)?|(learned_|object_)?quer(y|ies)(_\w+)?|probe"
+        r"|(\w+_)?prompts?(_\w+)?"
         r"|(\w+_)?newline|sinks?|registers?|dummy_node|bias_[kv]",
-        owner=r"(?!to_)(\w+_)?tokens?|(\w+_)?(learned|object|mask|label|level|latent)_quer(y|ies)|quer(y|ies)_(features|embed)"
+        owner=r"(?!to_)(\w+_)?tokens?|(\w+_)?(learned|object|mask|label|level|latent)_quer(y|ies)|quer(y"
+        r"|ies)_(features|embed)"
         r"|(\w+_)?registers",
     ),
     Kind(
@@ -175,7 +185,8 @@ UNKNOWN = "not named like a weight"
 """The reason for what is of none of the kinds."""
 
 _WEIGHT = re.compile(
-    r"(?:^|\.)(?:(?:\w+_)?(?:weights?|kernel|[wW]([qkvio]+|\d*|_\w+)|proj|projs|projection|matrix|fc\d*|linear\d*|dense)"
+    r"(?:^|\.)(?:(?:\w+_)?(?:weights?|kernel|[wW]([qkvio]+|\d*|_\w+)|proj|projs|projection|matrix|fc\d*"
+    r"|linear\d*|dense)"
     r"(?:_(?:ih|hh|hr)_l\d+(?:_reverse)?|_(?:ih|hh))?|rel_attn\.[qkvor])(?:\.\d+)*$"
     r"|(?:^|\.)\w*experts?\w*(?:\.\w+)*\.\w+$|^[^.]*$",
     re.ASCII,
