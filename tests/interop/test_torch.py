@@ -7,6 +7,7 @@ import torch
 from torch.nn.utils import prune
 
 import fastsparse as fs
+from fastsparse import _backend, _numpy
 
 DTYPES = {
     "float32": (np.float32, torch.float32),
@@ -81,3 +82,25 @@ def test_a_pruned_module_packs_and_comes_back(pair):
 def test_takes_a_tensor_as_it_is(distinct):
     w = distinct((8, 16), np.dtype(np.float32))
     assert fs.compress(torch.from_numpy(w), "2:4") == fs.compress(w, "2:4")
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(4, 8).bfloat16(), torch.ones(4, 8, requires_grad=True), torch.ones(4, 8, device="meta")],
+    ids=["bfloat16", "gradient", "meta"],
+)
+def test_a_tensor_that_numpy_cannot_take_is_told_where_to_go(tensor, backend, monkeypatch):
+    if backend == "numpy":
+        monkeypatch.setattr(_backend, "active", _numpy)
+    w = np.ones((4, 8), np.float32)
+    calls = {
+        "w": lambda: fs.select(tensor, "50%"),
+        "x": lambda: fs.linear(tensor, fs.compress(w, "50%")),
+        "scores": lambda: fs.compress(w, "50%", scores=tensor),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            fs.FastSparseError, match=rf"^{name}: .*; fastsparse.torch has the same functions for tensors"
+        ):
+            call()

@@ -151,10 +151,13 @@ def test_a_packed_layer_is_not_pruned_again():
 def test_the_sparsifier_names_the_layer():
     model = nn.Sequential(linear(), nn.Linear(48, 96))
     model[1].weight.data[3, 4] = torch.nan
+    broken = copy.deepcopy(model[1])
     sparsifier = fst.PatternSparsifier("50%")
     sparsifier.prepare(model, None)
     with pytest.raises(fs.FastSparseError, match=r"tensor '1.weight': w contains NaN at index \(3, 4\)"):
         sparsifier.step()
+    with pytest.raises(fs.FastSparseError, match=r"tensor 'weight': w contains NaN at index \(3, 4\)"):
+        fst.prune_module(broken, "weight", "50%")
 
 
 def test_global_pruning_of_torch():

@@ -39,6 +39,11 @@ def as_array(x: Any, arg: str) -> NDArray[Any]:
         return np.asarray(x)
     except ValueError as error:
         raise FastSparseError(f"{arg}: cannot be read as an array: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        if not hasattr(x, "__torch_function__"):
+            raise
+        hint = "fastsparse.torch has the same functions for tensors"
+        raise FastSparseError(f"{arg}: cannot be read as an array: {error}; {hint}") from error
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

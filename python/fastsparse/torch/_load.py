@@ -97,7 +97,10 @@ def load(model: nn.Module, path: StrPath, *, strict: bool = True) -> Report:
         said = "; ".join(f"{start} {_listed(names)}" for start, names in where.items() if names)
         raise FastSparseError(f"{source.path}: {said}")
     _check(model, targets)
-    rows = [_put(model, target) for target in targets]
+    rows = []
+    for target in targets:
+        rows.append(_put(model, target))
+        source.release(target.name)
     rows += [TensorReport(name, (), "", None, None, 0, 0, reason="not in the file") for name in missing]
     rows += [_row(name, found[name], "not in the model") for name in found if name in extra]
     return Report(source.path, type(model).__name__, tuple(rows), time.perf_counter() - started)

@@ -57,7 +57,9 @@ class PatternPruning(torch_prune.BasePruningMethod):
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """The mask for these importance scores; their magnitude counts, as in torch's own methods."""
         left = torch.where(default_mask.bool(), t.detach(), 0)
-        return default_mask * as_tensor(select(left, self.pattern)).to(default_mask.dtype)
+        with error_context(getattr(self, "_tensor_name", "t")):
+            chosen = select(left, self.pattern)
+        return default_mask * as_tensor(chosen).to(default_mask.dtype)
 
 
 def prune_module(

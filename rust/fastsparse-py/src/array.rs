@@ -52,6 +52,11 @@ pub fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyValueError>(py) => {
             Err(errors::general(py, format!("{name}: cannot be read as an array: {}", error.value(py))))
         }
+        // A tensor of torch that NumPy cannot take: bfloat16, one with a gradient, on another device.
+        Err(error) if object.hasattr(intern!(py, "__torch_function__"))? => {
+            let hint = "fastsparse.torch has the same functions for tensors";
+            Err(errors::general(py, format!("{name}: cannot be read as an array: {}; {hint}", error.value(py))))
+        }
         Err(error) => Err(error),
     }
 }
