@@ -24,11 +24,11 @@ class Net(nn.Module):
         self.other.weight = self.first.weight
         self.conv = nn.Conv1d(64, 64, 3, dtype=dtype)
         self.norm = nn.BatchNorm1d(64, dtype=dtype)
-        self.head = nn.Linear(64, 96, dtype=dtype)
+        self.last = nn.Linear(64, 96, dtype=dtype)
 
     def forward(self, x):
         x = self.other(self.again(self.first(x)))
-        return self.head(self.norm(self.conv(x.T[None])[0].T))
+        return self.last(self.norm(self.conv(x.T[None])[0].T))
 
 
 def made(seed, dtype=torch.float32):
@@ -64,7 +64,7 @@ def test_a_packed_file_goes_into_a_model(files, start):
         fst.sparsify(model, "75%")
         model.other = model.first  # of tied layers each has been packed by itself
     report = fst.load(model, files / "packed.safetensors")
-    assert names(report, "") == ["first.weight", "head.weight"]
+    assert names(report, "") == ["first.weight", "last.weight"]
     assert names(report, "unpacked: of a Conv1d, not a Linear") == ["conv.weight"]
     assert set(names(report, "dense in the file")) > {"first.bias", "norm.running_mean"}
     assert (report.packed, report.sparsity) == (2, 0.5)
@@ -72,7 +72,7 @@ def test_a_packed_file_goes_into_a_model(files, start):
     assert model.first.packed == model.other.packed
     assert model.other.bias is (model.first.bias if start == "packed" else None)
     assert model.first.packed.dtype.name == str(dtype).removeprefix("torch.")
-    assert model.head.name == "head"
+    assert model.last.name == "last"
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     if start == "packed":
         expected.other = expected.first
@@ -124,17 +124,17 @@ def test_a_packed_folder_goes_into_a_model_of_transformers(tmp_path):
 def test_names_and_shapes_that_do_not_fit(files):
     path = files / "packed.safetensors"
     wide = made(1)
-    wide.head = nn.Linear(32, 96)
+    wide.last = nn.Linear(32, 96)
     more = made(1)
     more.more = nn.Linear(2, 2)
     fewer = made(1)
-    del fewer.head
+    del fewer.last
     split = made(1)
     split.other.weight = nn.Parameter(split.other.weight.clone())
     cases = {
-        r"tensor 'head.weight': the model's shape is \(96, 32\), not \(96, 64\)": wide,
+        r"tensor 'last.weight': the model's shape is \(96, 32\), not \(96, 64\)": wide,
         r"packed.safetensors: the file has no 'more.weight', 'more.bias'": more,
-        r"packed.safetensors: the model has no 'head.bias', 'head.weight'": fewer,
+        r"packed.safetensors: the model has no 'last.bias', 'last.weight'": fewer,
         r"packed.safetensors: the file has no 'other.weight'": split,
         r"a linear layer cannot be replaced in place": nn.Linear(2, 2),
     }
@@ -144,10 +144,10 @@ def test_names_and_shapes_that_do_not_fit(files):
             fst.load(model, path)
         assert model.state_dict().keys() == before.keys()
         assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
-    more.head = nn.Identity()
+    more.last = nn.Identity()
     report = fst.load(more, path, strict=False)
     assert names(report, "not in the file") == ["more.weight", "more.bias"]
-    assert set(names(report, "not in the model")) == {"head.weight", "head.bias"}
+    assert set(names(report, "not in the model")) == {"last.weight", "last.bias"}
     assert isinstance(more.first, fst.SparseLinear)
 
 
