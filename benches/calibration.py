@@ -73,6 +73,8 @@ def coremltools(w: Any, gram: Any, options: dict[str, Any]) -> Any:
     linear.weight.data = w.clone()
     algorithm = SparseGPT(linear, ModuleSparseGPTConfig(weight_dtype="float32", **options))
     algorithm._hessian = gram.clone()
+    # It compares outputs at the end; one token costs next to nothing.
+    algorithm._inp1, algorithm._out1 = torch.zeros(1, w.shape[1]), torch.zeros(1, w.shape[0])
     algorithm._compress_impl()
     return linear.weight.data
 

@@ -13,6 +13,7 @@ from fastsparse.calibration._arguments import finite, gram_matrix
 from fastsparse.calibration._gram import Gram
 
 _PANEL = 256
+_LEAF = 32
 _ATTEMPTS = 4
 _ORDERS = ("natural", "activation")
 
@@ -142,5 +143,17 @@ def _factorize(matrix: NDArray[np.float64]) -> bool:
         except np.linalg.LinAlgError:
             return False
         matrix[first:end, first:end] = block
-        matrix[:first, first:end] = matrix[:first, first:end] @ np.linalg.inv(block).T
+        matrix[:first, first:end] = matrix[:first, first:end] @ inverse_of_upper(block).T
     return True
+
+
+def inverse_of_upper(matrix: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of an upper triangle, by halves; what is below its diagonal does not count."""
+    size, half = len(matrix), len(matrix) // 2
+    if size <= _LEAF:
+        return np.linalg.inv(np.triu(matrix))
+    inverse = np.zeros_like(matrix)
+    upper = inverse[:half, :half] = inverse_of_upper(matrix[:half, :half])
+    lower = inverse[half:, half:] = inverse_of_upper(matrix[half:, half:])
+    inverse[:half, half:] = -upper @ matrix[:half, half:] @ lower
+    return inverse

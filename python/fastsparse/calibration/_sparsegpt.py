@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.calibration._arguments import restored, weights
-from fastsparse.calibration._factor import Factor, factorize
+from fastsparse.calibration._factor import Factor, factorize, inverse_of_upper
 from fastsparse.calibration._gram import Gram
 from fastsparse.masks import Bitmask
 from fastsparse.patterns import NM, Block, Pattern, TopK, Unstructured, integer, zeros_in_every
@@ -116,7 +116,7 @@ def sparsegpt(
     change = np.empty_like(before)
     for first, end in plan.blocks():
         triangle = factor.upper[first:end, first:end]
-        inverse = np.triu(np.linalg.inv(np.triu(triangle))).astype(np.float32)
+        inverse = np.triu(inverse_of_upper(triangle)).astype(np.float32)
         pending = change[:, :first] @ factor.upper[:first, first:end].astype(np.float32)
         block = before[:, first:end] - pending @ inverse
         scale = triangle.diagonal().astype(np.float32)

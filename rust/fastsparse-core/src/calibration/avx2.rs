@@ -56,16 +56,20 @@ impl Vector for Ymm {
     }
     #[inline(always)]
     unsafe fn load_columns(_: Avx2, from: *const f32, stride: usize) -> [Self; 4] {
-        // Rows l and l + 4 side by side.
-        // SAFETY: the caller's promise.
-        transpose(std::array::from_fn(|l| unsafe {
-            let low = _mm256_castps128_ps256(_mm_loadu_ps(from.add(l * stride)));
-            Ymm(_mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from.add((l + 4) * stride))))
-        }))
+        let mut side_by_side = [avx2!(Ymm(_mm256_setzero_ps())); 4];
+        for (l, vector) in side_by_side.iter_mut().enumerate() {
+            // SAFETY: rows l and l + 4, as the caller promises.
+            unsafe {
+                let row = from.add(l * stride);
+                let low = _mm256_castps128_ps256(_mm_loadu_ps(row));
+                *vector = Ymm(_mm256_insertf128_ps::<1>(low, _mm_loadu_ps(row.add(4 * stride))));
+            }
+        }
+        transpose(side_by_side)
     }
     #[inline(always)]
     unsafe fn store_columns(columns: [Self; 4], to: *mut f32, stride: usize) {
-        for (l, rows) in transpose(columns).into_iter().enumerate() {
+        for (l, rows) in transpose(columns).iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe {
                 _mm_storeu_ps(to.add(l * stride), _mm256_castps256_ps128(rows.0));

@@ -53,19 +53,22 @@ impl Vector for Zmm {
     }
     #[inline(always)]
     unsafe fn load_columns(_: Avx512, from: *const f32, stride: usize) -> [Self; 4] {
-        // Rows l, l + 4, l + 8 and l + 12 side by side.
-        // SAFETY: the caller's promise.
-        transpose(std::array::from_fn(|l| unsafe {
-            let row = |q: usize| _mm_loadu_ps(from.add((l + 4 * q) * stride));
-            let rows = _mm512_castps128_ps512(row(0));
-            let rows = _mm512_insertf32x4::<1>(rows, row(1));
-            let rows = _mm512_insertf32x4::<2>(rows, row(2));
-            Zmm(_mm512_insertf32x4::<3>(rows, row(3)))
-        }))
+        let mut side_by_side = [avx512!(Zmm(_mm512_setzero_ps())); 4];
+        for (l, vector) in side_by_side.iter_mut().enumerate() {
+            // SAFETY: rows l, l + 4, l + 8 and l + 12, as the caller promises.
+            unsafe {
+                let row = from.add(l * stride);
+                let rows = _mm512_castps128_ps512(_mm_loadu_ps(row));
+                let rows = _mm512_insertf32x4::<1>(rows, _mm_loadu_ps(row.add(4 * stride)));
+                let rows = _mm512_insertf32x4::<2>(rows, _mm_loadu_ps(row.add(8 * stride)));
+                *vector = Zmm(_mm512_insertf32x4::<3>(rows, _mm_loadu_ps(row.add(12 * stride))));
+            }
+        }
+        transpose(side_by_side)
     }
     #[inline(always)]
     unsafe fn store_columns(columns: [Self; 4], to: *mut f32, stride: usize) {
-        for (l, rows) in transpose(columns).into_iter().enumerate() {
+        for (l, rows) in transpose(columns).iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe {
                 _mm_storeu_ps(to.add(l * stride), _mm512_castps512_ps128(rows.0));

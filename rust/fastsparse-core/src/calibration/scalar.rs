@@ -10,8 +10,11 @@ struct Array([f32; LANES]);
 
 impl Array {
     #[inline(always)]
-    fn each(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Array(std::array::from_fn(|l| f(self.0[l], other.0[l])))
+    fn each(mut self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        for l in 0..LANES {
+            self.0[l] = f(self.0[l], other.0[l]);
+        }
+        self
     }
 }
 
@@ -25,7 +28,9 @@ impl Vector for Array {
     }
     #[inline(always)]
     fn load(_: (), from: &[f32]) -> Self {
-        Array(std::array::from_fn(|l| from[..LANES][l]))
+        let mut lanes = [0.0; LANES];
+        lanes.copy_from_slice(&from[..LANES]);
+        Array(lanes)
     }
     #[inline(always)]
     fn store(self, to: &mut [f32]) {
@@ -33,15 +38,20 @@ impl Vector for Array {
     }
     #[inline(always)]
     unsafe fn load_columns(_: (), from: *const f32, stride: usize) -> [Self; 4] {
-        // SAFETY: the caller's promise.
-        let rows: [[f32; 4]; LANES] =
-            std::array::from_fn(|l| unsafe { from.add(l * stride).cast::<[f32; 4]>().read() });
-        std::array::from_fn(|c| Array(std::array::from_fn(|l| rows[l][c])))
+        let mut columns = [Array([0.0; LANES]); 4];
+        for l in 0..LANES {
+            // SAFETY: the caller's promise.
+            let row = unsafe { from.add(l * stride).cast::<[f32; 4]>().read() };
+            for c in 0..4 {
+                columns[c].0[l] = row[c];
+            }
+        }
+        columns
     }
     #[inline(always)]
     unsafe fn store_columns(columns: [Self; 4], to: *mut f32, stride: usize) {
         for l in 0..LANES {
-            let row: [f32; 4] = std::array::from_fn(|c| columns[c].0[l]);
+            let row = [columns[0].0[l], columns[1].0[l], columns[2].0[l], columns[3].0[l]];
             // SAFETY: the caller's promise.
             unsafe { to.add(l * stride).cast::<[f32; 4]>().write(row) };
         }
@@ -61,15 +71,22 @@ impl Vector for Array {
     }
     #[inline(always)]
     fn abs(self) -> Self {
-        Array(self.0.map(f32::abs))
+        self.each(self, |a, _| a.abs())
     }
     #[inline(always)]
     fn below(self, other: Self) -> u32 {
-        (0..LANES).map(|l| ((self.0[l] < other.0[l]) as u32) << l).sum()
+        let mut lanes = 0;
+        for l in 0..LANES {
+            lanes |= ((self.0[l] < other.0[l]) as u32) << l;
+        }
+        lanes
     }
     #[inline(always)]
-    fn pick(self, lanes: u32) -> Self {
-        Array(std::array::from_fn(|l| if lanes >> l & 1 == 1 { self.0[l] } else { 0.0 }))
+    fn pick(mut self, lanes: u32) -> Self {
+        for l in 0..LANES {
+            self.0[l] = if lanes >> l & 1 == 1 { self.0[l] } else { 0.0 };
+        }
+        self
     }
 }
 

@@ -103,7 +103,7 @@ unsafe fn load_tile<V: Vector>(proof: V::Proof, from: *const f32, width: usize, 
         for half in 0..VECTORS {
             // SAFETY: the rows from `half · LANES` on, from column 4 · `quad` on: inside what the caller promises.
             let loaded = unsafe { V::load_columns(proof, from.add(half * V::LANES * width + 4 * quad), width) };
-            for (c, column) in loaded.into_iter().enumerate() {
+            for (c, column) in loaded.iter().enumerate() {
                 column.store(&mut columns[(VECTORS * c + half) * V::LANES..]);
             }
         }
@@ -116,11 +116,12 @@ unsafe fn load_tile<V: Vector>(proof: V::Proof, from: *const f32, width: usize, 
 unsafe fn store_tile<V: Vector>(proof: V::Proof, tile: &[f32], width: usize, to: *mut f32) {
     for (quad, columns) in tile.chunks_exact(4 * VECTORS * V::LANES).enumerate() {
         for half in 0..VECTORS {
-            let column = |c| V::load(proof, &columns[(VECTORS * c + half) * V::LANES..]);
-            // SAFETY: as in `load_tile`.
-            unsafe {
-                V::store_columns(std::array::from_fn(column), to.add(half * V::LANES * width + 4 * quad), width);
+            let mut rows = [V::splat(proof, 0.0); 4];
+            for (c, column) in rows.iter_mut().enumerate() {
+                *column = V::load(proof, &columns[(VECTORS * c + half) * V::LANES..]);
             }
+            // SAFETY: as in `load_tile`.
+            unsafe { V::store_columns(rows, to.add(half * V::LANES * width + 4 * quad), width) };
         }
     }
 }
@@ -150,25 +151,34 @@ fn sweep<V: Vector, const WIDE: usize>(proof: V::Proof, work: &Work<'_>, tile: &
     }
 }
 
-/// Passes the errors of all columns before `first` on to `WIDE` columns from `k` on.
+/// Passes the errors of all columns before `first` on to `WIDE` columns from `k` on. Loops by index: they are unrolled whole,
+/// and the sums stay in registers.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors are not always inlined")]
 fn update<V: Vector, const WIDE: usize>(proof: V::Proof, work: &Work<'_>, tile: &mut Tile, first: usize, k: usize) {
     let height = VECTORS * V::LANES;
-    let at = |c: usize, half: usize| (k + c) * height + half * V::LANES;
-    let mut sums: [[V; VECTORS]; WIDE] =
-        std::array::from_fn(|c| std::array::from_fn(|half| V::load(proof, &tile.weights[at(c, half)..])));
+    let mut sums = [[V::splat(proof, 0.0); VECTORS]; WIDE];
+    for c in 0..WIDE {
+        for half in 0..VECTORS {
+            sums[c][half] = V::load(proof, &tile.weights[(k + c) * height + half * V::LANES..]);
+        }
+    }
     for (errors, passed_on) in tile.errors.chunks_exact(height).zip(work.inverse.chunks_exact(work.cols)).take(first) {
-        let errors: [V; VECTORS] = std::array::from_fn(|half| V::load(proof, &errors[half * V::LANES..]));
-        for (sums, &share) in sums.iter_mut().zip(&passed_on[k..k + WIDE]) {
-            let share = V::splat(proof, share);
-            for (sum, error) in sums.iter_mut().zip(errors) {
-                *sum = sum.sub(error.mul(share));
+        let passed_on = &passed_on[k..k + WIDE];
+        let mut error = [V::splat(proof, 0.0); VECTORS];
+        for half in 0..VECTORS {
+            error[half] = V::load(proof, &errors[half * V::LANES..]);
+        }
+        for c in 0..WIDE {
+            let share = V::splat(proof, passed_on[c]);
+            for half in 0..VECTORS {
+                sums[c][half] = sums[c][half].sub(error[half].mul(share));
             }
         }
     }
-    for (c, sums) in sums.into_iter().enumerate() {
-        for (half, sum) in sums.into_iter().enumerate() {
-            sum.store(&mut tile.weights[at(c, half)..]);
+    for c in 0..WIDE {
+        for half in 0..VECTORS {
+            sums[c][half].store(&mut tile.weights[(k + c) * height + half * V::LANES..]);
         }
     }
 }
