@@ -155,6 +155,19 @@ class TestWeightFiles:
             assert np.array_equal(found.view(np.float16) if kind == "float16" else found, array)
         assert np.array_equal(reader.read_uint1_data(last), mask.to_bool().reshape(-1))
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_words_that_mean_nothing_may_hold_anything(self, tmp_path, kind):
+        """As coremltools 7 left them."""
+        path, array = str(tmp_path / "weight.bin"), np.arange(300).astype(kind)
+        coreml.write_blobs(path, [array])
+        with open(path, "r+b") as file:
+            file.seek(64 + 24)
+            file.write(np.uint64([11751492080, 6093881488, 4406054292, 11840330032, 6093881552]).tobytes())
+        found = np.array(self.call(_BlobStorageReader(path), "read", kind)(64))
+        ours = coreml.read_blobs(path)[64].array()
+        assert np.array_equal(ours, found.view(np.float16) if kind == "float16" else found)
+        assert np.array_equal(ours, array)
+
 
 def program(target):
     """Convolutions and linear layers, one so small that it is left alone. No magnitude occurs twice in a weight."""
@@ -263,8 +276,80 @@ def test_sparse_weights_are_found_in_the_file(model, tmp_path):
             assert flat.mask.tobytes() in held
 
 
+@pytest.mark.parametrize(
+    ("form", "config"),
+    [
+        ("60%", OpMagnitudePrunerConfig(target_sparsity=0.6)),
+        ("2:4", OpMagnitudePrunerConfig(n_m_ratio=(2, 4))),
+        ("75%/4x1", OpMagnitudePrunerConfig(target_sparsity=0.75, block_size=4)),
+        (fs.NM(zeros=3, of=4, axis=0), OpMagnitudePrunerConfig(n_m_ratio=(3, 4), dim=0)),
+        (fs.Block(4, 0.5), OpMagnitudePrunerConfig(target_sparsity=0.5, block_size=4, dim=1)),
+        ("threshold=2.0", OpThresholdPrunerConfig(threshold=2.0)),
+    ],
+)
+def test_a_pattern_is_the_config_that_says_it(model, form, config):
+    """The same program with the same weights, with compat theirs."""
+    for compat in (None, "coremltools"):
+        wanted = coreml.prune_weights(model, OptimizationConfig(config), compat=compat)
+        ours = coreml.prune_weights(model, form, compat=compat)
+        assert ours.get_spec() == wanted.get_spec()
+        assert weight_file(ours) == weight_file(wanted)
+
+
+@pytest.mark.parametrize("form", ["50%/row", "top2/8", "50%/4x4", "50%/1x8"])
+def test_patterns_that_no_config_says(model, form):
+    """Convolutions and linear layers by our own selection; groups run over the input channels."""
+    pruned = coreml.prune_weights(model, form)
+    assert len(sparse_ops(pruned)) == 3
+    before = {array.shape: array for array in dense(model).values()}
+    chosen = fs.pattern(form)
+    if isinstance(chosen, fs.TopK):
+        chosen = fs.TopK(keep=2, of=8, axis=1)
+    for array in dense(pruned).values():
+        w = before[array.shape]
+        assert np.array_equal(array, fs.prune(w, chosen) if w.size > 2048 else w)
+    with pytest.raises(fs.FastSparseError, match=r"config: .* is nothing that coremltools has"):
+        coreml.prune_weights(model, form, compat="coremltools")
+
+
+def test_a_path_is_a_model(model, tmp_path):
+    model.save(str(tmp_path / "x.mlpackage"))
+    wanted = coreml.prune_weights(model, "50%")
+    for path in (tmp_path / "x.mlpackage", str(tmp_path / "x.mlpackage")):
+        assert weight_file(coreml.prune_weights(path, "50%")) == weight_file(wanted)
+    with pytest.raises(FileNotFoundError, match="none"):
+        coreml.prune_weights(tmp_path / "none.mlpackage", "50%")
+    (tmp_path / "x.mlmodelc").mkdir()
+    with pytest.raises(fs.FastSparseError, match=r"is compiled; name the \.mlpackage"):
+        coreml.prune_weights(tmp_path / "x.mlmodelc", "50%")
+
+
+def test_what_becomes_no_smaller_stays_dense(model, caplog):
+    pruned = coreml.prune_weights(model, "1%")
+    assert sparse_ops(pruned) == []
+    assert "not applicable for 1% configuration. Skipped." in caplog.text
+
+
+@pytest.mark.parametrize("config", ["50%", CONFIGS["magnitude"], "2:4", CONFIGS["threshold"]])
+def test_an_error_names_the_layer(config):
+    w = np.ones((64, 64), np.float32)
+    w[3, 4] = np.nan
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 64))], opset_version=ct.target.iOS16)
+    def built(x):
+        return mb.linear(x=x, weight=w, name="third")
+
+    model = ct.convert(built, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS16, skip_model_load=True)
+    with pytest.raises(fs.FastSparseError, match=r"linear 'third\w*', weight 'third_weight\w*': .*NaN"):
+        coreml.prune_weights(model, config)
+
+
 def test_what_is_refused(model):
     with pytest.raises(fs.FastSparseError, match=r"compat: expected None"):
         coreml.prune_weights(model, CONFIGS["magnitude"], compat="x")
+    with pytest.raises(fs.FastSparseError, match="50 percent"):
+        coreml.prune_weights(model, "50 percent")
+    with pytest.raises(fs.FastSparseError, match=r"conv 'first\w*', weight 'first_weight\w*': .*multiple of 7"):
+        coreml.prune_weights(model, fs.NM(zeros=1, of=7, axis=1, tail="error"))
     with pytest.raises(ValueError, match="only accept"):
         coreml.prune_weights(model, OptimizationConfig(ct.optimize.coreml.OpPalettizerConfig(mode="kmeans", nbits=4)))

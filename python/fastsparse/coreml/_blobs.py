@@ -6,7 +6,8 @@
         data
 
 All is little-endian. A program refers to a blob by the offset of its metadata; the first is at 64. Elements of fewer
-than eight bits lie LSB-first without gaps, and the padding is what the last byte has left.
+than eight bits lie LSB-first without gaps, and the padding is what the last byte has left. In front of whole bytes the
+words after the offset mean nothing: coremltools 7 left them uninitialised.
 """
 
 import math
@@ -135,7 +136,9 @@ def _read(content: NDArray[np.uint8], offset: int) -> tuple[Blob, int]:
     if length > content.size - start:
         raise FormatError(f"its {length} bytes end beyond the file")
     dtype, width = _PARTS.get(code) or (str(_WHOLE[code]), 8 * _WHOLE[code].itemsize)
-    if (8 * length - padding) % width or padding > min(7 if code in _PARTS else 0, 8 * length):
+    if code in _WHOLE:
+        padding = 0
+    if (8 * length - padding) % width or padding > min(7, 8 * length):
         raise FormatError(f"{length} bytes with {padding} bits of padding are no {dtype}")
     data = content[start : start + length]
     if padding and data[-1] >> (8 - padding):

@@ -1,8 +1,10 @@
 """Pruning an ML program as coremltools does."""
 
+import os
 from typing import Any
 
 from fastsparse._errors import FastSparseError
+from fastsparse.patterns import Pattern, pattern
 
 __all__ = ["prune_weights"]
 
@@ -12,15 +14,18 @@ def prune_weights(mlmodel: Any, config: Any, *, compat: str | None = None, joint
 
     Parameters
     ----------
-    mlmodel : coremltools.models.MLModel
-        An ML program.
-    config : coremltools.optimize.coreml.OptimizationConfig
+    mlmodel : coremltools.models.MLModel or path-like
+        An ML program, or the path of its package.
+    config : coremltools.optimize.coreml.OptimizationConfig, Pattern or str
         Holding `OpMagnitudePrunerConfig` and `OpThresholdPrunerConfig`; which weights they apply to, and which are
-        skipped with a warning, coremltools decides.
+        skipped with a warning, coremltools decides. Or a pattern or its short form such as ``"50%"``, ``"2:4"`` and
+        ``"75%/4x1"``, for every weight of more than 2048 elements that becomes smaller by it, those of convolutions and
+        linear layers where it has a structure. What runs along the last axis by default runs along dimension 1 here,
+        the input channels, as in coremltools.
     compat : {None, "coremltools"}
         By default counts are exact, ties keep the lower index and blocks rank by float64 norms. ``"coremltools"`` keeps
         what coremltools keeps, bit for bit, where that is defined: its order among ties of n:m is not for float32 or
-        more than 16.
+        more than 16. Of patterns it has those that a config of coremltools can say.
     joint_compression : bool
         As there.
 
@@ -32,14 +37,38 @@ def prune_weights(mlmodel: Any, config: Any, *, compat: str | None = None, joint
     Raises
     ------
     FastSparseError
-        If `compat` is something else, a weight holds NaN, or with ``compat="coremltools"`` is not float32 or float16.
+        If `compat` is something else, `mlmodel` is no ML program, the pattern is not one, does not fit a weight or with
+        ``compat="coremltools"`` cannot be said; if a weight holds NaN, or with ``compat="coremltools"`` is not float32
+        or float16. The message names the layer.
+    FileNotFoundError
+        If there is nothing at the path.
     """
     from coremltools.models.utils import _apply_graph_pass  # optional, and seconds to import
 
-    from fastsparse.coreml._prune_pass import Pruner
+    from fastsparse.coreml._prune_pass import PatternConfig, Pruner, config_for
 
     if compat not in (None, "coremltools"):
         raise FastSparseError(f'compat: expected None or "coremltools", got {compat!r}')
-    if mlmodel._is_multifunction():
+    if isinstance(config, str | Pattern):
+        chosen = pattern(config)
+        config = PatternConfig.of(chosen) if compat is None else config_for(chosen)
+    model = _opened(mlmodel)
+    kind = model.get_spec().WhichOneof("Type")
+    if kind != "mlProgram":
+        raise FastSparseError(f'mlmodel: a {kind}, no ML program; convert it with convert_to="mlprogram"')
+    if model._is_multifunction():
         raise FastSparseError("mlmodel: coremltools prunes no models of several functions")
-    return _apply_graph_pass(mlmodel, Pruner(config, compat, joint_compression))
+    return _apply_graph_pass(model, Pruner(config, compat, joint_compression))
+
+
+def _opened(mlmodel: Any) -> Any:
+    """The model, read from its path where that is given; it is not compiled, which only macOS could."""
+    if not isinstance(mlmodel, str | os.PathLike):
+        return mlmodel
+    from coremltools.models import MLModel
+
+    path = os.fspath(mlmodel)
+    os.stat(path)
+    if path.rstrip(os.sep).endswith(".mlmodelc"):
+        raise FastSparseError(f"mlmodel: {path} is compiled; name the .mlpackage that it was made from")
+    return MLModel(path, skip_model_load=True)
