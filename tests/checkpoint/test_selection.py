@@ -138,6 +138,15 @@ def test_only_expressions_that_name_it_reach_what_is_no_weight():
     assert Recipe(rules=[Rule("layers", "2:4")]).choose_all(tensors)["layers.0.attn.bias"] == "an attention mask"
 
 
+@pytest.mark.parametrize(("name", "reason"), [("norm", "a normalisation"), ("router", "a router of experts")])
+def test_rules_for_a_block_mean_neither_its_norms_nor_its_routers(name, reason):
+    tensors = {f"layers.0.{name}.weight": ("F32", (64,)), "layers.0.up.weight": ("F32", (64, 64))}
+    chosen = Recipe(rules=[Rule("layers.0", "50%")]).choose_all(tensors)
+    assert chosen[f"layers.0.{name}.weight"] == reason
+    assert str(chosen["layers.0.up.weight"]) == "50%"
+    assert str(Recipe(rules=[Rule(name, "50%")]).choose_all(tensors)[f"layers.0.{name}.weight"]) == "50%"
+
+
 # Layers of quantised checkpoints, as the named tools write them: keys of one module with dtypes and shapes.
 QUANTISED = {
     "fp8 block": {"weight": ("F8_E4M3", (256, 256)), "weight_scale_inv": ("F32", (64, 64))},

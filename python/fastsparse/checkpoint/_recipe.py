@@ -232,27 +232,27 @@ class Recipe:
     def _choose(self, name: str, dtype: str, shape: tuple[int, ...], layers: Layers) -> Pattern | str:
         part = layers.part(name)
         other = part or not_a_weight(name, shape)
-        chosen = self._named(name, other, part is not None) or self._usual(dtype, shape, part, other)
+        chosen = self._named(name, other) or self._usual(dtype, shape, part, other)
         if isinstance(chosen, Pattern) and dtype not in PACKABLE:
             return f"dtype {dtype} is not pruned"
         if isinstance(chosen, Pattern):
             return layers.unsound(name, chosen, self.competes(name)) or chosen
         return chosen
 
-    def _named(self, name: str, other: str | None, part: bool) -> Pattern | str | None:
+    def _named(self, name: str, other: str | None) -> Pattern | str | None:
         """What the rules and the lists of names say, if anything. `other` is what the tensor is if it is no weight."""
         for rule in self.rules:
             if re.search(rule.match, name):
                 if rule.pattern is None:
                     return f"skipped by rule {rule.match!r}"
-                return rule.pattern if other in (None, UNKNOWN) or is_named(name, rule.match, part) else other
+                return rule.pattern if other in (None, UNKNOWN) or is_named(name, rule.match, other) else other
         for expression in self.exclude:
             if re.search(expression, name):
                 return f"excluded by {expression!r}"
         if self.default is None:
             return "no rule matches"
         for expression in self.include:
-            if re.search(expression, name) and (other in (None, UNKNOWN) or is_named(name, expression, part)):
+            if re.search(expression, name) and (other in (None, UNKNOWN) or is_named(name, expression, other)):
                 return self.default
         return None
 

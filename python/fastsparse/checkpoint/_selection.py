@@ -77,6 +77,9 @@ _POSITIONS = (
     r"|(\w+_)?(row|col(umn)?|[xyhw]|temporal|freq|time|segment)_(pos\w*_)?embed(ding)?s?|(row|column)_embedder)"
 )
 
+_ROUTER = "a router of experts"
+_NORMALISATION = "a normalisation"
+
 TABLE = (
     Kind(
         "part of a computed weight, make that permanent first",
@@ -121,13 +124,13 @@ TABLE = (
         form="table",
     ),
     Kind(
-        "a router of experts",
+        _ROUTER,
         leaf=r"(\w+_)?router(_\w+)?",
         owner=r"(\w*expert\w*|moe|mlp)_gate|gating|routing|wg|gate_network(\.\d+)?",
         inside=r"(\w+_)?router(_\w+)?",
     ),
     Kind(
-        "a router of experts",
+        _ROUTER,
         owner=r"(?!(\w*_)?(attn?|attention|\w_mixer|time_mix\w*|gateway)\.)\w+(\.\d+)?\.gate(\.\w+)?",
         form="wide",
     ),
@@ -173,7 +176,7 @@ TABLE = (
         r"|(\w+_)?registers",
     ),
     Kind(
-        "a normalisation",
+        _NORMALISATION,
         owner=r"(\w+_)?(layer|batch|group|rms|instance)?_?norm(_?\d+|_(added_)?[qkv]|_context)?|ln(_\w+)?|\w*Norm\d*",
     ),
     Kind("a statistic", leaf=r"running_(mean|var)|(\w+_)?(mean|std|variance)"),
@@ -217,22 +220,25 @@ def _reason(dotted: str, shape: Shape) -> str | None:
     return None if _WEIGHT.search(dotted) else UNKNOWN
 
 
-def is_named(name: str, expression: str, part: bool = False) -> bool:
+def is_named(name: str, expression: str, reason: str) -> bool:
     """Whether an expression names a tensor that is no weight, and does not only meet it on the way to a weight.
 
     ``attn`` and ``layers.0`` are found in ``layers.0.attn.bias``, but in ``layers.0.attn.weight`` as well; whoever
-    writes them means weights. ``attn.bias`` is not found there, and means the mask. `part` says that it is a part of a
-    quantised tensor, such as ``layers.0.centroids.weight`` of ``layers.0``.
+    writes them means weights. ``attn.bias`` is not found there, and means the mask. In the same way ``attn.weight``
+    stands for ``attn.norm.weight``, for routers, and for parts of quantised tensors. `reason` is that of the tensor.
     """
+    if re.search(expression, name) is None:
+        return False
     module, _, leaf = name.rpartition(".")
     if leaf == "weight":
-        if not part:
-            return re.search(expression, name) is not None
+        if reason not in (_ROUTER, _NORMALISATION) and not reason.startswith(_PART):
+            return True
         module = module.rpartition(".")[0]
     weight = module if module.endswith("weight") else f"{module}.weight" if module else "weight"
-    return re.search(expression, name) is not None and re.search(expression, weight) is None
+    return re.search(expression, weight) is None
 
 
+_PART = "part of the quantised tensor"
 _STORED = (
     "I8",
     "U8",
@@ -292,13 +298,13 @@ class Layers:
         """Why a tensor belongs to the quantised weights of a layer, without being those; None where it does not."""
         module, _, leaf = name.rpartition(".")
         if self._tensors.get(module, ("",))[0] in _STORED:  # bitsandbytes has `weight.absmax` beside `weight`
-            return f"part of the quantised tensor {module!r}"
+            return f"{_PART} {module!r}"
         if leaf == "weight":  # VPTQ has `centroids.weight` beside `indices`
             module, _, leaf = module.rpartition(".")
         data = next((found for found in self._data.get(module, ()) if found != leaf), None)
         if data is None or "bias" in leaf.split("_") or not_a_weight(name, self._tensors[name][1]) is None:
             return None
-        return f"part of the quantised tensor {module + '.' + data!r}"
+        return f"{_PART} {module + '.' + data!r}"
 
     def unsound(self, name: str, pattern: Pattern, competes: bool) -> str | None:
         """Why the weights of a tensor cannot be ranked by what is stored; None where they can."""
