@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import fastsparse as fs
-from fastsparse import checkpoint
+from fastsparse import checkpoint, compressed_tensors
+from fastsparse.cli import main
 
 
 @pytest.fixture
@@ -89,6 +90,16 @@ def test_a_file_that_is_dense_again_and_kept_its_metadata(tmp_path, packed, tens
     with pytest.warns(UserWarning, match="stale"):
         checkpoint.compress(tmp_path / "again", tmp_path / "new", "nonzero")
     assert_same(checkpoint.open(tmp_path / "new"), tensors)
+
+
+@pytest.mark.filterwarnings("default:.*is stale:UserWarning")
+def test_the_command_line_says_so_in_one_line(tmp_path, packed, tensors, capsys):
+    save_file({"fc.weight": tensors["fc.weight"]}, tmp_path / "again", metadata=record_of(packed))
+    assert main(["inspect", str(tmp_path / "again")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"fastsparse: warning: {tmp_path}/again: the record of packed tensors")
+    assert main(["verify", str(tmp_path / "again")]) == 1
 
 
 def test_some_tensors_dense_again_and_some_new(tmp_path, packed, tensors):
@@ -190,3 +201,13 @@ def test_what_open_would_refuse_is_not_saved(tmp_path):
         assert not (tmp_path / "x").exists()
     checkpoint.save({**parts, "a.shape": np.int64([8, 8])}, tmp_path / "x")
     assert checkpoint.open(tmp_path / "x")["a.weight"] == s
+
+
+def test_convert_packs_only_what_compressed_tensors_reads_under_its_name(tmp_path):
+    w = fs.prune(np.random.default_rng(1).standard_normal((64, 64), np.float32), "75%")
+    names = ["a.weight", "x", "x.weight", "y.weight.weight"]
+    checkpoint.save({name: fs.pack(w) for name in names}, tmp_path / "src")
+    report = compressed_tensors.convert(tmp_path / "src", tmp_path / "dst", "sparse-bitmask")
+    assert [row.name for row in report.tensors if row.reason is None] == ["a.weight"]
+    save_file(load_file(tmp_path / "dst"), tmp_path / "again")
+    assert sorted(checkpoint.open(tmp_path / "again")) == names

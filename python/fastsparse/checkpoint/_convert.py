@@ -16,7 +16,16 @@ from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._bitmask_layouts import to_sparse24, to_sparse_bitmask
 from fastsparse.checkpoint._compress import decompress
 from fastsparse.checkpoint._executor import Task, map_bounded, workers
-from fastsparse.checkpoint._format import METADATA_KEY, TWO_FOUR, Entry, Packed, density, prefix_for, write_record
+from fastsparse.checkpoint._format import (
+    METADATA_KEY,
+    TWO_FOUR,
+    Entry,
+    Packed,
+    density,
+    needs_stub,
+    prefix_for,
+    write_record,
+)
 from fastsparse.checkpoint._plan import Job, Progress, Ticker, flat_bytes
 from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._recipe import Recipe
@@ -137,10 +146,13 @@ def _refused(reason: str) -> tuple[int, str | None]:
     return 0, reason
 
 
+_OTHER_NAME = "packed, compressed-tensors would read it under another name"
+
+
 def _why_dense(found: Packed | Entry, name: str, to: str) -> str | None:
     """Why a tensor of this name, shape and dtype is not stored packed; None where its values decide."""
     if name != "weight" and not name.endswith(".weight"):
-        return "packed, compressed-tensors would read it under another name"
+        return _OTHER_NAME
     if not found.shape:
         return "a scalar"
     if isinstance(found, Entry):
@@ -186,6 +198,8 @@ def _job(source: Reader, name: str, to: str, kept: int, reason: str | None, take
     entry = Entry(name, found.dtype, found.shape, found.nbytes)
     shard = source.shard_of(found)
     prefix = prefix_for(name, taken) if reason is None else None
+    if prefix is not None and needs_stub(name, prefix):
+        reason = _OTHER_NAME
     if reason is not None or prefix is None:
         return Job(name, entry, shard, reason=reason or "other tensors have the names of its parts")
     known = found.pattern if isinstance(found, Packed) else None

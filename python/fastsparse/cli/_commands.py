@@ -2,6 +2,7 @@
 
 import errno
 import sys
+import warnings
 from collections.abc import Sequence
 
 from fastsparse._errors import FastSparseError
@@ -20,7 +21,13 @@ for _command in (compress, decompress, convert, inspect, verify, bench):
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. A warning is a line too."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"fastsparse: warning: {message}", file=sys.stderr)
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="fastsparse")
     except SystemExit as error:
