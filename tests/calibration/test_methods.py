@@ -1,6 +1,6 @@
 """Calibrated pruning against its papers in float64, under every backend and instruction set."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import calibration_oracle as oracle
 import ml_dtypes
@@ -175,6 +175,7 @@ def test_dead_columns(backend):
     assert agreement(mask, keep) >= 0.999
     assert not w_new[:, [3, 77, 139]].any()
     assert np.isfinite(calibration.refine(w, x.T @ x, mask, damping=0)).all()
+    assert np.isfinite(calibration.alps(w, x.T @ x, "50%", damping=0)[0]).all()
 
 
 @pytest.mark.parametrize("pattern", ["50%", "62.5%/row", "2:4", "75%/1x8", "top3/16"])
@@ -218,6 +219,32 @@ def test_refine_never_makes_it_worse(backend, made, pattern):
     assert all(after < before for before, after in pairwise(errors))
     assert errors[4] < 0.9 * errors[0]
     assert calibration.refine(w, gram, np.ones(w.shape, bool)) == pytest.approx(w)
+
+
+def test_alps_is_near_the_best_mask_there_is(backend):
+    """Against all masks of a row of ten, each with its best weights."""
+    ratios = []
+    for seed in range(10):
+        w, x = oracle.layer(1, 10, seed)
+        gram = x.T @ x
+        masks = [np.isin(np.arange(10), kept)[None] for kept in combinations(range(10), 5)]
+        best = min(oracle.layer_error(w, oracle.best_kept_weights(w, gram, mask), x) for mask in masks)
+        w_new, mask = calibration.alps(w, gram, "50%", steps=30)
+        assert mask.count == 5
+        ratios.append(oracle.layer_error(w, w_new, x) / best)
+        assert ratios[-1] > 0.999
+    assert np.median(ratios) < 1.2
+
+
+@pytest.mark.parametrize("pattern", ["50%", "75%", "50%/row", "2:4", "75%/1x4"])
+def test_alps_beats_the_others(backend, made, pattern):
+    w, _, gram = made
+    w_new, mask = calibration.alps(w, gram, pattern)
+    assert mask.count == fs.select(w, pattern).count
+    assert not w_new[~mask.to_bool()].any()
+    other, kept = calibration.sparsegpt(w, gram, pattern)
+    refined = calibration.refine(w, gram, kept, start=other)
+    assert calibration.layer_error(w, w_new, gram) < calibration.layer_error(w, refined, gram)
 
 
 def test_layer_error_is_that_of_the_outputs(backend, made):
@@ -287,6 +314,9 @@ def one_sided():
         (lambda c: c.sparsegpt(LAYER[0], 0 * GRAM, "50%"), "gram: all of it is zero"),
         (lambda c: c.sparsegpt(LAYER[0], GRAM, "nonzero"), 'pattern: sparsegpt does not take "nonzero"; expected'),
         (lambda c: c.sparsegpt(LAYER[0], GRAM, "threshold=1"), 'pattern: sparsegpt does not take "threshold=1.0"'),
+        (lambda c: c.alps(LAYER[0], GRAM, "nonzero"), 'pattern: alps ranks weights, "nonzero" does not'),
+        (lambda c: c.alps(LAYER[0], GRAM, "50%", iterations=0), "iterations: expected an integer ≥ 1, got 0"),
+        (lambda c: c.alps(LAYER[0], GRAM[:7, :7], "50%"), "gram: it is 7 × 7, but w has 8 columns"),
         (lambda c: c.wanda(LAYER[0], np.ones(8), "nonzero"), 'pattern: wanda ranks weights, "nonzero" does not'),
         (lambda c: c.wanda(LAYER[0], np.ones(7), "50%"), r"column_scale: expected shape \(8,\), got \(7,\)"),
         (lambda c: c.sparsegpt(LAYER[0], GRAM, "2:3@tail=error"), "w: axis of length 8 is not a multiple of 3"),

@@ -2,8 +2,9 @@
 
 Arrays only. `Gram` gathers what the methods need to know of the inputs, block by block of a data set. `wanda` ranks
 weights by it, `sparsegpt` prunes column by column and lets the columns to come make up for each weight that goes, and
-`refine` finds the best kept weights for a mask, whoever made it. `layer_error` says how much of a layer's output was
-lost. `allocation` spreads one sparsity over layers that bear it differently well.
+`refine` finds the best kept weights for a mask, whoever made it; `alps` seeks mask and weights together.
+`layer_error` says how much of a layer's output was lost. `allocation` spreads one sparsity over layers that bear it
+differently well.
 
 Examples
 --------
@@ -22,6 +23,7 @@ True
 """
 
 from fastsparse.calibration import allocation
+from fastsparse.calibration._alps import alps
 from fastsparse.calibration._error import layer_error
 from fastsparse.calibration._factor import Factor, factorize
 from fastsparse.calibration._gram import Gram
@@ -29,4 +31,4 @@ from fastsparse.calibration._refine import refine
 from fastsparse.calibration._sparsegpt import sparsegpt
 from fastsparse.calibration._wanda import wanda
 
-__all__ = ["Factor", "Gram", "allocation", "factorize", "layer_error", "refine", "sparsegpt", "wanda"]
+__all__ = ["Factor", "Gram", "allocation", "alps", "factorize", "layer_error", "refine", "sparsegpt", "wanda"]

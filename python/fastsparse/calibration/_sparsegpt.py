@@ -108,17 +108,21 @@ def sparsegpt(
     if factor.order is not None and plan.width > 1:
         raise FastSparseError(f'order: "{plan.pattern}" joins neighbouring columns; they are pruned in natural order')
 
-    before = given.astype(np.float32)
-    before[:, factor.dead] = 0
+    before: NDArray[np.float32] = given.astype(np.float32, copy=False)
+    if factor.dead.any():
+        before = np.where(factor.dead, np.float32(0), before)
     if factor.order is not None:
         before = before[:, factor.order]
-    after, keep = np.empty_like(before), np.empty(before.shape, np.bool_)
-    change = np.empty_like(before)
+    after, keep, change = np.empty_like(before), np.empty(before.shape, np.bool_), np.empty_like(before)
+    # Fresh memory for every block would cost as much as what is computed in it.
+    scratch = np.empty((2, len(before) * plan.size), np.float32)
     for first, end in plan.blocks():
+        pending, block = scratch[:, : len(before) * (end - first)].reshape(2, len(before), end - first)
         triangle = factor.upper[first:end, first:end]
-        inverse = np.triu(inverse_of_upper(triangle)).astype(np.float32)
-        pending = change[:, :first] @ factor.upper[:first, first:end].astype(np.float32)
-        block = before[:, first:end] - pending @ inverse
+        inverse = inverse_of_upper(triangle).astype(np.float32)
+        np.matmul(change[:, :first], factor.upper[:first, first:end].astype(np.float32), out=pending)
+        np.matmul(pending, inverse, out=block)
+        np.subtract(before[:, first:end], block, out=block)
         scale = triangle.diagonal().astype(np.float32)
         bits = plan.choose(block, first, scale)
         pruned, bits = _backend.active.prune_columns(block, inverse, scale, bits, plan.groups)
@@ -134,13 +138,16 @@ def sparsegpt(
 class _Plan:
     """How a pattern is chosen, block of columns by block of columns."""
 
-    __slots__ = ("_cols", "_counts", "_peer", "_rows", "_size", "groups", "pattern", "width")
+    __slots__ = ("_cols", "_peer", "_rows", "groups", "pattern", "size", "width")
 
     groups: tuple[int, int, int] | None
     """For n:m along the columns: zeros in each group, its length, zeros in the shorter one at the end of a row."""
 
     width: int
     """How many neighbouring columns belong together."""
+
+    size: int
+    """Columns of a block, the last one's at most."""
 
     def __init__(self, pattern: Pattern, shape: tuple[int, ...], size: int, *, peer: bool) -> None:
         self.pattern = pattern
@@ -168,7 +175,7 @@ class _Plan:
                 )
         if peer and not (isinstance(pattern, Unstructured) and pattern.per == "tensor") and self.groups is None:
             raise FastSparseError(f'rounding: "peer" is for "50%" and n:m along the columns, not for "{pattern}"')
-        self._size = max(self.width, size // self.width * self.width)
+        self.size = min(max(self.width, size // self.width * self.width), max(self._cols, 1))
 
     def _join(self, pattern: NM | TopK) -> None:
         of = self.width = pattern.of
@@ -182,8 +189,8 @@ class _Plan:
         self.groups = zeros, of, round(zeros * float(rest) / of) if pattern.tail == "proportional" else 0
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        for first in range(0, self._cols, self._size):
-            yield first, min(first + self._size, self._cols)
+        for first in range(0, self._cols, self.size):
+            yield first, min(first + self.size, self._cols)
 
     def choose(self, block: NDArray[np.float32], first: int, scale: NDArray[np.float32]) -> NDArray[np.uint8] | None:
         """The mask of a block of columns that begins at `first`, or None where it is chosen group by group."""
