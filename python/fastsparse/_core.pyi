@@ -43,6 +43,7 @@ __all__ = [
     "get_isa",
     "get_num_threads",
     "index",
+    "limit_threads",
     "linear",
     "linear_indexed",
     "pack",
@@ -195,6 +196,9 @@ def set_num_threads(threads: int | None) -> None:
     """None: back to FASTSPARSE_NUM_THREADS or, without it, the available cores."""
 
 def get_num_threads() -> int: ...
+def limit_threads(threads: int | None) -> int | None:
+    """The most threads of the calls that this thread makes without naming a number; returns the limit before."""
+
 def adopt_openmp(library: str) -> bool:
     """Run tasks on the OpenMP threads that this loaded shared library was linked with; False where there are none."""
 
@@ -252,6 +256,7 @@ class CheckpointWriter:
         entries: list[tuple[str, str, _Shape]],
         metadata: dict[str, str],
         overwrite: bool,
+        mode: int | None,
     ) -> CheckpointWriter: ...
     def write(self, name: str, data: NDArray[np.uint8]) -> None:
         """Writes the next bytes of a tensor."""
@@ -269,7 +274,7 @@ class CheckpointWriter:
 class CheckpointFolder:
     """A folder that is filled under a temporary name, then `finish`. FastSparseError, OSError."""
 
-    def __new__(cls, path: str | os.PathLike[str], overwrite: bool) -> CheckpointFolder: ...
+    def __new__(cls, path: str | os.PathLike[str], overwrite: bool, mode: int) -> CheckpointFolder: ...
     @property
     def partial(self) -> pathlib.Path:
         """The temporary folder; it may hold what a killed run left."""

@@ -37,6 +37,13 @@ class Pattern:
     def __reduce__(self) -> tuple[Any, ...]:
         return pattern, (str(self),)
 
+    def kept_count(self, shape: tuple[int, ...]) -> int | None:
+        """How many elements of a tensor of this shape it keeps; None where the values decide.
+
+        Zeros are rounded half to even, over the tensor, for each row or for each group, as `select` does.
+        """
+        return None
+
 
 def _set_spec(p: Pattern, *spec: Any) -> None:
     object.__setattr__(p, "_spec", spec)
@@ -87,6 +94,18 @@ def _percent(sparsity: float) -> str:
     return f"{Decimal(repr(sparsity)).scaleb(2, exact).normalize(exact):f}%"
 
 
+def _kept_of_groups(zeros: int, of: int, axis: int, tail: str, shape: tuple[int, ...]) -> int | None:
+    """How many elements stay where every run of `of` along an axis loses `zeros`; None where that is an error."""
+    if not -len(shape) <= axis < len(shape):
+        return None
+    length = shape[axis]
+    groups, rest = divmod(length, of)
+    if rest and tail == "error":
+        return None
+    lost = groups * zeros + (round(zeros * float(rest) / of) if tail == "proportional" else 0)
+    return (math.prod(shape) // length if length else 0) * (length - lost)
+
+
 def zeros_in_every(zeros: int, of: int) -> str:
     """What n:m is, as every message says it: ``3 zeros in every 4 (75 %)``."""
     percent = f"{100 * zeros / of:.4f}".rstrip("0").rstrip(".")
@@ -129,6 +148,13 @@ class Unstructured(Pattern):
         _choice("per", self.per, ("tensor", "row"))
         _set_spec(self, "unstructured", self.sparsity, self.per)
 
+    def kept_count(self, shape: tuple[int, ...]) -> int:
+        """How many elements of a tensor of this shape it keeps."""
+        size = math.prod(shape)
+        rows = shape[0] if self.per == "row" and len(shape) > 1 else 1
+        cols = size // rows if rows else 0
+        return rows * (cols - round(self.sparsity * cols))
+
     def __str__(self) -> str:
         return _percent(self.sparsity) + ("/row" if self.per == "row" else "")
 
@@ -169,6 +195,10 @@ class TopK(Pattern):
         object.__setattr__(self, "axis", _axis(self.axis))
         _choice("tail", self.tail, _TAILS)
         _set_spec(self, "topk", self.keep, self.of, self.axis, self.tail)
+
+    def kept_count(self, shape: tuple[int, ...]) -> int | None:
+        """How many elements of a tensor of this shape it keeps; None where it has no such axis."""
+        return _kept_of_groups(self.of - self.keep, self.of, self.axis, self.tail, shape)
 
     def __str__(self) -> str:
         return f"top{self.keep}/{self.of}" + _options(axis=(self.axis, -1), tail=(self.tail, "proportional"))
@@ -213,6 +243,10 @@ class NM(Pattern):
         object.__setattr__(self, "axis", _axis(self.axis))
         _choice("tail", self.tail, _TAILS)
         _set_spec(self, "nm", self.zeros, self.of, self.axis, self.tail)
+
+    def kept_count(self, shape: tuple[int, ...]) -> int | None:
+        """How many elements of a tensor of this shape it keeps; None where it has no such axis."""
+        return _kept_of_groups(self.zeros, self.of, self.axis, self.tail, shape)
 
     def __str__(self) -> str:
         return f"{self.zeros}:{self.of}" + _options(axis=(self.axis, -1), tail=(self.tail, "proportional"))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -320,3 +321,50 @@ def test_a_source_that_vanishes(tmp_path, src, make):
             checkpoint.compress(src, tmp_path / "dst", "50%", executor=executor, progress=vanish)
             assert (tmp_path / "dst").read_bytes() == (tmp_path / "expected").read_bytes()
             assert sorted(os.listdir(tmp_path)) == ["dst", "expected"]
+
+
+def test_runs_with_executors_leave_the_threads_of_others_alone(tmp_path, src):
+    counts = {}
+    barrier = threading.Barrier(2)
+
+    def both_run(done, total, name):
+        counts.setdefault(threading.current_thread().name, set()).add(fs._backend.active.get_num_threads())
+        if done == total:
+            barrier.wait(30)
+
+    def run(name):
+        with ThreadPoolExecutor(1) as executor:
+            checkpoint.compress(src, tmp_path / name, "50%", executor=executor, progress=both_run)
+            counts[f"worker {name}"] = {executor.submit(fs._backend.active.get_num_threads).result()}
+
+    before = fs._backend.active.get_num_threads()
+    fs.set_num_threads(2)
+    try:
+        runs = [threading.Thread(target=run, args=(name,), name=name) for name in ("one", "two")]
+        for thread in runs:
+            thread.start()
+        for thread in runs:
+            thread.join()
+        assert fs._backend.active.get_num_threads() == 2
+    finally:
+        fs.set_num_threads(before)
+    assert counts == {name: {2} for name in ("one", "two", "worker one", "worker two")}
+
+
+def test_a_worker_uses_one_thread(monkeypatch):
+    with ThreadPoolExecutor(1) as executor:
+        tasks = [Task(fs._backend.active.get_num_threads, (), peak=1)]
+        assert list(map_bounded(executor, tasks, 1)) == [1]
+
+
+def test_small_tasks_are_handed_over_together():
+    calls = []
+
+    class Counting(Inline):
+        def submit(self, function, /, *arguments, **options):
+            calls.append(function)
+            return super().submit(function, *arguments, **options)
+
+    tasks = (Task(int, (at,), peak=1 if at % 1000 else 1 << 30) for at in range(5000))
+    assert list(map_bounded(Counting(), tasks, 1 << 30)) == list(range(5000))
+    assert len(calls) < 5000 // 40

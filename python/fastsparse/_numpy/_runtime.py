@@ -2,6 +2,7 @@
 
 import operator
 import os
+import threading
 
 from fastsparse._errors import FastSparseError
 from fastsparse._numpy._arguments import check_threads
@@ -27,6 +28,7 @@ def _check_isa_of_environment() -> None:
 
 _check_isa_of_environment()
 _threads = _threads_of_environment()
+_limit = threading.local()
 
 
 def set_num_threads(threads: int | None) -> None:
@@ -37,8 +39,17 @@ def set_num_threads(threads: int | None) -> None:
 
 
 def get_num_threads() -> int:
-    """What `set_num_threads` set."""
-    return _threads
+    """What `set_num_threads` set, but no more than the limit of this thread."""
+    limit = getattr(_limit, "threads", None)
+    return _threads if limit is None else min(_threads, limit)
+
+
+def limit_threads(threads: int | None) -> int | None:
+    """Remembers the number for this thread; returns the one before."""
+    check_threads(threads)
+    before: int | None = getattr(_limit, "threads", None)
+    _limit.threads = threads
+    return before
 
 
 def adopt_openmp(library: str) -> bool:

@@ -6,7 +6,9 @@ module, whichever backend computes.
 
 from fastsparse.checkpoint._compress import compress, decompress
 from fastsparse.checkpoint._inspect import inspect
-from fastsparse.checkpoint._plan import Job, Plan, Progress, plan
+from fastsparse.checkpoint._job import Job
+from fastsparse.checkpoint._plan import Plan, plan
+from fastsparse.checkpoint._progress import Progress
 from fastsparse.checkpoint._reader import Checkpoint, open
 from fastsparse.checkpoint._recipe import Recipe, Rule
 from fastsparse.checkpoint._report import Report, TensorReport

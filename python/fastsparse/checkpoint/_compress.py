@@ -1,30 +1,22 @@
 """Compressing and decompressing whole checkpoints."""
 
-import os
 import time
-from collections.abc import Iterable
 from concurrent.futures import Executor
-from contextlib import closing
 from dataclasses import replace
 
 from fastsparse._errors import FastSparseError
-from fastsparse.checkpoint._executor import Task, workers
-from fastsparse.checkpoint._format import METADATA_KEY, Entry, Packed, write_record
+from fastsparse.checkpoint._executor import workers
+from fastsparse.checkpoint._format import Entry
 from fastsparse.checkpoint._inspect import stored_row
-from fastsparse.checkpoint._plan import (
-    Job,
-    Progress,
-    Ticker,
-    choose,
-    flat_bytes,
-    make_plan,
-    task,
-)
+from fastsparse.checkpoint._job import Job
+from fastsparse.checkpoint._plan import choose
+from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report
-from fastsparse.checkpoint._resume import Shard, TensorResult
-from fastsparse.checkpoint._writer import Target, check_target
+from fastsparse.checkpoint._transform import transform
+from fastsparse.checkpoint._work import prune_or_pack, unpack
+from fastsparse.checkpoint._writer import check_target
 from fastsparse.patterns import Pattern
 
 __all__ = ["compress", "decompress"]
@@ -100,33 +92,15 @@ def compress(
     chosen = choose(src, recipe, trust_shards=trust_shards, stubs=config == "fastsparse")
     source = chosen.source
     check_target(source, dst, overwrite)
-    sizes = sum(entry.nbytes for entry in source.entries.values())
-    ticker = Ticker(progress, sizes + chosen.bytes_to_plan)
-    form = "sparse-bitmask" if config == "compressed-tensors" else None
-    rows = []
+    ticker = Ticker(progress, sum(entry.nbytes for entry in source.entries.values()) + chosen.bytes_to_plan)
     with workers(executor) as pool:
-        todo = make_plan(chosen, pool, ticker)
-        shards = [_packed_shard(source, shard, todo.jobs) for shard in source.shards]
-        largest = max((job.entry.nbytes for job in todo.jobs), default=0)
-        work = {job.name: task(source, job) for job in todo.jobs}
-        with (
-            Target(source, dst, shards, overwrite, todo.report, form) as target,
-            closing(target.fill(pool, work, largest)) as written,
-        ):
-            for job, (name, energy) in zip(todo.jobs, written, strict=True):
-                rows.append(job.report(energy))
-                ticker.tick(job.entry.nbytes, name)
-    seconds = time.perf_counter() - started
-    return Report(source.path, os.fspath(dst), (*rows, *todo.copied), seconds, tuple(target.resumed))
-
-
-def _packed_shard(source: Reader, shard: str, jobs: Iterable[Job]) -> Shard:
-    """What a shard will hold."""
-    own = [job for job in jobs if job.shard == shard]
-    packed = [(job.packed, job.density) for job in own if job.packed is not None]
-    pruned = {job.name: (job.pruned, job.density) for job in own if job.pruned is not None}
-    metadata = {**source.metadata[shard], METADATA_KEY: write_record(packed, pruned)}
-    return Shard(shard, [job.name for job in own], [entry for job in own for entry in job.entries], metadata)
+        todo = chosen.plan(pool, ticker)
+        form = "sparse-bitmask" if config == "compressed-tensors" else None
+        report = transform(
+            source, dst, todo.jobs, prune_or_pack, pool=pool, ticker=ticker, overwrite=overwrite, form=form
+        )
+    tensors = (*report.tensors, *todo.copied)
+    return replace(report, tensors=tensors, seconds=time.perf_counter() - started)
 
 
 def decompress(
@@ -165,39 +139,15 @@ def decompress(
     source = Reader(src, trust_shards=trust_shards)
     source.check_formats()
     check_target(source, dst, overwrite)
-    rows = {name: stored_row(source, name) for name in source.tensors}
-    entries = {
-        name: Entry(name, found.dtype, found.shape, found.nbytes) if isinstance(found, Packed) else found
-        for name, found in source.tensors.items()
-    }
-    where = {name: source.shard_of(found) for name, found in source.tensors.items()}
-    shards = []
-    for shard in source.shards:
-        own = [name for name in entries if where[name] == shard]
-        shards.append(Shard(shard, own, [entries[name] for name in own], source.metadata[shard]))
-    largest = max((entry.nbytes for entry in entries.values()), default=0)
-    ticker = Ticker(progress, sum(entry.nbytes for entry in entries.values()))
-    work = {
-        name: Task(_dense, (source, name), row.bytes_after + row.bytes_before, row.bytes_before, row.reason is not None)
-        for name, row in rows.items()
-    }
-    with (
-        workers() as pool,
-        Target(source, dst, shards, overwrite) as target,
-        closing(target.fill(pool, work, largest)) as written,
-    ):
-        for name, _ in written:
-            ticker.tick(entries[name].nbytes, name)
-    turned = tuple(replace(row, bytes_before=row.bytes_after, bytes_after=row.bytes_before) for row in rows.values())
-    seconds = time.perf_counter() - started
-    return Report(source.path, os.fspath(dst), turned, seconds, tuple(target.resumed))
-
-
-def _dense(source: Reader, name: str) -> TensorResult:
-    """A tensor with its dense bytes."""
-    found = source.tensors[name]
-    if isinstance(found, Entry):
-        return TensorResult({name: source.raw(found)}, source.digest(name))
-    done = TensorResult({name: flat_bytes(source.packed(found).to_dense())}, source.digest(name))
-    source.release(name)
-    return done
+    jobs, rows = [], []
+    for name, found in source.tensors.items():
+        row = stored_row(source, name)
+        rows.append(replace(row, bytes_before=row.bytes_after, bytes_after=row.bytes_before))
+        entry = Entry(name, found.dtype, found.shape, found.nbytes)
+        jobs.append(Job(name, entry, source.shard_of(found), row.bytes_after, reason=row.reason))
+    ticker = Ticker(progress, sum(job.stored for job in jobs))
+    with workers() as pool:
+        report = transform(
+            source, dst, jobs, unpack, pool=pool, ticker=ticker, overwrite=overwrite, packed=False, rows=rows
+        )
+    return replace(report, seconds=time.perf_counter() - started)

@@ -1,7 +1,6 @@
 """Turning a checkpoint from one layout into another."""
 
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -16,22 +15,15 @@ from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._bitmask_layouts import to_sparse24, to_sparse_bitmask
 from fastsparse.checkpoint._compress import decompress
 from fastsparse.checkpoint._executor import Task, map_bounded, workers
-from fastsparse.checkpoint._format import (
-    METADATA_KEY,
-    TWO_FOUR,
-    Entry,
-    Packed,
-    density,
-    needs_stub,
-    prefix_for,
-    write_record,
-)
-from fastsparse.checkpoint._plan import Job, Progress, Ticker, flat_bytes
+from fastsparse.checkpoint._format import TWO_FOUR, Entry, Packed, needs_stub, prefix_for
+from fastsparse.checkpoint._job import Job
+from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import Report
-from fastsparse.checkpoint._resume import Shard, TensorResult
-from fastsparse.checkpoint._writer import Target, check_target
+from fastsparse.checkpoint._transform import transform
+from fastsparse.checkpoint._work import TensorResult, flat_bytes, unpack
+from fastsparse.checkpoint._writer import check_target
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import Nonzero, Pattern
 
@@ -91,46 +83,24 @@ def convert(
     check_target(source, dst, overwrite)
     stored = {name: sum(entry.nbytes for entry in source.keys(name)) for name in source.tensors}
     ticker = Ticker(progress, 2 * sum(stored.values()))
-    rows = []
     with workers() as pool:
         jobs = []
         taken = set(source.tensors)
         with closing(map_bounded(pool, _looks(source, to, stored), _largest(source))) as looks:
             for name, (kept, reason) in zip(source.tensors, looks, strict=True):
-                jobs.append(_job(source, name, to, kept, reason, taken))
+                jobs.append(_job(source, name, stored[name], to, kept, reason, taken))
                 ticker.tick(stored[name], name)
         if all(job.packed is None for job in jobs):
             reasons = "; ".join(f"{job.name!r}: {job.reason}" for job in jobs[:3]) or "it has no tensors"
             raise FastSparseError(f"{source.path}: nothing to store as {to}: {reasons}")
-        shards = [_shard(source, shard, jobs) for shard in source.shards]
-        report = Report(source.path, None, tuple(job.report() for job in jobs), 0.0)
-        work = {
-            job.name: Task(
-                _run, (source, job), peak=stored[job.name] + 2 * job.entry.nbytes, held=job.report().bytes_after
-            )
-            for job in jobs
-        }
-        with (
-            Target(source, dst, shards, overwrite, report, _FORMS[to]) as target,
-            closing(target.fill(pool, work, _largest(source))) as written,
-        ):
-            for job, (name, _) in zip(jobs, written, strict=True):
-                rows.append(replace(job.report(), bytes_before=stored[name]))
-                ticker.tick(stored[name], name)
-    seconds = time.perf_counter() - started
-    return Report(source.path, os.fspath(dst), tuple(rows), seconds, tuple(target.resumed))
+        report = transform(
+            source, dst, jobs, _run, pool=pool, ticker=ticker, overwrite=overwrite, form=_FORMS[to], scratch=1
+        )
+    return replace(report, seconds=time.perf_counter() - started)
 
 
 def _largest(source: Reader) -> int:
     return max((found.nbytes for found in source.tensors.values()), default=0)
-
-
-def _shard(source: Reader, shard: str, jobs: list[Job]) -> Shard:
-    """What a shard will hold."""
-    own = [job for job in jobs if job.shard == shard]
-    record = [(job.packed, density(job.kept, job.entry.shape)) for job in own if job.packed is not None]
-    metadata = {**source.metadata[shard], METADATA_KEY: write_record(record)}
-    return Shard(shard, [job.name for job in own], [entry for job in own for entry in job.entries], metadata)
 
 
 def _looks(source: Reader, to: str, stored: Mapping[str, int]) -> Iterator[Task[tuple[int, str | None]]]:
@@ -192,7 +162,7 @@ def _nonzero(array: BitmaskArray) -> BitmaskArray:
     return array if ops.select(array.values, Nonzero()).count == array.nnz else ops.pack(array.to_dense())
 
 
-def _job(source: Reader, name: str, to: str, kept: int, reason: str | None, taken: set[str]) -> Job:
+def _job(source: Reader, name: str, stored: int, to: str, kept: int, reason: str | None, taken: set[str]) -> Job:
     """What becomes of a tensor."""
     found = source.tensors[name]
     entry = Entry(name, found.dtype, found.shape, found.nbytes)
@@ -201,7 +171,7 @@ def _job(source: Reader, name: str, to: str, kept: int, reason: str | None, take
     if prefix is not None and needs_stub(name, prefix):
         reason = _OTHER_NAME
     if reason is not None or prefix is None:
-        return Job(name, entry, shard, reason=reason or "other tensors have the names of its parts")
+        return Job(name, entry, shard, stored, reason=reason or "other tensors have the names of its parts")
     known = found.pattern if isinstance(found, Packed) else None
     if to == "sparse-24":
         packed = Packed(name, prefix, found.dtype, found.shape, TWO_FOUR, True, "2:4")
@@ -209,10 +179,9 @@ def _job(source: Reader, name: str, to: str, kept: int, reason: str | None, take
         layout = "matrix" if len(found.shape) == 2 else "last-axis"
         exact = known is None or (isinstance(found, Packed) and found.exact and kept == _kept(source, found))
         packed = Packed(name, prefix, found.dtype, found.shape, known or Nonzero(), exact, layout)
-    job = Job(name, entry, shard, packed, kept)
-    size = job.report().bytes_after
-    if size > entry.nbytes:
-        return Job(name, entry, shard, reason=f"packed it would be larger, {size} bytes")
+    job = Job(name, entry, shard, stored, packed, kept)
+    if job.size > entry.nbytes:
+        return Job(name, entry, shard, stored, reason=f"packed it would be larger, {job.size} bytes")
     taken.update(packed.keys)
     return job
 
@@ -224,11 +193,8 @@ def _kept(source: Reader, found: Packed) -> int:
 
 def _run(source: Reader, job: Job) -> TensorResult:
     """Packs or unpacks the tensor of a job."""
-    found = source.tensors[job.name]
     if job.packed is None:
-        if isinstance(found, Entry):
-            return TensorResult({job.name: source.raw(found)}, source.digest(job.name))
-        return TensorResult({job.name: flat_bytes(source.packed(found).to_dense())}, source.digest(job.name))
+        return unpack(source, job)
     array = _packed(source, job.name)
     parts: dict[str, NDArray[Any]] = {"shape": np.array(job.packed.shape, np.int64)}
     if job.packed.layout == "2:4":

@@ -20,6 +20,8 @@ CONFIG = "config.json"
 _NOT_CARRIED = (".git", ".cache")
 """Folders of version control and of download tools; they describe the source, not the model."""
 _TRUST = "; trust_shards=True, --trust-shards, takes the shards as they are"
+_CACHED = re.compile("(models|datasets|spaces)--")
+"""The folders of hubs' caches; in each of them are `blobs`, which the files of a model are links to."""
 _BLOCK = 64 << 20
 """Bytes of a side file that are copied at once."""
 
@@ -84,22 +86,27 @@ class ModelFolder:
                 yield name, os.path.getsize(os.path.join(self.path, name))
 
     def copy_side_files(self, folder: str, taken: Collection[str]) -> None:
-        """Copies all but shards, index and `config.json`. Links to files are followed: hubs' caches are made of them.
+        """Copies all but shards, index and `config.json`, with their permissions.
+
+        Links to files are followed where they stay in the folder or lead to the blobs of a hub's cache.
 
         Raises
         ------
         FormatError
-            If there is a link to a folder: it may lead anywhere, back to where it is too. If there is a pipe or a
-            device. If a name is one of `taken`.
+            If there is a link to another place or to a folder, index and `config.json` included: who made the folder
+            may not know what it leads to here. If there is a pipe or a device. If a name is one of `taken`.
         """
+        home = os.path.realpath(self.path)
+        for name in (self.index_name, CONFIG):
+            _resolve(os.path.join(self.path, name), home)
         for name in sorted(os.listdir(self.path)):
             if name in (self.index_name, CONFIG, *self.shards, *_NOT_CARRIED):
                 continue
             if name in taken:
                 raise FormatError(f"{os.path.join(self.path, name)}: the name is needed while the target is written")
             for source, target in _files(os.path.join(self.path, name), os.path.join(folder, name)):
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                _copy(source, target)
+                _make_folders(os.path.dirname(source), os.path.dirname(target))
+                _copy(_resolve(source, home), target)
                 shutil.copymode(source, target)
 
 
@@ -203,6 +210,8 @@ def _read_index(path: str, name: str) -> ModelFolder:
         # The index comes from strangers: a shard is a file of this folder and nothing else.
         if shard in ("", ".", "..", name, CONFIG) or any(mark in shard for mark in "/\\:\0"):
             raise FormatError(f"{path}: {name}: {shard!r} is not the name of a file in the folder")
+        if shard.startswith("."):
+            raise FormatError(f"{path}: {name}: shard {shard!r}: names that begin with a dot are for temporary files")
         if not os.path.exists(os.path.join(path, shard)):
             raise FormatError(f"{path}: shard {shard!r} is missing")
     return ModelFolder(path, shards, index, name)
@@ -239,6 +248,24 @@ def _files(source: str, target: str) -> Iterator[tuple[str, str]]:
     else:
         for name in sorted(os.listdir(source)):
             yield from _files(os.path.join(source, name), os.path.join(target, name))
+
+
+def _make_folders(source: str, target: str) -> None:
+    """Makes the folder of a side file, with the permissions of the one in the source; its owner may remove it."""
+    if not os.path.isdir(target):
+        _make_folders(os.path.dirname(source), os.path.dirname(target))
+        os.mkdir(target)
+        os.chmod(target, os.stat(source).st_mode & 0o777 | 0o700)
+
+
+def _resolve(path: str, home: str) -> str:
+    """Where a file is that may be a link: in the folder `home`, or among the blobs of a hub's cache."""
+    real = os.path.realpath(path)
+    blobs = os.path.dirname(real)
+    in_cache = os.path.basename(blobs) == "blobs" and _CACHED.match(os.path.basename(os.path.dirname(blobs)))
+    if os.path.islink(path) and not in_cache and not real.startswith(os.path.join(home, "")):
+        raise FormatError(f"{path}: a link to {real}, outside of the folder, is not carried over; put a copy there")
+    return real
 
 
 def _refuse_special(path: str) -> None:

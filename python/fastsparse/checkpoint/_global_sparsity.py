@@ -6,6 +6,7 @@ lies below the threshold and at it, tensor by tensor. A floor takes the smallest
 competition as zeros, a ceiling the largest as kept: its counts are cut off at both, which works bin by bin.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._format import Entry
 
-__all__ = ["passes", "spread"]
+__all__ = ["check_bounds", "passes", "spread"]
 
 _WINDOW = 21
 _TOP = 63 - _WINDOW
@@ -27,6 +28,29 @@ def passes(dtypes: Iterable[str]) -> int:
     """How often the tensors are read."""
     bits = max((_MANTISSA.get(dtype, 10) for dtype in dtypes), default=10)
     return 1 + -(-(bits + 11) // _WINDOW)
+
+
+def check_bounds(
+    tensors: Mapping[str, Entry], sparsity: float, floor: float | None, ceiling: float | None
+) -> tuple[int, dict[str, int], dict[str, int]]:
+    """How many zeros there are to be over all tensors, and the least and the most of each. Nothing is read.
+
+    Raises
+    ------
+    FastSparseError
+        If floors or ceilings leave no room for the zeros.
+    """
+    sizes = {name: math.prod(entry.shape) for name, entry in tensors.items()}
+    least = {name: round((floor or 0.0) * size) for name, size in sizes.items()}
+    most = {name: round((1.0 if ceiling is None else ceiling) * size) for name, size in sizes.items()}
+    total = round(sparsity * sum(sizes.values()))
+    for name, bounds, fits in (
+        ("min_sparsity", least, sum(least.values()) <= total),
+        ("max_sparsity", most, total <= sum(most.values())),
+    ):
+        if not fits:
+            raise FastSparseError(f"{name}: over all tensors it asks for {sum(bounds.values())} zeros, not for {total}")
+    return total, least, most
 
 
 def spread(
@@ -55,16 +79,7 @@ def spread(
     FastSparseError
         If floors or ceilings leave no room for the zeros.
     """
-    sizes = {name: _size(entry) for name, entry in tensors.items()}
-    least = {name: round((floor or 0.0) * size) for name, size in sizes.items()}
-    most = {name: round((1.0 if ceiling is None else ceiling) * size) for name, size in sizes.items()}
-    total = round(sparsity * sum(sizes.values()))
-    for name, bounds, fits in (
-        ("min_sparsity", least, sum(least.values()) <= total),
-        ("max_sparsity", most, total <= sum(most.values())),
-    ):
-        if not fits:
-            raise FastSparseError(f"{name}: over all tensors it asks for {sum(bounds.values())} zeros, not for {total}")
+    total, least, most = check_bounds(tensors, sparsity, floor, ceiling)
 
     def clipped(name: str, below: int, elements: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many elements that go are below each bin, and below the end of the last one."""
@@ -94,10 +109,3 @@ def spread(
         goes[name] += taken
         missing -= taken
     return {name: (goes[name], zeros[name]) for name in goes}
-
-
-def _size(entry: Entry) -> int:
-    size = 1
-    for length in entry.shape:
-        size *= length
-    return size

@@ -1,95 +1,28 @@
-"""Planning: what becomes of each tensor, and the work on one of them."""
+"""Planning: what becomes of each tensor."""
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fastsparse import ops
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._executor import Task, map_bounded, workers
-from fastsparse.checkpoint._format import Entry, Packed, density, needs_stub, prefix_for
-from fastsparse.checkpoint._global_sparsity import passes, spread
+from fastsparse.checkpoint._format import Packed, needs_stub, prefix_for
+from fastsparse.checkpoint._global_sparsity import check_bounds, passes, spread
+from fastsparse.checkpoint._job import Job
+from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import FILE, Report, TensorReport
-from fastsparse.checkpoint._resume import TensorResult
 from fastsparse.checkpoint._selection import quantisation_method
-from fastsparse.masks import Bitmask
-from fastsparse.packed import BitmaskArray
-from fastsparse.patterns import NM, Nonzero, Pattern, TopK, Unstructured
+from fastsparse.checkpoint._work import count_kept
+from fastsparse.patterns import Pattern, Unstructured
 
-__all__ = [
-    "Job",
-    "Plan",
-    "Progress",
-    "Ticker",
-    "choose",
-    "flat_bytes",
-    "kept_energy",
-    "make_plan",
-    "mask_of",
-    "pack",
-    "parts_of",
-    "plan",
-    "task",
-]
-
-Progress = Callable[[int, int, str], None]
-"""Called with bytes done, bytes in all and the tensor at hand."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What becomes of one tensor. Plain data: it pickles, and with the source it says all that there is to do.
-
-    `shard` is the file of a model folder that the tensor is in, empty for a single file. `packed` is None for tensors
-    that stay dense, and `reason` says why; `pruned` is what makes zeros in such a tensor all the same.
-    """
-
-    name: str
-    entry: Entry
-    shard: str = ""
-    packed: Packed | None = None
-    kept: int = 0
-    reason: str | None = None
-    pruned: Pattern | None = None
-
-    @property
-    def pattern(self) -> Pattern | None:
-        """What makes the zeros; None where none are made."""
-        return self.pruned if self.packed is None else self.packed.pattern
-
-    @property
-    def density(self) -> float:
-        """Share of elements that are kept."""
-        return density(self.kept, self.entry.shape)
-
-    @property
-    def entries(self) -> list[Entry]:
-        """The keys that the tensor has in the target."""
-        return [self.entry] if self.packed is None else list(self.packed.entries(self.kept).values())
-
-    def report(self, kept_energy: float | None = None) -> TensorReport:
-        """The row of the report."""
-        return TensorReport(
-            self.name,
-            self.entry.shape,
-            self.entry.dtype,
-            None if self.pattern is None else str(self.pattern),
-            None if self.pattern is None else 1 - self.density,
-            self.entry.nbytes,
-            sum(entry.nbytes for entry in self.entries),
-            kept_energy,
-            self.reason,
-        )
+__all__ = ["Choice", "Plan", "choose", "plan"]
 
 
 @dataclass(frozen=True)
@@ -108,19 +41,6 @@ class Plan:
     def report(self) -> Report:
         """What the report of the run will say, without the kept energies."""
         return Report(self.source, None, (*(job.report() for job in self.jobs), *self.copied), self.seconds)
-
-
-class Ticker:
-    """Counts bytes for a progress callback."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def tick(self, size: int, name: str) -> None:
-        """`size` more bytes are done, those of this tensor."""
-        self._done += size
-        if self._progress is not None:
-            self._progress(self._done, self._total, name)
 
 
 def plan(
@@ -161,7 +81,7 @@ def plan(
     """
     chosen = choose(src, recipe, trust_shards=trust_shards)
     with workers(executor) as pool:
-        return make_plan(chosen, pool, Ticker(progress, chosen.bytes_to_plan))
+        return chosen.plan(pool, Ticker(progress, chosen.bytes_to_plan))
 
 
 @dataclass(frozen=True)
@@ -187,6 +107,28 @@ class Choice:
         counted = [entries[name] for name in self.scope]
         return pruned + passes(entry.dtype for entry in counted) * sum(entry.nbytes for entry in counted)
 
+    def plan(self, pool: Executor, ticker: Ticker) -> Plan:
+        """The plan for these choices, computed on the workers of the pool."""
+        started = time.perf_counter()
+        source = self.source
+        shares, counts = _spread(self, pool, ticker)
+        patterns = {**self.patterns, **shares}
+        alone = {name: found for name, found in patterns.items() if isinstance(found, Pattern) and name not in shares}
+        largest = max((source.entries[name].nbytes for name in alone), default=0)
+        tasks = (Task(_count, (source, name, found), source.entries[name].nbytes) for name, found in alone.items())
+        with closing(map_bounded(pool, tasks, largest)) as results:
+            for name, count in zip(alone, results, strict=True):
+                counts[name] = count
+                ticker.tick(source.entries[name].nbytes, name)
+        taken = set(source.entries)
+        jobs = []
+        for name, pattern in patterns.items():
+            job = _job(source, name, pattern, taken, counts.get(name), name in shares, self.stubs)
+            if job.packed is not None:
+                taken.update(job.packed.keys)
+            jobs.append(job)
+        return Plan(source.path, tuple(jobs), time.perf_counter() - started, _copied_rows(source))
+
 
 def choose(src: StrPath, recipe: Recipe | Pattern | str, *, trust_shards: bool = False, stubs: bool = True) -> Choice:
     """Opens the source and asks the recipe about each tensor; `stubs` is for folders."""
@@ -204,29 +146,6 @@ def choose(src: StrPath, recipe: Recipe | Pattern | str, *, trust_shards: bool =
     scope = [name for name, chosen in choices.items() if isinstance(chosen, Pattern) and wanted.competes(name)]
     stubs = stubs and source.folder is not None
     return Choice(source, wanted, choices, dict.fromkeys(sorted(scope)), stubs)
-
-
-def make_plan(chosen: Choice, pool: Executor, ticker: Ticker) -> Plan:
-    """The plan for these choices, computed on the workers of the pool."""
-    started = time.perf_counter()
-    source = chosen.source
-    shares, counts = _spread(chosen, pool, ticker)
-    patterns = {**chosen.patterns, **shares}
-    alone = {name: found for name, found in patterns.items() if isinstance(found, Pattern) and name not in shares}
-    largest = max((source.entries[name].nbytes for name in alone), default=0)
-    tasks = (Task(_count, (source, name, found), peak=source.entries[name].nbytes) for name, found in alone.items())
-    with closing(map_bounded(pool, tasks, largest)) as results:
-        for name, count in zip(alone, results, strict=True):
-            counts[name] = count
-            ticker.tick(source.entries[name].nbytes, name)
-    taken = set(source.entries)
-    jobs = []
-    for name, pattern in patterns.items():
-        job = _job(source, name, pattern, taken, counts.get(name), name in shares, chosen.stubs)
-        if job.packed is not None:
-            taken.update(job.packed.keys)
-        jobs.append(job)
-    return Plan(source.path, tuple(jobs), time.perf_counter() - started, _copied_rows(source))
 
 
 def _copied_rows(source: Reader) -> tuple[TensorReport, ...]:
@@ -265,8 +184,10 @@ def _spread(chosen: Choice, pool: Executor, ticker: Ticker) -> tuple[dict[str, P
                 ticker.tick(entry.nbytes, name)
 
     assert isinstance(recipe.default, Unstructured), "the recipe has checked that"
+    bounds = recipe.default.sparsity, recipe.min_sparsity, recipe.max_sparsity
     with source.error_context():
-        spreading = spread(entries, recipe.default.sparsity, recipe.min_sparsity, recipe.max_sparsity, each)
+        check_bounds(entries, *bounds)
+    spreading = spread(entries, *bounds, each)
     shares: dict[str, Pattern] = {}
     counts = {}
     for name, (goes, zeros) in spreading.items():
@@ -297,134 +218,23 @@ def _job(
     entry = source.entries[name]
     shard = source.shard_of(entry)
     if not isinstance(chosen, Pattern) or count is None:
-        return Job(name, entry, shard, reason=str(chosen))
+        return Job(name, entry, shard, entry.nbytes, reason=str(chosen))
     kept, exact = count
     pruned = chosen if competes else None
     prefix = prefix_for(name, taken)
     if prefix is None:
-        return Job(name, entry, shard, None, kept, "other tensors have the names of its parts", pruned)
+        return Job(name, entry, shard, entry.nbytes, None, kept, "other tensors have the names of its parts", pruned)
     stub = stubs or needs_stub(name, prefix)
-    job = Job(name, entry, shard, Packed(name, prefix, entry.dtype, entry.shape, chosen, exact, stub=stub), kept)
-    size = sum(part.nbytes for part in job.entries)
-    if size > entry.nbytes:
-        return Job(name, entry, shard, None, kept, f"packed it would be larger, {size} bytes", pruned)
+    packed = Packed(name, prefix, entry.dtype, entry.shape, chosen, exact, stub=stub)
+    job = Job(name, entry, shard, entry.nbytes, packed, kept)
+    if job.size > entry.nbytes:
+        return Job(name, entry, shard, entry.nbytes, None, kept, f"packed it would be larger, {job.size} bytes", pruned)
     return job
 
 
 def _count(source: Reader, name: str, chosen: Pattern) -> tuple[int, bool]:
     """How many elements of a tensor a pattern keeps that are not zero, and whether those are all that it keeps."""
     with source.error_context(name):
-        count = _count_kept(source.array(source.entries[name]), chosen)
+        count = count_kept(source.array(source.entries[name]), chosen)
     source.release(name)
     return count
-
-
-def _count_kept(w: NDArray[Any], chosen: Pattern) -> tuple[int, bool]:
-    """How many elements a pattern keeps that are not zero, and whether those are all that it keeps."""
-    if isinstance(chosen, Nonzero):
-        return ops.pack(w).nnz, True
-    nonzero = ops.select(w, Nonzero())
-    fixed = _fixed_count(chosen, w.shape)
-    if fixed is not None and nonzero.count == w.size:
-        return fixed, True
-    if fixed is not None and isinstance(chosen, Unstructured) and chosen.per == "tensor":
-        return min(fixed, nonzero.count), fixed <= nonzero.count
-    mask = ops.select(w, chosen)
-    kept = (mask & nonzero).count
-    return kept, kept == mask.count
-
-
-def _fixed_count(chosen: Pattern, shape: tuple[int, ...]) -> int | None:
-    """How many elements a pattern keeps of this shape, where the shape alone decides."""
-    size = math.prod(shape)
-    if isinstance(chosen, Unstructured):
-        rows = shape[0] if chosen.per == "row" and len(shape) > 1 else 1
-        cols = size // rows if rows else 0
-        return rows * (cols - round(chosen.sparsity * cols))
-    if isinstance(chosen, NM | TopK) and chosen.tail == "proportional" and -len(shape) <= chosen.axis < len(shape):
-        zeros = chosen.zeros if isinstance(chosen, NM) else chosen.of - chosen.keep
-        length = shape[chosen.axis]
-        groups, rest = divmod(length, chosen.of)
-        lines = size // length if length else 0
-        return lines * (length - groups * zeros - round(zeros * rest / chosen.of))
-    return None
-
-
-def task(source: Reader, job: Job) -> Task[TensorResult]:
-    """A job as something to do."""
-    if job.pruned is not None:
-        return Task(_with_zeros, (source, job), peak=2 * job.entry.nbytes, held=job.entry.nbytes)
-    if job.packed is None:
-        return Task(_as_it_is, (source, job), peak=job.entry.nbytes, held=job.entry.nbytes, here=True)
-    packed = sum(part.nbytes for part in job.entries)
-    return Task(run, (source, job), peak=job.entry.nbytes + packed, held=packed)
-
-
-def _as_it_is(source: Reader, job: Job) -> TensorResult:
-    return TensorResult({job.entry.key: source.raw(job.entry)}, source.digest(job.name))
-
-
-def _with_zeros(source: Reader, job: Job) -> TensorResult:
-    assert job.pruned is not None
-    w = source.array(job.entry)
-    with source.error_context(job.name):
-        dense = ops.prune(w, job.pruned)
-    done = TensorResult({job.entry.key: flat_bytes(dense)}, source.digest(job.name), kept_energy(dense, w))
-    source.release(job.name)
-    return done
-
-
-def run(source: Reader, job: Job) -> TensorResult:
-    """Packs the tensor of a job."""
-    assert job.packed is not None
-    assert job.packed.pattern is not None
-    w = source.array(job.entry)
-    with source.error_context(job.name):
-        array = pack(w, job.packed.pattern, job.packed.exact)
-    if array.nnz != job.kept:
-        raise FastSparseError(f"{source.path}: tensor {job.name!r} changed while it was read")
-    done = TensorResult(parts_of(job.packed, array), source.digest(job.name), kept_energy(array.values, w))
-    source.release(job.name)
-    return done
-
-
-def pack(w: NDArray[Any], chosen: Pattern, exact: bool) -> BitmaskArray:
-    """What the pattern keeps, without zeros; `exact` says that it keeps none."""
-    if isinstance(chosen, Nonzero):
-        return ops.pack(w)
-    if exact:
-        return ops.compress(w, chosen)
-    return ops.pack(w, mask_of(w, chosen, exact))
-
-
-def mask_of(w: NDArray[Any], chosen: Pattern, exact: bool) -> Bitmask:
-    """The mask of what `pack` gives."""
-    if isinstance(chosen, Nonzero):
-        return ops.pack(w).mask  # `select` refuses NaN, which is not zero
-    mask = ops.select(w, chosen)
-    return mask if exact else mask & ops.select(w, Nonzero())
-
-
-def parts_of(packed: Packed, array: BitmaskArray) -> dict[str, NDArray[np.uint8]]:
-    """The bytes of a packed tensor's keys."""
-    parts = {
-        "shape": np.array(packed.shape, np.int64),
-        "compressed": array.values,
-        "bitmask": array.bitmask,
-        "row_offsets": array.row_offsets[:-1],
-        "stub": array.values[:0],
-    }
-    return {entry.key: flat_bytes(parts[part]) for part, entry in packed.entries(array.nnz).items()}
-
-
-def flat_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The bytes of an array, in C order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def kept_energy(kept: NDArray[Any], w: NDArray[Any]) -> float | None:
-    """Sum of squares of the kept elements over that of all."""
-    sum_of_squares = native().sum_of_squares
-    total = sum_of_squares(w)
-    share = sum_of_squares(kept) / total if total else 1.0
-    return share if math.isfinite(share) else None

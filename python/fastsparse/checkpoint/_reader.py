@@ -75,6 +75,7 @@ class Reader:
         self.folder = read_folder(self.path) if os.path.isdir(self.path) else None
         self.shards = self.folder.shards if self.folder is not None else ("",)
         files = {name: os.path.join(self.path, name) if name else self.path for name in self.shards}
+        self._modes = {name: os.stat(file).st_mode & 0o777 for name, file in {"": self.path, **files}.items()}
         self._identity = tuple(_identity(file) for file in files.values())
         self._files = {name: _open_file(file, mmap) for name, file in files.items()}
         self.entries: dict[str, Entry] = {}
@@ -148,6 +149,10 @@ class Reader:
     def shard_of(self, found: Packed | Entry) -> str:
         """The shard that a tensor belongs to: that of its values."""
         return self._where[found.key("compressed") if isinstance(found, Packed) else found.key][0]
+
+    def mode(self, shard: str) -> int:
+        """The permissions of a shard, or of the file or folder for an empty name, when it was opened."""
+        return self._modes[shard]
 
     def keys(self, name: str) -> list[Entry]:
         """The keys of a tensor."""

@@ -3,46 +3,25 @@
 Beside each finished shard of a folder under construction lies its record: the digests of what was read for it and of
 what was written. A later run takes the shard over if the source has the same bytes, it holds the keys and the metadata
 that it is to hold, in which the pattern of each tensor is written down with its share, and it still has the bytes that
-were written. Times and names prove nothing.
+were written. Times and names prove nothing. The folder is for this user only from the start, so nobody else wrote the
+records in it.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint import _sigint
 from fastsparse.checkpoint._format import Entry
+from fastsparse.checkpoint._job import Shard
 from fastsparse.checkpoint._reader import Reader, native
+from fastsparse.checkpoint._work import TensorResult
 
-__all__ = ["Record", "Shard", "TensorResult", "record_name", "resume"]
-
-
-@dataclass(frozen=True)
-class TensorResult:
-    """A tensor, ready to be written: the bytes of its keys, the digest of what was read for it, the kept energy."""
-
-    parts: Mapping[str, NDArray[np.uint8]]
-    source: str
-    kept_energy: float | None = None
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What a file of the target will hold.
-
-    Its name in a folder, empty for a single file; the tensors that it is made from; its keys and its metadata.
-    """
-
-    name: str
-    tensors: Sequence[str]
-    entries: Sequence[Entry]
-    metadata: Mapping[str, str]
+__all__ = ["Record", "record_name", "resume"]
 
 
 @dataclass
@@ -87,13 +66,19 @@ def resume(source: Reader, folder: str, shard: Shard) -> Record | None:
     """The record of a shard that a killed run finished; None where there is none that holds."""
     path = os.path.join(folder, shard.name)
     try:
-        if os.path.islink(path):
+        if not _is_ours(path):
             return None
         record = Record.read(folder, shard)
         same = all(_agreements(source, path, shard, record))
     except (OSError, ValueError):  # FastSparseError is a ValueError
         return None
     return record if same else None
+
+
+def _is_ours(path: str) -> bool:
+    """Whether it is a file of this user with no other name, by which somebody could change it. No link is followed."""
+    found = os.lstat(path)
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and (os.name != "posix" or found.st_uid == os.geteuid())
 
 
 def _agreements(source: Reader, path: str, shard: Shard, record: Record) -> Iterator[bool]:

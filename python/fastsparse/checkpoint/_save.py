@@ -1,8 +1,10 @@
 """Saving a mapping of packed tensors and arrays."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse._errors import FastSparseError
@@ -19,12 +21,9 @@ from fastsparse.checkpoint._format import (
     tensors_of,
     write_record,
 )
-from fastsparse.checkpoint._plan import (
-    flat_bytes,
-    parts_of,
-)
 from fastsparse.checkpoint._reader import Checkpoint, StrPath
-from fastsparse.checkpoint._writer import writing
+from fastsparse.checkpoint._work import flat_bytes, parts_of
+from fastsparse.checkpoint._writer import check_place, writing
 from fastsparse.packed import BitmaskArray
 
 __all__ = ["save"]
@@ -38,6 +37,9 @@ def save(
     overwrite: bool = False,
 ) -> None:
     """Store packed tensors and arrays as they are.
+
+    What `open` would refuse is not written. The file gets the permissions of the checkpoint that it is made from, where
+    `tensors` is one, else those of the file that it replaces, else those of every new file.
 
     Parameters
     ----------
@@ -53,23 +55,21 @@ def save(
     Raises
     ------
     FastSparseError
-        If a name or a dtype cannot be stored, `metadata` has the key of the record or the arrays the names of a packed
-        tensor's parts, so that `open` would refuse the file, or `path` exists or is being written by another run.
+        If a name, a value or a dtype cannot be stored, the metadata is not of strings or has the key of the package, or
+        `path` exists, names a folder, or is being written by another run.
     OSError
-        If the file cannot be written.
+        If the file cannot be written, or its folder does not exist.
     """
     if metadata is None:
         metadata = tensors.metadata if isinstance(tensors, Checkpoint) else {}
-    if METADATA_KEY in metadata:
-        raise FastSparseError(
-            f"metadata: the key {METADATA_KEY!r} is for the record of packed tensors, which save writes"
-        )
+    _check_metadata(metadata)
+    check_place(path, folder=False, overwrite=overwrite)
     taken = set(tensors)
     packed: dict[str, Packed] = {}
     entries: list[Entry] = []
     record = []
     for name, tensor in tensors.items():
-        dtype = dtype_name(tensor.dtype, name)
+        dtype = _check_tensor(name, tensor)
         if isinstance(tensor, BitmaskArray):
             prefix = prefix_for(name, taken)
             if prefix is None:
@@ -83,11 +83,52 @@ def save(
             entries.append(Entry(name, dtype, tensor.shape, tensor.nbytes))
     _check_names({entry.key: entry for entry in entries if entry.key in tensors}, tensors, bool(packed))
     extra = {METADATA_KEY: write_record(record)} if record else {}
-    with writing(path, entries, {**metadata, **extra}, overwrite) as writer:
+    with writing(path, entries, {**metadata, **extra}, overwrite, _mode(tensors, path)) as writer:
         for name, tensor in tensors.items():
             parts = parts_of(packed[name], tensor) if isinstance(tensor, BitmaskArray) else {name: flat_bytes(tensor)}
             for key, part in parts.items():
                 writer.write(key, part)
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if not isinstance(metadata, Mapping):
+        raise FastSparseError(f"metadata: expected a mapping of strings, got {metadata!r}")
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise FastSparseError(f"metadata: expected strings, got {key!r}: {value!r}")
+        if key == METADATA_KEY:
+            raise FastSparseError(f"metadata: the key {key!r} is for the record of packed tensors, which save writes")
+        for text in (key, value):
+            _check_text("metadata", text)
+
+
+def _check_tensor(name: Any, tensor: Any) -> str:
+    """The name of the dtype of a tensor that can be stored."""
+    if not isinstance(name, str):
+        raise FastSparseError(f"tensors: expected names that are strings, got {name!r}")
+    _check_text("tensors", name)
+    if not isinstance(tensor, BitmaskArray | np.ndarray | np.generic):
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}".removeprefix("builtins.")
+        instead = "; safetensors.torch.save_file stores tensors of torch" if kind.startswith("torch.") else ""
+        raise FastSparseError(f"tensor {name!r}: expected a BitmaskArray or a NumPy array, got {kind}{instead}")
+    return dtype_name(tensor.dtype, name)
+
+
+def _check_text(argument: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FastSparseError(f"{argument}: {text!r} is no text that can be stored: {error}") from None
+
+
+def _mode(tensors: Mapping[str, Any], path: StrPath) -> int | None:
+    """The permissions of the file; None for those of every new file."""
+    if isinstance(tensors, Checkpoint):
+        mode = 0o777
+        for shard in tensors.reader.shards:
+            mode &= tensors.reader.mode(shard)
+        return mode
+    return os.stat(path).st_mode & 0o777 if os.path.exists(path) else None
 
 
 def _check_names(

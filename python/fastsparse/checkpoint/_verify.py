@@ -13,15 +13,10 @@ from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.checkpoint._format import Entry, Packed, density
 from fastsparse.checkpoint._hf_config import promises_stubs
 from fastsparse.checkpoint._inspect import stored_row
-from fastsparse.checkpoint._plan import (
-    Progress,
-    Ticker,
-    flat_bytes,
-    kept_energy,
-    mask_of,
-)
+from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._report import Report
+from fastsparse.checkpoint._work import flat_bytes, kept_energy, mask_of
 from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import Nonzero, Pattern

@@ -25,7 +25,7 @@ class Config(StrEnum):
 
 def compress(
     src: Source,
-    dst: Annotated[Path | None, typer.Argument(metavar="DST", help="What to write; not needed with --plan.")] = None,
+    dst: Annotated[str | None, typer.Argument(metavar="DST", help="What to write; not needed with --plan.")] = None,
     default: Annotated[
         Pattern | None,
         typer.Option(

@@ -1,7 +1,6 @@
 """`fastsparse convert`."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,7 +23,7 @@ class Layout(StrEnum):
 
 def convert(
     src: Source,
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="What to write.")],
+    dst: Annotated[str, typer.Argument(metavar="DST", help="What to write.")],
     to: Annotated[Layout, typer.Option("--to", help="The layout, one of those of compressed-tensors.")],
     overwrite: Overwrite = False,
     trust_shards: TrustShards = False,

@@ -1,6 +1,5 @@
 """`fastsparse decompress`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ __all__ = ["decompress"]
 
 def decompress(
     src: Source,
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="What to write.")],
+    dst: Annotated[str, typer.Argument(metavar="DST", help="What to write.")],
     overwrite: Overwrite = False,
     trust_shards: TrustShards = False,
     as_json: Json = False,

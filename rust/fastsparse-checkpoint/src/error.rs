@@ -89,6 +89,15 @@ pub enum Error {
         /// What may have it.
         expected: &'static str,
     },
+    /// Something of another user has the temporary name.
+    #[error("{} is in the way, the temporary name of its target, and belongs to another user; move or remove it", path.display())]
+    NotOurs {
+        /// The temporary name.
+        path: PathBuf,
+    },
+    /// A forked child has what its parent is writing.
+    #[error("another process began to write it")]
+    OtherProcess,
     /// No tensor of this index.
     #[error("there is no tensor number {0}")]
     NoTensor(usize),
@@ -124,6 +133,8 @@ impl Error {
             Error::NotAFile
             | Error::NotAFolder
             | Error::InTheWay { .. }
+            | Error::NotOurs { .. }
+            | Error::OtherProcess
             | Error::NoTensor(_)
             | Error::WriteLength { .. }
             | Error::Unwritten(_)

@@ -1,7 +1,9 @@
 //! Writing a folder: filled under a temporary name, then renamed, in exchange for an older one where that is asked for.
 //!
 //! The temporary folder is `.NAME.partial` beside the target and locked while its [`Folder`] lives. What a killed run leaves
-//! behind is therefore not locked, and the next run finds it: what it has no use for goes with [`Folder::retain`].
+//! behind is therefore not locked, and the next run finds it: what it has no use for goes with [`Folder::retain`]. It is for this
+//! user only, so that nobody else had a hand in what is found there, and belongs to the process that made it: a forked child
+//! can neither rename nor remove it.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -19,13 +21,16 @@ pub struct Folder {
     lock: File,
     target: PathBuf,
     overwrite: bool,
+    mode: u32,
+    process: u32,
     renamed: bool,
 }
 
 impl Folder {
-    /// Makes the temporary folder, or takes over what a killed run left. An existing `target` is an error unless `overwrite` and a folder, and stays as it is
-    /// until [`Folder::finish`].
-    pub fn create(target: &Path, overwrite: bool) -> Result<Folder> {
+    /// Makes the temporary folder, or takes over what a killed run of this user left; where others could enter that, nothing in it
+    /// is kept. An existing `target` is an error unless `overwrite` and a folder, and stays as it is until [`Folder::finish`],
+    /// which gives the folder its `mode` (as of Unix).
+    pub fn create(target: &Path, overwrite: bool, mode: u32) -> Result<Folder> {
         match std::fs::symlink_metadata(target) {
             Ok(_) if !overwrite => return Err(Error::Exists),
             Ok(found) if !found.is_dir() => return Err(Error::NotAFolder),
@@ -33,12 +38,14 @@ impl Folder {
         }
         let path = system::partial(target).ok_or(Error::NotAFolder)?;
         loop {
-            match std::fs::create_dir(&path) {
+            match system::create_folder(&path) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(Error::Io(error)),
-                Err(_) if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_dir()) => {
-                    return Err(Error::InTheWay { path, expected: "folder" });
-                }
-                _ => {}
+                Err(_) => match std::fs::symlink_metadata(&path) {
+                    Ok(found) if !found.is_dir() => return Err(Error::InTheWay { path, expected: "folder" }),
+                    Ok(found) if !system::is_ours(&found) => return Err(Error::NotOurs { path }),
+                    _ => {}
+                },
+                Ok(()) => {}
             }
             let lock = match system::lock_folder(&path) {
                 // The run that held the lock has just renamed or removed it.
@@ -46,9 +53,25 @@ impl Folder {
                 locked => locked?,
             };
             if system::is_at(&lock, &path)? {
-                return Ok(Folder { path, lock, target: target.to_owned(), overwrite, renamed: false });
+                let process = std::process::id();
+                let folder = Folder { path, lock, target: target.to_owned(), overwrite, mode, process, renamed: false };
+                folder.make_private()?;
+                return Ok(folder);
             }
         }
+    }
+
+    /// Shuts others out, and removes everything if they could come in.
+    fn make_private(&self) -> Result<()> {
+        let found = std::fs::symlink_metadata(&self.path)?;
+        if !system::is_ours(&found) {
+            return Err(Error::NotOurs { path: self.path.clone() });
+        }
+        if !system::is_private(&found) {
+            system::set_mode(&self.lock, 0o700)?;
+            self.retain(&HashSet::new())?;
+        }
+        Ok(())
     }
 
     /// The temporary folder.
@@ -58,6 +81,7 @@ impl Folder {
 
     /// Removes everything but the files of these names.
     pub fn retain(&self, names: &HashSet<OsString>) -> Result<()> {
+        system::check_process(self.process)?;
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
@@ -69,10 +93,12 @@ impl Folder {
         Ok(())
     }
 
-    /// Gives the folder its name, in one step for whoever looks at the target. The files in it have been flushed by who wrote
-    /// them.
+    /// Gives the folder its mode and its name, in one step for whoever looks at the target. The files in it have been flushed by
+    /// who wrote them.
     pub fn finish(mut self) -> Result<()> {
-        system::sync_folder(&self.path.join("any file"))?;
+        system::check_process(self.process)?;
+        sync_tree(&self.path)?;
+        system::set_mode(&self.lock, self.mode)?;
         match system::rename_new(&self.path, &self.target) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && self.overwrite => self.replace()?,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(Error::Exists),
@@ -94,9 +120,21 @@ impl Folder {
     }
 }
 
+/// Flushes a folder and all folders in it: the names of their files.
+fn sync_tree(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        }
+    }
+    Ok(system::sync_folder(&folder.join("any file"))?)
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
-        if !self.renamed && system::is_at(&self.lock, &self.path).unwrap_or(false) {
+        let ours = system::check_process(self.process).is_ok();
+        if !self.renamed && ours && system::is_at(&self.lock, &self.path).unwrap_or(false) {
             // Nothing can be done about a failure here, and the next run finds the folder.
             let _ = std::fs::remove_dir_all(&self.path);
         }

@@ -7,10 +7,14 @@ use std::io::{ErrorKind, Result};
 use std::path::{Path, PathBuf};
 
 #[cfg(unix)]
-pub use unix::{claim, exchange, is_at, lock_folder, open_new, read_exact_at, rename_new, sync_folder, write_all_at};
+pub use unix::{
+    claim, create_file, create_folder, exchange, is_at, is_ours, is_private, lock_folder, open_old, read_exact_at,
+    rename_new, set_mode, sync_folder, write_all_at,
+};
 #[cfg(windows)]
 pub use windows::{
-    claim, exchange, is_at, lock_folder, open_new, read_exact_at, rename_new, sync_folder, write_all_at,
+    claim, create_file, create_folder, exchange, is_at, is_ours, is_private, lock_folder, open_old, read_exact_at,
+    rename_new, set_mode, sync_folder, write_all_at,
 };
 
 use crate::error::Error;
@@ -21,6 +25,12 @@ pub fn partial(target: &Path) -> Option<PathBuf> {
     name.push(target.file_name()?);
     name.push(".partial");
     Some(target.with_file_name(name))
+}
+
+/// Refuses a process that is not the one with this id: a forked child, which has its parent's open files and must not write,
+/// rename or remove them.
+pub fn check_process(id: u32) -> std::result::Result<(), Error> {
+    if id == std::process::id() { Ok(()) } else { Err(Error::OtherProcess) }
 }
 
 /// Locks a file as long as it is open, or says that somebody else does.
@@ -40,20 +50,36 @@ fn exchange_slowly(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(&aside, from)
 }
 
-/// Renames by a hard link, which refuses an existing name. Folders have none: for them it is a look and then a rename.
+/// Renames by a hard link, which refuses an existing name; folders, and files where there are no links, by a placeholder.
 fn link_new(from: &Path, to: &Path) -> Result<()> {
-    if from.is_dir() {
-        let taken = std::fs::symlink_metadata(to).is_ok();
-        return if taken { Err(ErrorKind::AlreadyExists.into()) } else { std::fs::rename(from, to) };
+    if !from.is_dir() {
+        match std::fs::hard_link(from, to) {
+            Ok(()) => return std::fs::remove_file(from),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(error),
+            Err(_) => {}
+        }
     }
-    std::fs::hard_link(from, to)?;
-    std::fs::remove_file(from)
+    replace_placeholder(from, to)
+}
+
+/// Takes the name with something empty, which refuses an existing one, and renames over that.
+fn replace_placeholder(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        std::fs::create_dir(to)?;
+        // Windows renames no folder over another one.
+        if cfg!(windows) {
+            std::fs::remove_dir(to)?;
+        }
+    } else {
+        File::create_new(to)?;
+    }
+    std::fs::rename(from, to)
 }
 
 #[cfg(unix)]
 mod unix {
-    use std::fs::OpenOptions;
-    use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+    use std::fs::{DirBuilder, Metadata, OpenOptions, Permissions};
+    use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 
     use rustix::fs::OFlags;
     use rustix::io::Errno;
@@ -70,10 +96,35 @@ mod unix {
         file.write_all_at(bytes, offset)
     }
 
-    /// Opens a file to write, made where there is none; a symbolic link is not followed.
-    pub fn open_new(path: &Path) -> Result<File> {
-        let flags = OFlags::NOFOLLOW.bits() as i32;
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)
+    /// Makes a file, an error where the name is taken; a `private` one is for this user only, whatever the umask allows.
+    pub fn create_file(path: &Path, private: bool) -> Result<File> {
+        let mode = if private { 0o600 } else { 0o666 };
+        OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
+    }
+
+    /// Opens what has a name already; a symbolic link is not followed.
+    pub fn open_old(path: &Path) -> Result<File> {
+        OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)
+    }
+
+    /// Makes a folder for this user only.
+    pub fn create_folder(path: &Path) -> Result<()> {
+        DirBuilder::new().mode(0o700).create(path)
+    }
+
+    /// Whether a file or folder belongs to this user.
+    pub fn is_ours(found: &Metadata) -> bool {
+        found.uid() == rustix::process::geteuid().as_raw()
+    }
+
+    /// Whether nobody but its owner can read, write or enter it.
+    pub fn is_private(found: &Metadata) -> bool {
+        found.mode() & 0o077 == 0
+    }
+
+    /// Sets who may do what.
+    pub fn set_mode(file: &File, mode: u32) -> Result<()> {
+        file.set_permissions(Permissions::from_mode(mode & 0o777))
     }
 
     /// Locks a folder as long as the result lives; a symbolic link is not followed.
@@ -110,8 +161,8 @@ mod unix {
     pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // File systems that know no flags.
-            Err(Errno::INVAL | Errno::NOTSUP) => link_new(from, to),
+            // File systems and kernels that know no flags.
+            Err(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS) => link_new(from, to),
             done => Ok(done?),
         }
     }
@@ -127,8 +178,8 @@ mod unix {
     pub fn exchange(from: &Path, to: &Path) -> Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
-            // File systems that know no flags.
-            Err(Errno::INVAL | Errno::NOTSUP) => exchange_slowly(from, to),
+            // File systems and kernels that know no flags.
+            Err(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS) => exchange_slowly(from, to),
             done => Ok(done?),
         }
     }
@@ -148,7 +199,7 @@ mod unix {
 
 #[cfg(windows)]
 mod windows {
-    use std::fs::OpenOptions;
+    use std::fs::{Metadata, OpenOptions};
     use std::io::{Error, ErrorKind};
     use std::os::windows::fs::{FileExt, OpenOptionsExt};
 
@@ -182,9 +233,34 @@ mod windows {
         Ok(())
     }
 
-    /// Opens a file to write, made where there is none.
-    pub fn open_new(path: &Path) -> Result<File> {
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    /// Makes a file, an error where the name is taken. Who may read it is what the folder says.
+    pub fn create_file(path: &Path, _: bool) -> Result<File> {
+        File::create_new(path)
+    }
+
+    /// Opens what has a name already.
+    pub fn open_old(path: &Path) -> Result<File> {
+        File::open(path)
+    }
+
+    /// Makes a folder.
+    pub fn create_folder(path: &Path) -> Result<()> {
+        std::fs::create_dir(path)
+    }
+
+    /// Owners are not asked for here: the folder says who may write in it.
+    pub fn is_ours(_: &Metadata) -> bool {
+        true
+    }
+
+    /// As above.
+    pub fn is_private(_: &Metadata) -> bool {
+        true
+    }
+
+    /// There is nothing to set.
+    pub fn set_mode(_: &File, _: u32) -> Result<()> {
+        Ok(())
     }
 
     /// Locks a folder as long as the result lives. Folders cannot be locked here, so a file beside it that nobody else may open is
@@ -223,5 +299,30 @@ mod windows {
     /// Folders cannot be flushed here.
     pub fn sync_folder(_: &Path) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placeholder_is_replaced_and_an_existing_name_is_not() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        std::fs::write(at("file"), "content").unwrap();
+        std::fs::create_dir(at("folder")).unwrap();
+        std::fs::write(at("folder").join("inner"), "").unwrap();
+        for name in ["file", "folder"] {
+            let taken = replace_placeholder(&at(name), &at(if name == "file" { "folder" } else { "file" }));
+            assert_eq!(taken.unwrap_err().kind(), ErrorKind::AlreadyExists);
+            replace_placeholder(&at(name), &at(&format!("{name} 2"))).unwrap();
+            assert!(!at(name).exists());
+            if name == "file" {
+                std::fs::write(at("file"), "other").unwrap();
+            }
+        }
+        assert_eq!(std::fs::read_to_string(at("file 2")).unwrap(), "content");
+        assert!(at("folder 2").join("inner").exists());
     }
 }

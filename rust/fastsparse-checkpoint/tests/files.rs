@@ -47,7 +47,7 @@ fn what_is_written_is_read() {
     let entries =
         vec![entry("bytes", Dtype::U8, &[3]), entry("empty", Dtype::F32, &[0, 7]), entry("words", Dtype::I64, &[2])];
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let writer = Writer::create(&path, entries, metadata.clone(), false).unwrap();
+    let writer = Writer::create(&path, entries, metadata.clone(), false, None).unwrap();
     let order: Vec<_> = writer.header().tensors.iter().map(|t| t.entry.name.clone()).collect();
     assert_eq!(order, ["words", "empty", "bytes"]);
     assert_eq!(names(folder.path()), [".x.safetensors.partial"]);
@@ -220,7 +220,7 @@ fn the_target_changes_only_when_all_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
     std::fs::write(&path, "old").unwrap();
-    let create = |overwrite| Writer::create(&path, vec![entry("a", Dtype::U8, &[2])], BTreeMap::new(), overwrite);
+    let create = |overwrite| Writer::create(&path, vec![entry("a", Dtype::U8, &[2])], BTreeMap::new(), overwrite, None);
     assert!(matches!(create(false).unwrap_err(), Error::Exists));
     assert_eq!(names(folder.path()), ["x"]);
 
@@ -245,7 +245,7 @@ fn the_target_changes_only_when_all_is_written() {
 fn what_is_discarded_keeps_nothing_from_the_disk() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
-    let writer = Writer::create(&path, vec![entry("a", Dtype::U8, &[1 << 20])], BTreeMap::new(), false).unwrap();
+    let writer = Writer::create(&path, vec![entry("a", Dtype::U8, &[1 << 20])], BTreeMap::new(), false, None).unwrap();
     writer.write(0, &vec![1; 1 << 20]).unwrap();
     writer.discard();
     assert_eq!(std::fs::metadata(folder.path().join(".x.partial")).unwrap().len(), 0);
@@ -258,7 +258,7 @@ fn what_is_discarded_keeps_nothing_from_the_disk() {
 fn a_target_that_appears_meanwhile_is_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
-    let writer = Writer::create(&path, vec![], BTreeMap::new(), false).unwrap();
+    let writer = Writer::create(&path, vec![], BTreeMap::new(), false, None).unwrap();
     std::fs::write(&path, "theirs").unwrap();
     assert!(matches!(writer.finish().unwrap_err(), Error::Exists));
     assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
@@ -270,11 +270,27 @@ fn what_a_killed_run_left_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
     std::fs::write(folder.path().join(".x.partial"), [7; 1000]).unwrap();
-    let writer = Writer::create(&path, vec![entry("a", Dtype::U8, &[1])], BTreeMap::new(), false).unwrap();
+    let writer = Writer::create(&path, vec![entry("a", Dtype::U8, &[1])], BTreeMap::new(), false, None).unwrap();
     writer.write(0, &[5]).unwrap();
     writer.finish().unwrap();
     assert_eq!(names(folder.path()), ["x"]);
     assert_eq!(&*Reader::open(&path, true).unwrap().bytes(0).unwrap(), &[5]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_with_a_mode_is_private_until_it_is_finished_and_what_was_left_keeps_its_content() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (path, left) = (folder.path().join("x"), folder.path().join(".x.partial"));
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    std::fs::write(folder.path().join("other"), "theirs").unwrap();
+    std::fs::hard_link(folder.path().join("other"), &left).unwrap();
+    let writer = Writer::create(&path, vec![], BTreeMap::new(), false, Some(0o640)).unwrap();
+    assert_eq!(mode(&left), 0o600);
+    writer.finish().unwrap();
+    assert_eq!(mode(&path), 0o640);
+    assert_eq!(std::fs::read(folder.path().join("other")).unwrap(), b"theirs");
 }
 
 #[test]
@@ -282,11 +298,11 @@ fn a_link_under_the_temporary_name_is_not_followed() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("victim"), "theirs").unwrap();
     std::os::unix::fs::symlink("victim", folder.path().join(".x.partial")).unwrap();
-    let created = Writer::create(&folder.path().join("x"), vec![], BTreeMap::new(), false);
+    let created = Writer::create(&folder.path().join("x"), vec![], BTreeMap::new(), false, None);
     assert!(matches!(created, Err(Error::InTheWay { .. })));
     assert_eq!(std::fs::read(folder.path().join("victim")).unwrap(), b"theirs");
     std::fs::create_dir(folder.path().join(".y.partial")).unwrap();
-    let created = Writer::create(&folder.path().join("y"), vec![], BTreeMap::new(), false);
+    let created = Writer::create(&folder.path().join("y"), vec![], BTreeMap::new(), false, None);
     assert!(matches!(created, Err(Error::InTheWay { .. })));
 }
 

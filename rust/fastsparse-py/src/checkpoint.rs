@@ -179,6 +179,7 @@ impl CheckpointWriter {
         entries: Vec<(String, String, Vec<usize>)>,
         metadata: BTreeMap<String, String>,
         overwrite: bool,
+        mode: Option<u32>,
     ) -> PyResult<Self> {
         let mut found = Vec::with_capacity(entries.len());
         for (name, kind, shape) in entries {
@@ -187,7 +188,7 @@ impl CheckpointWriter {
             };
             found.push(Entry { name, dtype, shape });
         }
-        match py.detach(|| Writer::create(&path, found, metadata, overwrite)) {
+        match py.detach(|| Writer::create(&path, found, metadata, overwrite, mode)) {
             Ok(writer) => {
                 let tensors = writer.header().tensors.iter().enumerate();
                 let index = tensors.map(|(index, tensor)| (tensor.entry.name.clone(), index)).collect();
@@ -263,8 +264,8 @@ pub struct CheckpointFolder {
 #[pymethods]
 impl CheckpointFolder {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf, overwrite: bool) -> PyResult<Self> {
-        match py.detach(|| Folder::create(&path, overwrite)) {
+    fn new(py: Python<'_>, path: PathBuf, overwrite: bool, mode: u32) -> PyResult<Self> {
+        match py.detach(|| Folder::create(&path, overwrite, mode)) {
             Ok(folder) => {
                 let partial = folder.path().to_owned();
                 Ok(CheckpointFolder { folder: Mutex::new(Some(folder)), partial, path })

@@ -33,7 +33,8 @@ mod _core {
     use crate::prepared::{index, linear_indexed, prefers_indices, unindex};
     #[pymodule_export]
     use crate::runtime::{
-        adopt_openmp, available_isas, build_profile, get_isa, get_num_threads, set_isa, set_num_threads, uses_openmp,
+        adopt_openmp, available_isas, build_profile, get_isa, get_num_threads, limit_threads, set_isa, set_num_threads,
+        uses_openmp,
     };
 
     #[pymodule_init]

@@ -1,5 +1,6 @@
 //! Settings of the process: instruction set and threads. The only place that reads the environment.
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +24,11 @@ pub fn isa() -> Isa {
     ISA.read().unwrap_or_else(|poisoned| poisoned.into_inner()).unwrap_or(Isa::Scalar)
 }
 
+thread_local! {
+    /// The most threads of calls that this thread makes without naming a number.
+    static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
 /// Instruction set and threads of a call; `threads` is its argument.
 pub fn exec(py: Python<'_>, threads: Option<&Bound<'_, PyAny>>) -> PyResult<Exec> {
     let threads = match threads {
@@ -43,10 +49,11 @@ fn positive(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<usize> {
 const MAX_THREADS: usize = 1024;
 
 fn num_threads() -> usize {
-    match THREADS.load(Ordering::Relaxed) {
+    let threads = match THREADS.load(Ordering::Relaxed) {
         0 => DEFAULT_THREADS.load(Ordering::Relaxed),
         set => set,
-    }
+    };
+    threads.min(LIMIT.get())
 }
 
 /// Reads the environment; called once, when the module is imported.
@@ -93,6 +100,13 @@ pub fn set_num_threads(py: Python<'_>, threads: Option<&Bound<'_, PyAny>>) -> Py
     let threads = threads.map_or(Ok(0), |value| positive(py, value))?;
     THREADS.store(threads, Ordering::Relaxed);
     Ok(())
+}
+
+/// Sets the most threads of the calls that this thread makes without naming a number; None: no limit. Returns the limit before.
+#[pyfunction]
+pub fn limit_threads(py: Python<'_>, threads: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {
+    let limit = threads.map_or(Ok(usize::MAX), |value| positive(py, value))?;
+    Ok(Some(LIMIT.replace(limit)).filter(|&before| before != usize::MAX))
 }
 
 /// The threads of calls that name none.
