@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-_SUBMODULES = ("calibration", "checkpoint", "compressed_tensors", "coreml", "cutlass", "torch")
+_SUBMODULES = ("calibration", "checkpoint", "compressed_tensors", "coreml", "cutlass", "torch", "transformers")
 """Imported when they are asked for: some need packages that are optional."""
 
 

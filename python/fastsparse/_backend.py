@@ -1,4 +1,4 @@
-"""Which backend computes: the native module `_core`, or its NumPy twin.
+"""Which backend computes: the native module `_core`, or the NumPy backend.
 
 Calls go through `active`, so that tests can switch it within a process.
 """

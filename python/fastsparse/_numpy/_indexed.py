@@ -36,7 +36,7 @@ def _even_blocks(shape: Shape, layout: _Columns) -> tuple[int, int]:
 
 
 def prefers_indices(values: NDArray[Any], shape: Shape, batch: int) -> bool:
-    """Never: the twin computes densely."""
+    """Never: NumPy computes densely."""
     return False
 
 

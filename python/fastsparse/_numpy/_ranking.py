@@ -22,7 +22,7 @@ from fastsparse._numpy._arguments import (
 
 @dataclass(slots=True)
 class Ranking:
-    """What is ranked: keys of the tensor's shape, the argument's name for messages, and the numbers behind the keys."""
+    """What is ranked: keys of the tensor's shape, the argument's name for messages, and the numbers they stand for."""
 
     arg: str
     keys: NDArray[Any]

@@ -20,7 +20,7 @@ def _threads_of_environment() -> int:
 
 
 def _check_isa_of_environment() -> None:
-    """The twin has no kernels to choose from, but a name that means nothing is an error here too."""
+    """NumPy has no kernels to choose from, but a name that means nothing is an error here too."""
     given = os.environ.get("FASTSPARSE_ISA")
     if given is not None and given not in _ISAS:
         raise FastSparseError(f"FASTSPARSE_ISA: expected one of {', '.join(_ISAS)}, got {given!r}")
