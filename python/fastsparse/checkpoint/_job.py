@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fastsparse.checkpoint._format import METADATA_KEY, Entry, Packed, density, write_record
 from fastsparse.checkpoint._reader import Reader
@@ -39,10 +40,10 @@ class Job:
         """Share of elements that are kept."""
         return density(self.kept, self.entry.shape)
 
-    @property
-    def entries(self) -> list[Entry]:
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
         """The keys that the tensor has in the target."""
-        return [self.entry] if self.packed is None else list(self.packed.entries(self.kept).values())
+        return (self.entry,) if self.packed is None else tuple(self.packed.entries(self.kept).values())
 
     @property
     def size(self) -> int:

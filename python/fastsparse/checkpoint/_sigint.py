@@ -25,10 +25,20 @@ class _Noted:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is a signal to deliver."""
+        return self._signal is not None
+
     def deliver(self) -> None:
+        """Hands the signal on, if there is one."""
         number, self._signal = self._signal, None
         if number is not None:
             self._previous(number, None)
+
+
+_innermost: _Noted | None = None
+"""The handler in use; to ask `signal` for it takes as long as to write a small tensor."""
 
 
 @contextmanager
@@ -38,17 +48,20 @@ def defer_sigint() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
         return
-    noted = _Noted(previous)
+    global _innermost
+    noted, outer = _Noted(previous), _innermost
     signal.signal(signal.SIGINT, noted)
+    _innermost = noted
     try:
         yield
     finally:
+        _innermost = outer
         signal.signal(signal.SIGINT, previous)
         noted.deliver()
 
 
 def deliver() -> None:
     """Hands a noted interrupt on, which as a rule raises `KeyboardInterrupt`."""
-    handler = signal.getsignal(signal.SIGINT)
-    if isinstance(handler, _Noted) and threading.current_thread() is threading.main_thread():
-        handler.deliver()
+    noted = _innermost
+    if noted is not None and noted.pending and threading.current_thread() is threading.main_thread():
+        noted.deliver()
