@@ -1,5 +1,8 @@
 """`linear` and `@` against float64 and against dense float32."""
 
+import subprocess
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -205,3 +208,35 @@ def test_parts_that_disagree():
     x = np.ones((1, 70), F32)
     with pytest.raises(fs.FastSparseError):
         _backend.active.linear(s.values[:-1], s.bitmask, s.row_offsets, s.shape, x, None, None, None)
+
+
+OUT_OF_MEMORY = """
+import resource
+import numpy as np
+import fastsparse as fs
+from fastsparse.prepared import in_form
+s = fs.pack(np.ones((1, 200_000), np.float16))
+p = in_form(s, "indices")
+x = np.ones((300, 200_000), np.float16)
+q = fs.pack(np.ones((1, 200_000), np.int8))
+fs.linear(x[:1], s)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20), resource.RLIM_INFINITY))
+for weights, scale in ((s, None), (p, None), (q, 1.0)):
+    try:
+        fs.linear(x, weights, weight_scale=scale)
+    except MemoryError as error:
+        assert "bytes" in str(error), error
+    else:
+        raise AssertionError("enough memory")
+print(fs.linear(x[:1], s)[0, 0])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory as Linux has them")
+def test_memory_that_cannot_be_had(backend):
+    if backend != "scalar":
+        return  # once: the program takes the best there is
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["inf"]

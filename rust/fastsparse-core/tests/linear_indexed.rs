@@ -173,3 +173,25 @@ fn disagree<C: Column>() {
         }
     }
 }
+
+/// Groups that would overlap, begin before the values or end beyond them are refused before anything is written.
+#[test]
+fn starts_that_do_not_ascend() {
+    let exec = Exec { isa: Isa::detect(), threads: 2 };
+    let packed = Packed::random::<F32>(Matrix { rows: 40, cols: 300 }, 20, &mut Random(3));
+    let laid = packed.laid::<u8>(exec);
+    for (at, value) in [(1, 0), (1, i64::MAX), (1, -1), (0, 1), (3, laid.starts[3] + 1), (3, laid.starts[3] - 1)] {
+        let mut starts = laid.starts.clone();
+        starts[at] = value;
+        if (at, value) == (1, 0) {
+            starts[2] = 0;
+            starts[1] = laid.starts[3];
+        }
+        let (mut values, mut columns) = (laid.values.clone(), laid.columns.clone());
+        let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            index(packed.weights(), &laid.steps, &starts, exec, &mut values, &mut columns)
+        }));
+        assert!(written.is_err(), "{at} {value}");
+        assert!(values == laid.values && columns == laid.columns);
+    }
+}

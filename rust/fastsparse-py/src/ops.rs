@@ -404,7 +404,8 @@ unsafe fn int64s_mut<'a>(array: &'a Array<'_>) -> &'a mut [i64] {
 pub(crate) fn int64s<'a>(offsets: &'a Array<'_>, view: Matrix) -> PyResult<&'a [i64]> {
     let py = offsets.py();
     let fits = offsets.shape() == [view.rows + 1] && offsets.dtype().num() == numpy::dtype::<i64>(py).num();
-    if !fits || !offsets.is_c_contiguous() || !offsets.is_aligned() {
+    let native = offsets.dtype().is_native_byteorder() != Some(false);
+    if !fits || !native || !offsets.is_c_contiguous() || !offsets.is_aligned() {
         let message = format!("row_offsets: expected contiguous int64 of shape ({},)", view.rows + 1);
         return Err(errors::format(py, message));
     }

@@ -1,7 +1,9 @@
 //! Activations as the kernels read them.
 
 use crate::element::Word;
+use crate::error::Result;
 use crate::isa::Kernel;
+use crate::memory::filled;
 use crate::parallel::{Exec, run_chunks};
 
 /// Columns of a mask word.
@@ -53,9 +55,9 @@ impl<T: Copy + Default + Send> Activations<T> {
         exec: Exec,
         convert: impl Fn(W) -> T + Copy + Sync,
         place: impl Fn(usize) -> usize + Copy + Sync,
-    ) -> Self {
+    ) -> Result<Self> {
         let each = cols.div_ceil(BLOCK);
-        let mut blocks = vec![Block([T::default(); BLOCK]); len * each];
+        let mut blocks = filled(len.saturating_mul(each), Block([T::default(); BLOCK]))?;
         let threads = exec.for_work(len * cols, COPY_PER_THREAD).threads;
         run_chunks(threads, &mut blocks, (CHUNK * len).max(1), |chunk, blocks| {
             for (b, blocks) in blocks.chunks_exact_mut(blocks.len() / len).enumerate() {
@@ -65,7 +67,7 @@ impl<T: Copy + Default + Send> Activations<T> {
                 }
             }
         });
-        Activations { blocks, each, len }
+        Ok(Activations { blocks, each, len })
     }
 
     /// Number of chunks.

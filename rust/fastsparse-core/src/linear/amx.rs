@@ -20,7 +20,9 @@ use super::activations::{Block, CHUNK_COLS, COPY_PER_THREAD, flat, flat_mut};
 use super::real::Real;
 use super::rows::{ChunkMask, Task};
 use crate::element::Word;
+use crate::error::Result;
 use crate::isa::{Amx, Kernel};
+use crate::memory::filled;
 use crate::parallel::{Exec, run_chunks};
 use crate::vector::prefetch;
 
@@ -96,11 +98,11 @@ impl Tiles {
         batch: usize,
         cols: usize,
         exec: Exec,
-    ) -> Self {
+    ) -> Result<Self> {
         assert!(W::BYTES == K::Bits::BYTES);
         let tiles = batch.div_ceil(ROWS);
         let steps = cols.div_ceil(step_cols::<K>());
-        let mut lines = vec![Block([0; LINE]); steps * tiles * ROWS];
+        let mut lines = filled(steps.saturating_mul(tiles * ROWS), Block([0; LINE]))?;
         let threads = exec.for_work(batch * cols, COPY_PER_THREAD).threads;
         run_chunks(threads, &mut lines, (tiles * ROWS).max(1), |step, lines| {
             let to = flat_mut(lines);
@@ -115,7 +117,7 @@ impl Tiles {
                 }
             }
         });
-        Tiles { lines, tiles, batch, cols }
+        Ok(Tiles { lines, tiles, batch, cols })
     }
 }
 
@@ -132,13 +134,13 @@ pub(super) struct Scratch<K: Numbers> {
 
 impl<K: Numbers> Scratch<K> {
     /// For `batch` rows of activations.
-    pub fn new(_: K, batch: usize) -> Self {
-        Scratch {
+    pub fn new(_: K, batch: usize) -> Result<Self> {
+        Ok(Scratch {
             values: [K::Bits::default(); CHUNK_COLS],
             mask: [0; CHUNK_COLS / 8],
-            weights: vec![Block([0; LINE]); ROWS * CHUNK_COLS * K::Bits::BYTES / LINE],
-            sums: vec![Block([K::Sum::default(); LINE]); batch.div_ceil(ROWS) * ROWS * ROWS / LINE],
-        }
+            weights: filled(ROWS * CHUNK_COLS * K::Bits::BYTES / LINE, Block([0; LINE]))?,
+            sums: filled(batch.div_ceil(ROWS) * ROWS * ROWS / LINE, Block([K::Sum::default(); LINE]))?,
+        })
     }
 }
 

@@ -1,11 +1,14 @@
 //! Tasks: some rows each, several for each thread, so that threads share the kept weights evenly however they lie.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Weights;
 use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
 use crate::element::Word;
+use crate::error::Result;
 use crate::matrix::{Matrix, low};
+use crate::parallel::run_with;
 use crate::vector::prefetch;
 
 /// Elements of a task, about: some ten microseconds of work.
@@ -25,6 +28,30 @@ const LINE: usize = 64;
 /// Rows of a task: a multiple of those that a kernel takes together.
 pub(super) fn rows(shape: Matrix, together: usize) -> usize {
     (ELEMENTS / shape.cols.max(ROW_COST)).max(1).next_multiple_of(together)
+}
+
+/// Calls `kernel(state, task)` for every task of `rows` rows, with a state for each thread. Returns whether all calls agreed; an error where
+/// a state could not be made.
+pub(super) fn each_task<W: Word, S: Send>(
+    weights: Weights<'_, W>,
+    rows: usize,
+    threads: usize,
+    state: impl Fn() -> Result<S> + Sync,
+    kernel: impl Fn(&mut S, &Task<'_, W>) -> bool + Sync,
+) -> Result<bool> {
+    let all = weights.shape.rows;
+    let agreed = AtomicBool::new(true);
+    let states = run_with(threads, all.div_ceil(rows), state, |state, i| {
+        if let Ok(state) = state
+            && !kernel(state, &Task::new(weights, i * rows..all.min((i + 1) * rows)))
+        {
+            agreed.store(false, Ordering::Relaxed);
+        }
+    });
+    for state in states {
+        state?;
+    }
+    Ok(agreed.into_inner())
 }
 
 /// Some rows of a packed matrix.

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::avx2_asm::*;
 use super::engine::Engine;
 use super::strategy::{AVX2_FEW_UP_TO, AVX2_PASS};
-use super::vector::FloatVector;
+use super::vector::{FloatVector, SetBits};
 use crate::element::DType;
 use crate::isa::{Avx2, Isa, Kernel};
 use crate::linear::Real;
@@ -242,12 +242,6 @@ impl FloatVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn set_bit_offsets(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
-        // SAFETY: the token proves the features; the rest is the caller's promise.
-        unsafe { set_bit_offsets(word, first, scale, to) }
-    }
-
-    #[inline(always)]
     fn multiply_add(self, sums: __m256, w: __m256, x: __m256) -> __m256 {
         // SAFETY: the token proves the features.
         unsafe { _mm256_fmadd_ps(w, x, sums) }
@@ -262,5 +256,13 @@ impl FloatVector for Avx2 {
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         Isa::Avx2(self).run(kernel)
+    }
+}
+
+impl SetBits for Avx2 {
+    #[inline(always)]
+    unsafe fn set_bit_offsets(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
+        // SAFETY: the token proves the features; the rest is the caller's promise.
+        unsafe { set_bit_offsets(word, first, scale, to) }
     }
 }

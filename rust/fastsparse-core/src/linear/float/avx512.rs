@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::engine::Engine;
 use super::strategy::AVX512_PASS;
-use super::vector::FloatVector;
+use super::vector::{FloatVector, SetBits};
 use crate::element::{DType, Word};
 use crate::isa::{Avx512, Avx512Bf16, Isa, Kernel};
 use crate::linear::Real;
@@ -356,12 +356,6 @@ impl FloatVector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn set_bit_offsets(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
-        // SAFETY: the token proves the features; the rest is the caller's promise.
-        unsafe { set_bit_offsets(word, first, scale, to) }
-    }
-
-    #[inline(always)]
     fn multiply_add(self, sums: __m512, w: __m512, x: __m512) -> __m512 {
         // SAFETY: the token proves the features.
         unsafe { _mm512_fmadd_ps(w, x, sums) }
@@ -376,5 +370,13 @@ impl FloatVector for Avx512 {
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         Isa::Avx512(self).run(kernel)
+    }
+}
+
+impl SetBits for Avx512 {
+    #[inline(always)]
+    unsafe fn set_bit_offsets(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize {
+        // SAFETY: the token proves the features; the rest is the caller's promise.
+        unsafe { set_bit_offsets(word, first, scale, to) }
     }
 }

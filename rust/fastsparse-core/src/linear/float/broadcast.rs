@@ -12,13 +12,15 @@
 //! The activations of a chunk stay in the nearer caches while the rows of a task go over them. The sum of a chunk has a few chains, by
 //! turns, which are added up before the chunk is added to the row.
 
-use super::vector::FloatVector;
+use super::vector::{FloatVector, SetBits};
 use crate::element::DType;
+use crate::error::Result;
 use crate::isa::Kernel;
 use crate::linear::Real;
 use crate::linear::Weights;
 use crate::linear::activations::{BLOCK, Block, COPY_PER_THREAD, flat, flat_mut};
 use crate::linear::rows::{Row, Task};
+use crate::memory::filled;
 use crate::parallel::{Exec, SharedMut, run};
 
 /// Rows of activations of a tile at most.
@@ -70,7 +72,7 @@ impl Columns {
         batch: usize,
         cols: usize,
         exec: Exec,
-    ) -> Self {
+    ) -> Result<Self> {
         let vectors = batch.div_ceil(V::LANES);
         let parts = vectors.div_ceil(TILE / V::LANES);
         let each = cols.div_ceil(BLOCK);
@@ -83,7 +85,7 @@ impl Columns {
             tiles.push(Tile { first, vectors: end - before, start: before * V::LANES * each });
             before = end;
         }
-        let mut blocks = vec![Block([0.0; BLOCK]); vectors * V::LANES * each];
+        let mut blocks = filled((vectors * V::LANES).saturating_mul(each), Block([0.0; BLOCK]))?;
         let shared = SharedMut::new(&mut blocks);
         let threads = exec.for_work(batch * cols, COPY_PER_THREAD).threads;
         run(threads, parts * each, |i| {
@@ -98,7 +100,7 @@ impl Columns {
                 }
             }
         });
-        Columns { blocks, tiles, batch }
+        Ok(Columns { blocks, tiles, batch })
     }
 }
 
@@ -136,12 +138,12 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub fn new() -> Self {
-        Scratch {
-            sums: vec![Block([0.0; BLOCK]); ROWS * TILE / BLOCK],
+    pub fn new() -> Result<Self> {
+        Ok(Scratch {
+            sums: filled(ROWS * TILE / BLOCK, Block([0.0; BLOCK]))?,
             wide: [0.0; BLOCKS * BLOCK],
             places: [0; BLOCKS * BLOCK + 8],
-        }
+        })
     }
 }
 
@@ -154,7 +156,7 @@ pub(super) struct Work<'a, V, E: Real> {
     pub emit: &'a dyn Fn(usize, usize, &[f32]),
 }
 
-impl<V: FloatVector, E: Real> Kernel for Work<'_, V, E> {
+impl<V: SetBits, E: Real> Kernel for Work<'_, V, E> {
     type Output = bool;
 
     #[inline(always)]
@@ -179,7 +181,7 @@ impl<V: FloatVector, E: Real> Kernel for Work<'_, V, E> {
 }
 
 #[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
-impl<V: FloatVector, E: Real> Work<'_, V, E> {
+impl<V: SetBits, E: Real> Work<'_, V, E> {
     /// All rows of the task with a tile of `A` vectors, in `CHAINS` chains of sums.
     #[inline(always)]
     fn tile<const A: usize, const CHAINS: usize>(&mut self, tile: usize) -> bool {

@@ -6,11 +6,13 @@
 use super::direct::ExpandMode;
 use super::tiled::tile_rows;
 use crate::element::Word;
+use crate::error::Result;
 use crate::isa::{Isa, Kernel};
 use crate::linear::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
 use crate::linear::rows::{ChunkMask, Task};
 use crate::linear::{Groups, Weights};
 use crate::matrix::low;
+use crate::memory::filled;
 
 /// Rows of weights that share a load of x.
 pub(super) const ROWS: usize = 4;
@@ -232,16 +234,16 @@ pub(super) struct Scratch<V: Engine> {
 
 impl<V: Engine> Scratch<V> {
     /// For `batch` rows of activations. Tile and sums are empty where weights are multiplied while they are expanded, `kept` where not.
-    pub fn new(engine: V, batch: usize, direct: bool) -> Self {
+    pub fn new(engine: V, batch: usize, direct: bool) -> Result<Self> {
         let (kept, tile, sums) =
             if direct { (batch.min(V::PASS), 0, 0) } else { (0, tile_rows::<V>(), batch * tile_rows::<V>()) };
-        Scratch {
+        Ok(Scratch {
             values: [[V::Weight::default(); CHUNK_COLS]; ROWS],
             masks: [[0; CHUNK_COLS / 8]; ROWS],
-            kept: vec![Kept([Block([V::Lane::default(); BLOCK]); CHUNK + 1]); kept],
-            tile: vec![Block([V::Lane::default(); BLOCK]); tile * CHUNK],
-            sums: vec![[engine.zero(); ROWS]; sums / ROWS],
-        }
+            kept: filled(kept, Kept([Block([V::Lane::default(); BLOCK]); CHUNK + 1]))?,
+            tile: filled(tile * CHUNK, Block([V::Lane::default(); BLOCK]))?,
+            sums: filled(sums / ROWS, [engine.zero(); ROWS])?,
+        })
     }
 }
 

@@ -16,11 +16,9 @@ mod scalar;
 pub(super) mod strategy;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
-#[cfg(target_arch = "x86_64")]
 mod vector;
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::activations::{self, Activations};
 #[cfg(target_arch = "x86_64")]
@@ -29,11 +27,10 @@ use super::rows::{self, Task};
 use super::{Real, WORK_PER_THREAD, Weights, work};
 use crate::element::Word;
 use crate::error::{Error, Result};
-use crate::parallel::{self, Exec, SharedMut, run_with};
+use crate::parallel::{self, Exec, SharedMut};
 use crate::unpack::check_parts;
 use strategy::{Level, Method, Product};
-#[cfg(target_arch = "x86_64")]
-pub(super) use vector::FloatVector;
+pub(super) use vector::{FloatVector, Plain};
 
 /// Rows of activations that are computed at a time: a bound for what their copies and sums take.
 const PANEL: usize = 1024;
@@ -59,7 +56,7 @@ pub fn linear<E: Real, X: Real>(
         let out = SharedMut::new(&mut out[first * shape.rows..(first + batch) * shape.rows]);
         let exec = exec.for_work(work(weights, batch), WORK_PER_THREAD);
         let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out };
-        agreed &= call.run::<E>();
+        agreed &= call.run::<E>()?;
     }
     if agreed {
         return Ok(());
@@ -79,23 +76,23 @@ struct Call<'a, W, X: Real> {
 }
 
 impl<W: Word, X: Real> Call<'_, W, X> {
-    /// Computes it with the best kernel. Answers whether mask and offsets agree.
-    fn run<E: Real<Bits = W>>(&self) -> bool {
+    /// Computes it with the best kernel. Returns whether mask and offsets agree.
+    fn run<E: Real<Bits = W>>(&self) -> Result<bool> {
         #[cfg(target_arch = "x86_64")]
-        if let Some(agreed) = self.on_x86::<E>() {
-            return agreed;
+        if let Some(agreed) = self.on_x86::<E>()? {
+            return Ok(agreed);
         }
         let all: Vec<usize> = (0..self.batch).collect();
         self.scalar::<E>(&all)
     }
 
     /// Computes some rows of x one weight at a time.
-    fn scalar<E: Real<Bits = W>>(&self, batch: &[usize]) -> bool {
+    fn scalar<E: Real<Bits = W>>(&self, batch: &[usize]) -> Result<bool> {
         let row = |i| Some(self.row(batch[i]));
-        let x = Activations::new(row, batch.len(), self.weights.shape.cols, self.exec, X::to_f32, |i| i);
+        let x = Activations::new(row, batch.len(), self.weights.shape.cols, self.exec, X::to_f32, |i| i)?;
         self.each_task(
             rows::rows(self.weights.shape, 1),
-            || (),
+            || Ok(()),
             |(), task, emit| scalar::rows::<E>(task, &x, &|row, i, sums| emit(row, batch[i], sums)),
         )
     }
@@ -108,7 +105,7 @@ impl<W: Word, X: Real> Call<'_, W, X> {
     /// With vectors, where the ISA has them. They multiply dropped weights as zeros: rows of x that are not finite are zeros to them
     /// and computed once more.
     #[cfg(target_arch = "x86_64")]
-    fn on_x86<E: Real<Bits = W>>(&self) -> Option<bool> {
+    fn on_x86<E: Real<Bits = W>>(&self) -> Result<Option<bool>> {
         use crate::element::DType;
         use crate::isa::Isa;
 
@@ -143,10 +140,10 @@ impl<W: Word, X: Real> Call<'_, W, X> {
             }
             Isa::Avx2(token) if method == Method::Broadcast => self.broadcast::<E, _>(token, &finite),
             Isa::Avx2(token) => self.vectors(avx2::Floats::<E>::new(token), direct, &finite, X::to_f32),
-            Isa::Scalar => return None,
-        };
+            Isa::Scalar => return Ok(None),
+        }?;
         let others: Vec<usize> = (0..self.batch).filter(|&b| !finite[b]).collect();
-        Some(agreed && (others.is_empty() || self.scalar::<E>(&others)))
+        Ok(Some(agreed && (others.is_empty() || self.scalar::<E>(&others)?)))
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -156,9 +153,9 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         direct: bool,
         finite: &[bool],
         convert: impl Fn(X::Bits) -> V::Lane + Copy + Sync,
-    ) -> bool {
+    ) -> Result<bool> {
         let row = |b: usize| finite[b].then(|| self.row(b));
-        let x = &Activations::new(row, self.batch, self.weights.shape.cols, self.exec, convert, V::place);
+        let x = &Activations::new(row, self.batch, self.weights.shape.cols, self.exec, convert, V::place)?;
         let scratch = || engine::Scratch::new(engine, x.len, direct);
         let rows = rows::rows(self.weights.shape, engine::rows_per_tile::<V>(direct));
         self.each_task(rows, scratch, |scratch, task, emit| {
@@ -167,18 +164,18 @@ impl<W: Word, X: Real> Call<'_, W, X> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn tiles<K: amx::Numbers<Bits = W, Sum = f32>>(&self, numbers: K, finite: &[bool]) -> bool {
+    fn tiles<K: amx::Numbers<Bits = W, Sum = f32>>(&self, numbers: K, finite: &[bool]) -> Result<bool> {
         let row = |b: usize| finite[b].then(|| self.row(b));
-        let x = &amx::Tiles::new(numbers, row, self.batch, self.weights.shape.cols, self.exec);
+        let x = &amx::Tiles::new(numbers, row, self.batch, self.weights.shape.cols, self.exec)?;
         let rows = rows::rows(self.weights.shape, amx::ROWS);
         let scratch = || amx::Scratch::new(numbers, self.batch);
         self.each_task(rows, scratch, |scratch, task, emit| amx::Work { numbers, task, x, scratch, emit }.compute())
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn broadcast<E: Real<Bits = W>, V: FloatVector>(&self, lanes: V, finite: &[bool]) -> bool {
+    fn broadcast<E: Real<Bits = W>, V: vector::SetBits>(&self, lanes: V, finite: &[bool]) -> Result<bool> {
         let row = |b: usize| finite[b].then(|| self.row(b));
-        let x = &broadcast::Columns::new::<V, X>(lanes, row, self.batch, self.weights.shape.cols, self.exec);
+        let x = &broadcast::Columns::new::<V, X>(lanes, row, self.batch, self.weights.shape.cols, self.exec)?;
         let rows = broadcast::rows(self.weights.shape.rows, self.exec.threads);
         self.each_task(rows, broadcast::Scratch::new, |scratch, task, emit| {
             lanes.run(broadcast::Work::<V, E> { lanes, task, x, scratch, emit })
@@ -189,25 +186,17 @@ impl<W: Word, X: Real> Call<'_, W, X> {
     fn each_task<S: Send>(
         &self,
         rows: usize,
-        state: impl Fn() -> S + Sync,
+        state: impl Fn() -> Result<S> + Sync,
         kernel: impl Fn(&mut S, &Task<'_, W>, &dyn Fn(usize, usize, &[f32])) -> bool + Sync,
-    ) -> bool {
+    ) -> Result<bool> {
         let Call { weights, bias, ref out, .. } = *self;
-        let all = weights.shape.rows;
-        let agreed = AtomicBool::new(true);
-        run_with(self.exec.threads, all.div_ceil(rows), state, |state, i| {
-            let task = Task::new(weights, i * rows..all.min((i + 1) * rows));
-            let emit = |row: usize, batch: usize, sums: &[f32]| {
-                // SAFETY: each result is written by the task that owns the row.
-                let to = unsafe { out.slice(batch * all + row, sums.len()) };
-                for (i, (to, &sum)) in to.iter_mut().zip(sums).enumerate() {
-                    *to = X::from_f32(bias.map_or(sum, |bias| sum + bias[row + i]));
-                }
-            };
-            if !kernel(state, &task, &emit) {
-                agreed.store(false, Ordering::Relaxed);
+        let emit = |row: usize, batch: usize, sums: &[f32]| {
+            // SAFETY: each result is written by the task that owns the row.
+            let to = unsafe { out.slice(batch * weights.shape.rows + row, sums.len()) };
+            for (i, (to, &sum)) in to.iter_mut().zip(sums).enumerate() {
+                *to = X::from_f32(bias.map_or(sum, |bias| sum + bias[row + i]));
             }
-        });
-        agreed.into_inner()
+        };
+        rows::each_task(weights, rows, self.exec.threads, state, |state, task| kernel(state, task, &emit))
     }
 }

@@ -28,15 +28,78 @@ pub(in crate::linear) trait FloatVector: Copy + Send + Sync {
     /// # Safety
     /// `from` is valid for reading `LANES` elements.
     unsafe fn widen<E: Real>(self, from: *const E::Bits) -> Self::Vector;
-    /// Writes `(first + i) * scale` for each set bit `i` of the word, and something behind them. Returns the number of bits.
-    ///
-    /// # Safety
-    /// `to` is valid for writing that many numbers and eight.
-    unsafe fn set_bit_offsets(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize;
     /// `sums + w · x`.
     fn multiply_add(self, sums: Self::Vector, w: Self::Vector, x: Self::Vector) -> Self::Vector;
     /// `a + b`.
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// Runs a kernel, compiled for these vectors.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
+}
+
+/// What multiplying kept weights alone needs beside them.
+#[cfg(target_arch = "x86_64")]
+pub(super) trait SetBits: FloatVector {
+    /// Writes `(first + i) * scale` for each set bit `i` of the word, and something behind them. Returns the number of bits.
+    ///
+    /// # Safety
+    /// `to` is valid for writing that many numbers and eight.
+    unsafe fn set_bit_offsets(self, word: u64, first: u16, scale: u16, to: *mut u16) -> usize;
+}
+
+/// Eight numbers in plain Rust, which the compiler makes the best of.
+#[derive(Clone, Copy)]
+pub(in crate::linear) struct Plain;
+
+impl FloatVector for Plain {
+    type Vector = [f32; 8];
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn zero(self) -> [f32; 8] {
+        [0.0; 8]
+    }
+
+    #[inline(always)]
+    fn splat(self, number: f32) -> [f32; 8] {
+        [number; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> [f32; 8] {
+        // SAFETY: eight numbers are readable (the caller's promise).
+        unsafe { from.cast::<[f32; 8]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, vector: [f32; 8]) {
+        // SAFETY: eight numbers are writable (the caller's promise).
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(vector) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen<E: Real>(self, from: *const E::Bits) -> [f32; 8] {
+        // SAFETY: eight elements are readable (the caller's promise).
+        unsafe { from.cast::<[E::Bits; 8]>().read_unaligned() }.map(E::to_f32)
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, mut sums: [f32; 8], w: [f32; 8], x: [f32; 8]) -> [f32; 8] {
+        for i in 0..8 {
+            sums[i] += w[i] * x[i];
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn add(self, mut a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        for i in 0..8 {
+            a[i] += b[i];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run()
+    }
 }

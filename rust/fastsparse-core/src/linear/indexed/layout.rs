@@ -3,7 +3,7 @@
 use super::{Column, Indexed, grid, width};
 use crate::element::Word;
 use crate::error::{Error, Result};
-use crate::linear::Weights;
+use crate::linear::{WORK_PER_THREAD, Weights};
 use crate::matrix::{Matrix, low, word_at};
 use crate::parallel::{Exec, SharedMut, run, run_chunks};
 use crate::unpack::check_parts;
@@ -19,6 +19,7 @@ fn words<C: Column>(shape: Matrix, mask: &[u8], row: usize, block: usize) -> imp
 pub fn count<C: Column>(shape: Matrix, mask: &[u8], exec: Exec, steps: &mut [u16], starts: &mut [i64]) {
     let grid = grid::<C>(shape);
     assert!(mask.len() == shape.mask_bytes() && steps.len() == grid.len() && starts.len() == grid.rows + 1);
+    let exec = exec.for_work(shape.len(), WORK_PER_THREAD);
     run_chunks(exec.threads, steps, grid.cols.max(1), |group, steps| {
         for (block, steps) in steps.iter_mut().enumerate() {
             let rows = group * C::ROWS..shape.rows.min((group + 1) * C::ROWS);
@@ -47,12 +48,15 @@ pub fn index<W: Word, C: Column>(
     Indexed { shape, values, columns, steps, starts }.check_lengths();
     check_parts(weights.values.len(), shape, mask, offsets)?;
     let grid = grid::<C>(shape);
+    let exec = exec.for_work(shape.len(), WORK_PER_THREAD);
+    // So that groups follow each other and none is beyond the end.
+    assert!(starts.is_sorted() && starts[0] == 0 && starts[starts.len() - 1] as usize == values.len() / C::SLOTS);
     let (out, places) = (SharedMut::new(values), SharedMut::new(columns));
     let complete = std::sync::atomic::AtomicBool::new(true);
     run(exec.threads, grid.rows, |group| {
         let start = starts[group] as usize * C::SLOTS;
         let len = (starts[group + 1] - starts[group]) as usize * C::SLOTS;
-        // SAFETY: `starts` ascends (it belongs to the caller, who shares it with nobody), so groups are disjoint.
+        // SAFETY: `starts` ascends from zero (checked above), so groups are disjoint.
         let (out, places) = unsafe { (out.slice(start, len), places.slice(start, len)) };
         if fill(weights, group, &steps[group * grid.cols..(group + 1) * grid.cols], out, places).is_none() {
             complete.store(false, std::sync::atomic::Ordering::Relaxed);

@@ -49,8 +49,8 @@ pub trait Column: Word {
     const EACH: usize = Self::SLOTS / Self::ROWS;
     /// The column of a slot that holds nothing.
     const PADDING: u64 = Self::LEN as u64 - 1;
-    /// Computes a product with the best kernel. Answers whether all the steps were there.
-    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, Self, X>) -> bool;
+    /// Computes a product with the best kernel. Returns whether all the steps were there.
+    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, Self, X>) -> Result<bool>;
 }
 
 /// Kept weights in a thousand up to which indices are quicker than the mask with AVX-512, for one row of activations and for two
@@ -151,5 +151,5 @@ pub fn linear_indexed<E: Real, X: Real, C: Column>(
     assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
     let exec = exec.for_work(weights.values.len() * batch, WORK_PER_THREAD);
     let call = Call { weights, bias, x, batch, exec, out: SharedMut::new(out) };
-    if C::compute::<E, X>(&call) { Ok(()) } else { Err(Error::Changed) }
+    if C::compute::<E, X>(&call)? { Ok(()) } else { Err(Error::Changed) }
 }

@@ -6,9 +6,11 @@ use super::{Column, Group, Indexed, grid, scalar, width};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::element::{DType, Word};
+use crate::error::Result;
 use crate::isa::{Isa, Kernel};
 use crate::linear::Real;
 use crate::linear::activations::COPY_PER_THREAD;
+use crate::memory::filled;
 use crate::parallel::{Exec, SharedMut, run, run_chunks};
 
 /// Rows that a thread takes at a time.
@@ -29,25 +31,25 @@ impl Column for u8 {
     const SLOTS: usize = 32;
     const LEN: usize = 256;
 
-    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, u8, X>) -> bool {
+    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, u8, X>) -> Result<bool> {
         const LEN: usize = u8::LEN;
         const ROWS: usize = <u8 as Column>::ROWS;
         let isa = call.exec.isa;
         #[cfg(target_arch = "x86_64")]
         {
             if let (Some(token), DType::BF16, DType::BF16) = (isa.avx512_bf16(), E::DTYPE, X::DTYPE) {
-                let x = call.activations::<_, LEN>(|x| x.to_u64() as u16);
+                let x = call.activations::<_, LEN>(|x| x.to_u64() as u16)?;
                 // SAFETY: the token proves the features.
-                return call.each_group(&x, |group, x| unsafe { avx512::pairs(token, group, x) });
+                return Ok(call.each_group(&x, |group, x| unsafe { avx512::pairs(token, group, x) }));
             }
             if let Isa::Avx512(token) = isa {
-                let x = call.activations::<_, LEN>(X::to_f32);
+                let x = call.activations::<_, LEN>(X::to_f32)?;
                 // SAFETY: the token proves the features.
-                return call.each_group(&x, |group, x| unsafe { avx512::floats::<E>(token, group, x) });
+                return Ok(call.each_group(&x, |group, x| unsafe { avx512::floats::<E>(token, group, x) }));
             }
         }
-        let x = call.activations::<_, LEN>(X::to_f32);
-        call.each_group(&x, |group, x| isa.run(scalar::Steps::<E, u8, { u8::SLOTS }, ROWS, LEN> { group, x }))
+        let x = call.activations::<_, LEN>(X::to_f32)?;
+        Ok(call.each_group(&x, |group, x| isa.run(scalar::Steps::<E, u8, { u8::SLOTS }, ROWS, LEN> { group, x })))
     }
 }
 
@@ -56,16 +58,16 @@ impl Column for u16 {
     const SLOTS: usize = 16;
     const LEN: usize = 1 << 13;
 
-    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, u16, X>) -> bool {
+    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, u16, X>) -> Result<bool> {
         const LEN: usize = u16::LEN;
         let isa = call.exec.isa;
-        let x = call.activations::<_, LEN>(X::to_f32);
+        let x = call.activations::<_, LEN>(X::to_f32)?;
         #[cfg(target_arch = "x86_64")]
         if let Some(token) = isa.avx2() {
             // SAFETY: the token proves the features.
-            return call.each_group(&x, |group, x| unsafe { avx2::floats::<E>(token, group, x) });
+            return Ok(call.each_group(&x, |group, x| unsafe { avx2::floats::<E>(token, group, x) }));
         }
-        call.each_group(&x, |group, x| isa.run(scalar::Steps::<E, u16, { u16::SLOTS }, 1, LEN> { group, x }))
+        Ok(call.each_group(&x, |group, x| isa.run(scalar::Steps::<E, u16, { u16::SLOTS }, 1, LEN> { group, x })))
     }
 }
 
@@ -91,17 +93,17 @@ impl<W: Word, C: Column, X: Real> Call<'_, W, C, X> {
     fn activations<T: Copy + Default + Send, const LEN: usize>(
         &self,
         convert: impl Fn(X::Bits) -> T + Copy + Sync,
-    ) -> Vec<T> {
+    ) -> Result<Vec<T>> {
         let shape = self.weights.shape;
         let (cols, each) = (shape.cols, grid::<C>(shape).cols);
-        let mut blocks = vec![T::default(); self.batch * each * LEN];
+        let mut blocks = filled(self.batch.saturating_mul(each * LEN), T::default())?;
         let threads = self.exec.for_work(self.x.len(), COPY_PER_THREAD).threads;
         run_chunks(threads, &mut blocks, each.max(1) * LEN, |b, to| {
             let from = &self.x[b * cols..(b + 1) * cols];
             let to = to.as_chunks_mut::<LEN>().0;
             self.exec.isa.run(Fill { from, width: width::<C>(shape), to, convert });
         });
-        blocks
+        Ok(blocks)
     }
 
     /// Computes and writes the results of each group for each row of activations.

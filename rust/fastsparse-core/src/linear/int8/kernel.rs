@@ -12,9 +12,11 @@
 //! A lane of int32 holds the sum of [`SPAN`] chunks; behind each span the lanes are added up and go on as int64.
 
 use super::Emit;
+use crate::error::Result;
 use crate::isa::Kernel;
 use crate::linear::activations::{Activations, BLOCK, Block, CHUNK, CHUNK_COLS};
 use crate::linear::rows::{ChunkMask, Row, Task};
+use crate::memory::filled;
 use crate::parallel::Exec;
 use crate::vector::prefetch;
 
@@ -79,12 +81,15 @@ pub(super) struct Integers<V: Engine> {
 
 impl<V: Engine> Integers<V> {
     /// `len` rows of `cols` int8.
-    pub fn new(_: V, x: &[u8], len: usize, cols: usize, exec: Exec) -> Self {
+    pub fn new(_: V, x: &[u8], len: usize, cols: usize, exec: Exec) -> Result<Self> {
         let sum = |block: &[u8]| V::ADDED as i32 * block.iter().map(|&x| x as i8 as i32).sum::<i32>();
         let sums = x.chunks(cols.max(1)).flat_map(|row| row.chunks(BLOCK)).map(sum);
-        let excess = if V::ADDED == 0 { Vec::new() } else { sums.collect() };
+        let mut excess = filled(if V::ADDED == 0 { 0 } else { len * cols.div_ceil(BLOCK) }, 0)?;
+        for (excess, sum) in excess.iter_mut().zip(sums) {
+            *excess = sum;
+        }
         let row = |b| Some(&x[b * cols..(b + 1) * cols]);
-        Integers { x: Activations::new(row, len, cols, exec, V::lane, |i| i), excess }
+        Ok(Integers { x: Activations::new(row, len, cols, exec, V::lane, |i| i)?, excess })
     }
 
     /// What to take off the sum of a block.
@@ -128,12 +133,12 @@ impl<V: Engine> Sums<V> {
 
 impl<V: Engine> Scratch<V> {
     /// For `batch` rows of activations.
-    pub fn new(engine: V, batch: usize) -> Self {
-        Scratch {
+    pub fn new(engine: V, batch: usize) -> Result<Self> {
+        Ok(Scratch {
             values: [0; CHUNK_COLS],
             tile: [[Block([V::Lane::default(); BLOCK]); CHUNK]; TILE_ROWS],
-            sums: vec![Sums::zero(engine); GROUPS * batch.min(PANEL)],
-        }
+            sums: filled(GROUPS * batch.min(PANEL), Sums::zero(engine))?,
+        })
     }
 }
 

@@ -18,18 +18,16 @@ mod avx512;
 mod kernel;
 mod scalar;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::float::strategy::AMX_FROM;
-use super::rows::{self, Task};
+use super::rows::{self, each_task};
 use super::{Real, WORK_PER_THREAD, Weights, work};
 use crate::element::F32;
 use crate::error::{Error, Result};
 use crate::isa::Kernel;
 use crate::memory::filled;
-use crate::parallel::{Exec, SharedMut, run_chunks, run_with};
+use crate::parallel::{Exec, SharedMut, run_chunks};
 use crate::unpack::check_parts;
 
 /// Largest magnitude of an activation.
@@ -127,7 +125,7 @@ fn multiply<Y: Real>(
         to[0] = Y::from_f32(bias.map_or(product, |bias| product + bias[row]));
     };
     let ends = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
-    if sums(weights, x, batch, exec, &emit) && ends {
+    if sums(weights, x, batch, exec, &emit)? && ends {
         return Ok(());
     }
     check_parts(values.len(), shape, mask, offsets)?;
@@ -135,7 +133,7 @@ fn multiply<Y: Real>(
 }
 
 /// Emits (row, batch, sum) for each result, with the best kernel. Answers whether mask and offsets agree.
-fn sums(weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emit<'_>) -> bool {
+fn sums(weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emit<'_>) -> Result<bool> {
     #[cfg(target_arch = "x86_64")]
     if let Some(token) = exec.isa.amx()
         && batch >= AMX_FROM
@@ -150,7 +148,13 @@ fn sums(weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emi
         }
         return vectors(avx2::Bytes::new(token), weights, x, batch, exec, emit);
     }
-    each_task(weights, 1, exec, || (), |(), task| scalar::rows(task, x, batch, emit))
+    each_task(
+        weights,
+        rows::rows(weights.shape, 1),
+        exec.threads,
+        || Ok(()),
+        |(), task| scalar::rows(task, x, batch, emit),
+    )
 }
 
 /// Takes (row, batch, sum).
@@ -164,44 +168,32 @@ fn vectors<V: kernel::Engine>(
     batch: usize,
     exec: Exec,
     emit: &Emit<'_>,
-) -> bool {
-    let x = &kernel::Integers::new(engine, x, batch, weights.shape.cols, exec);
+) -> Result<bool> {
+    let x = &kernel::Integers::new(engine, x, batch, weights.shape.cols, exec)?;
     let scratch = || kernel::Scratch::new(engine, batch);
-    each_task(weights, kernel::TILE_ROWS, exec, scratch, |scratch, task| {
+    each_task(weights, rows::rows(weights.shape, kernel::TILE_ROWS), exec.threads, scratch, |scratch, task| {
         engine.run(kernel::Work { engine, task, x, scratch, emit })
     })
 }
 
 #[cfg(target_arch = "x86_64")]
-fn tiles(numbers: amx::Int8, weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emit<'_>) -> bool {
+fn tiles(
+    numbers: amx::Int8,
+    weights: Weights<'_, u8>,
+    x: &[u8],
+    batch: usize,
+    exec: Exec,
+    emit: &Emit<'_>,
+) -> Result<bool> {
     let cols = weights.shape.cols;
-    let x = &amx::Tiles::new(numbers, |b| Some(&x[b * cols..(b + 1) * cols]), batch, cols, exec);
+    let x = &amx::Tiles::new(numbers, |b| Some(&x[b * cols..(b + 1) * cols]), batch, cols, exec)?;
     let emit = |row: usize, b: usize, sums: &[i32]| {
         for (r, &sum) in sums.iter().enumerate() {
             emit(row + r, b, sum as i64);
         }
     };
     let scratch = || amx::Scratch::new(numbers, batch);
-    each_task(weights, amx::ROWS, exec, scratch, |scratch, task| {
+    each_task(weights, rows::rows(weights.shape, amx::ROWS), exec.threads, scratch, |scratch, task| {
         amx::Work { numbers, task, x, scratch, emit: &emit }.compute()
     })
-}
-
-/// Calls `kernel(state, task)` for every task, of a multiple of `together` rows. Answers whether all calls said yes.
-fn each_task<S: Send>(
-    weights: Weights<'_, u8>,
-    together: usize,
-    exec: Exec,
-    state: impl Fn() -> S + Sync,
-    kernel: impl Fn(&mut S, &Task<'_, u8>) -> bool + Sync,
-) -> bool {
-    let all = weights.shape.rows;
-    let rows = rows::rows(weights.shape, together);
-    let agreed = AtomicBool::new(true);
-    run_with(exec.threads, all.div_ceil(rows), state, |state, i| {
-        if !kernel(state, &Task::new(weights, i * rows..all.min((i + 1) * rows))) {
-            agreed.store(false, Ordering::Relaxed);
-        }
-    });
-    agreed.into_inner()
 }
