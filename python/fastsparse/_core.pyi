@@ -43,10 +43,13 @@ __all__ = [
     "get_isa",
     "get_num_threads",
     "index",
+    "lay_blocks",
     "limit_threads",
     "linear",
+    "linear_blocks",
     "linear_indexed",
     "pack",
+    "prefers_blocks",
     "prefers_indices",
     "prune",
     "prune_columns",
@@ -58,6 +61,7 @@ __all__ = [
     "sum_of_squares",
     "to_bool",
     "unindex",
+    "unlay_blocks",
     "unpack",
     "uses_openmp",
 ]
@@ -74,6 +78,11 @@ _Layout: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[np.uint16], NDArr
 block; steps of each block of each group; the step at which each group begins, and the end. Columns of uint8: groups of
 16 rows, blocks of 255 columns at most, weights and columns `[steps, 32]`, two of each row of the group in turn, 255
 where there is none. Of uint16: rows, blocks of 8191, `[steps, 16]`, 8191 where there is none."""
+
+_Blocks: TypeAlias = tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.int64]]
+"""Dense blocks, cut to at most 16 rows (the largest divisor). A band is as many rows; its kept blocks side by side, cut
+into panels of 16 columns: values `[panels, rows of a band, 16]`. The number of each block within its band, one beyond
+the last where it only fills a panel. The block at which each band begins, and the end."""
 
 def select(
     w: ArrayLike, spec: _Spec, scores: ArrayLike | None, column_scale: ArrayLike | None, threads: int | None
@@ -143,6 +152,40 @@ def linear_indexed(
     steps: NDArray[np.uint16],
     starts: NDArray[np.int64],
     shape: _Shape,
+    x: ArrayLike,
+    bias: ArrayLike | None,
+    out: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """As `linear`."""
+
+def prefers_blocks(values: NDArray[Any], shape: _Shape, block: tuple[int, int], batch: int) -> bool:
+    """Whether blocks of rows × columns compute faster than the mask, for `batch` rows of activations."""
+
+def lay_blocks(
+    values: NDArray[Any],
+    bitmask: NDArray[np.uint8],
+    row_offsets: NDArray[np.int64],
+    shape: _Shape,
+    block: tuple[int, int],
+) -> _Blocks:
+    """float32, float16 or bfloat16 weights that keep or drop whole blocks of rows × columns, by blocks."""
+
+def unlay_blocks(
+    values: NDArray[Any],
+    index: NDArray[np.uint16],
+    starts: NDArray[np.int64],
+    shape: _Shape,
+    block: tuple[int, int],
+    kept: int,
+) -> _Parts:
+    """The packed form again, which has `kept` values."""
+
+def linear_blocks(
+    values: NDArray[Any],
+    index: NDArray[np.uint16],
+    starts: NDArray[np.int64],
+    shape: _Shape,
+    block: tuple[int, int],
     x: ArrayLike,
     bias: ArrayLike | None,
     out: NDArray[Any] | None,

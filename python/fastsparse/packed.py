@@ -228,8 +228,9 @@ class BitmaskArray:
     def prepare(self, *, batch: int = 1) -> "PreparedWeights":
         """The weights in the layout that computes fastest here, for weights that are multiplied many times.
 
-        Where few are kept it is column indices instead of the mask: a copy, which takes more memory. Elsewhere it is
-        this array itself. Measured constants decide, by instruction set, dtype and density.
+        Where the pattern is known to be blocks it is those as dense tiles, where few are kept column indices instead of
+        the mask: copies. Elsewhere it is this array itself. Measured constants decide, by instruction set, dtype and
+        density.
 
         Parameters
         ----------

@@ -10,7 +10,7 @@ from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.masks import dimensions, percent_sparse
 from fastsparse.packed import BitmaskArray, byte_count, check_matrix, new_array
-from fastsparse.patterns import Pattern
+from fastsparse.patterns import Block, Pattern
 
 __all__ = ["PreparedWeights"]
 
@@ -32,7 +32,7 @@ class PreparedWeights:
     True
     """
 
-    __slots__ = ("_layout", "_nnz", "_packed", "_pattern", "_shape")
+    __slots__ = ("_block", "_blocks", "_layout", "_nnz", "_packed", "_pattern", "_shape")
 
     _shape: tuple[int, ...]
     _nnz: int
@@ -40,6 +40,10 @@ class PreparedWeights:
     """What it is, in the form `mask`."""
     _layout: tuple[NDArray[Any], NDArray[Any], NDArray[np.uint16], NDArray[np.int64]]
     """What it is, in the form `indices`; missing otherwise."""
+    _blocks: tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.int64]] | None
+    """What it is, in the form `blocks`."""
+    _block: tuple[int, int]
+    """Rows and columns of a block, in the form `blocks`; missing otherwise."""
     _pattern: Pattern | None
 
     __array_ufunc__ = None
@@ -50,8 +54,14 @@ class PreparedWeights:
 
     @property
     def form(self) -> str:
-        """``"mask"``: the packed weights as they are. ``"indices"``: columns instead of the mask."""
-        return "mask" if self._packed is not None else "indices"
+        """The layout.
+
+        ``"mask"``: the packed weights as they are. ``"indices"``: columns instead of the mask. ``"blocks"``: kept
+        blocks as dense tiles with one number each.
+        """
+        if self._packed is not None:
+            return "mask"
+        return "indices" if self._blocks is None else "blocks"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,7 +71,7 @@ class PreparedWeights:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the weights."""
-        return self._packed.dtype if self._packed is not None else self._layout[0].dtype
+        return self._packed.dtype if self._packed is not None else self._arrays()[0].dtype
 
     @property
     def nnz(self) -> int:
@@ -71,13 +81,20 @@ class PreparedWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of all its arrays."""
-        return self._packed.nbytes if self._packed is not None else sum(part.nbytes for part in self._layout)
+        return self._packed.nbytes if self._packed is not None else sum(part.nbytes for part in self._arrays())
+
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        """Those of the layout."""
+        return self._layout if self._blocks is None else self._blocks
 
     def to_packed(self) -> BitmaskArray:
         """The packed weights again, with every bit of every value; the form `mask` gives what it was made from."""
         if self._packed is not None:
             return self._packed
-        parts = _backend.active.unindex(*self._layout, self._shape, self._nnz)
+        if self._blocks is not None:
+            parts = _backend.active.unlay_blocks(*self._blocks, self._shape, self._block, self._nnz)
+        else:
+            parts = _backend.active.unindex(*self._layout, self._shape, self._nnz)
         return new_array(*parts, self._pattern)
 
     def __matmul__(self, x: ArrayLike) -> NDArray[Any]:
@@ -94,6 +111,8 @@ class PreparedWeights:
             return self._packed._linear(x, bias, weight_scale, out)
         if weight_scale is not None:
             raise FastSparseError(f"weight_scale: only int8 weights take one, these are {self.dtype}")
+        if self._blocks is not None:
+            return _backend.active.linear_blocks(*self._blocks, self._shape, self._block, x, bias, out)
         return _backend.active.linear_indexed(*self._layout, self._shape, x, bias, out)
 
     def __copy__(self) -> "PreparedWeights":
@@ -118,17 +137,37 @@ class PreparedWeights:
 def prepared(s: BitmaskArray, batch: int) -> PreparedWeights:
     """The form that computes fastest for `batch` rows of activations."""
     check_matrix(s.shape)
+    block = block_of(s)
+    if block is not None and _backend.active.prefers_blocks(s.values, s.shape, block, batch):
+        return in_form(s, "blocks")
     return in_form(s, "indices" if _backend.active.prefers_indices(s.values, s.shape, batch) else "mask")
+
+
+def block_of(s: BitmaskArray) -> tuple[int, int] | None:
+    """Rows and columns, in the matrix view, of the blocks that the weights are known to have."""
+    if not isinstance(s.pattern, Block):
+        return None
+    if isinstance(s.pattern.shape, tuple):
+        return s.pattern.shape
+    if len(s.shape) != 2:
+        return None
+    return (1, s.pattern.shape) if s.pattern.axis in (-1, 1) else (s.pattern.shape, 1)
 
 
 def in_form(s: BitmaskArray, form: str) -> PreparedWeights:
     """A form that has been chosen."""
     weights = object.__new__(PreparedWeights)
     weights._shape, weights._nnz, weights._pattern = s.shape, s.nnz, s.pattern
-    weights._packed = s
-    if form == "indices":
+    weights._packed, weights._blocks = s, None
+    if form == "blocks":
+        block = block_of(s)
+        if block is None:
+            raise FastSparseError(f"form: blocks need a block pattern, got {s.pattern}")
+        weights._packed, weights._block = None, block
+        weights._blocks = _backend.active.lay_blocks(s.values, s.bitmask, s.row_offsets, s.shape, block)
+    elif form == "indices":
         weights._packed = None
         weights._layout = _backend.active.index(s.values, s.bitmask, s.row_offsets, s.shape)
     elif form != "mask":
-        raise FastSparseError(f"form: expected mask or indices, got {form!r}")
+        raise FastSparseError(f"form: expected mask, indices or blocks, got {form!r}")
     return weights

@@ -115,9 +115,68 @@ def test_special_weights(dtype, x_dtype, special):
     assert np.array_equal(np.delete(got, 3, axis=1), np.full((2, 4), 70.0))
 
 
-@pytest.mark.parametrize("form", ["mask", "indices"])
+@each_pair
+@pytest.mark.parametrize("block", ["16x16", "1x16", "4x1", "8x3", "64x40", "4x4", 8])
+def test_blocks_against_float64(dtype, x_dtype, block):
+    w = numbers((70, 330), dtype, 1)
+    s = fs.compress(w, fs.Block(block, 0.6) if isinstance(block, int) else f"60%/{block}")
+    p = in_form(s, "blocks")
+    assert p.form == "blocks"
+    assert p.to_packed() == s
+    assert p.to_packed().pattern == s.pattern
+    twin = _numpy.lay_blocks(s.values, s.bitmask, s.row_offsets, s.shape, p._block)
+    for part, expected in zip(p._blocks, twin, strict=True):
+        assert part.dtype == expected.dtype
+        assert np.array_equal(part, expected)
+        assert not part.flags.writeable
+    for batch in (0, 1, 3, 20, 70):
+        x, bias = numbers((batch, 330), x_dtype, batch), numbers(70, F32, 2)
+        assert_close(fs.linear(x, p, bias), x, s.to_dense().astype(np.float64), bias)
+
+
+def test_blocks_are_chosen(backend):
+    s = fs.compress(numbers((64, 512), F32, 1), "75%/16x16")
+    native = backend != "numpy"
+    assert s.prepare().form == s.prepare(batch=64).form == ("blocks" if native else "mask")
+    assert fs.compress(numbers((64, 512), F32, 1), "75%/1x2").prepare(batch=64).form != "blocks"
+    along_rows = fs.compress(numbers((64, 512), F32, 1), fs.Block(16, 0.75, axis=0))
+    assert along_rows.prepare(batch=16).form == ("blocks" if native else "mask")
+    unknown = fs.pack(s.to_dense())
+    assert unknown.prepare(batch=16).form == "mask"
+    with pytest.raises(fs.FastSparseError, match="block pattern"):
+        in_form(unknown, "blocks")
+
+
+def test_blocks_that_disagree(backend):
+    if backend == "numpy":
+        return  # takes layouts of its own only
+    native, shape, block = _backend.active, (40, 320), (4, 4)
+    s = fs.compress(np.ones(shape, F32), "50%/4x4")
+    values, index, starts = in_form(s, "blocks")._blocks
+    x = np.ones(320, F32)
+    for part, right in enumerate((index, starts), 1):
+        for wrong in (swapped(right), misaligned(right), right[:-1], right.astype(np.int32), right[::-1]):
+            parts = [values, index, starts]
+            parts[part] = wrong
+            with pytest.raises(fs.FastSparseError):
+                native.linear_blocks(*parts, shape, block, x, None, None)
+            with pytest.raises(fs.FastSparseError):
+                native.unlay_blocks(*parts, shape, block, s.nnz)
+    with pytest.raises(fs.FastSparseError):
+        native.linear_blocks(values[:-1], index, starts, shape, block, x, None, None)
+    for wrong in ((0, 4), (4, 0), (4, 8), (2**63, 2)):
+        with pytest.raises(fs.FastSparseError):
+            native.linear_blocks(values, index, starts, shape, wrong, x, None, None)
+    with pytest.raises(fs.FastSparseError, match="neither kept nor dropped"):
+        native.lay_blocks(s.values, s.bitmask, s.row_offsets, shape, (8, 8))
+    for kept in (0, s.nnz - 1, s.nnz + 1, 2**40):
+        with pytest.raises(fs.FastSparseError):
+            native.unlay_blocks(values, index, starts, shape, block, kept)
+
+
+@pytest.mark.parametrize("form", ["mask", "indices", "blocks"])
 def test_the_object(form):
-    s = fs.compress(numbers((6, 5, 8), BF16, 1), "3:4")
+    s = fs.compress(numbers((6, 5, 8), BF16, 1), "75%/2x4" if form == "blocks" else "3:4")
     p = in_form(s, form)
     assert (p.form, p.shape, p.dtype, p.nnz) == (form, s.shape, s.dtype, s.nnz)
     assert form in repr(p)
@@ -179,6 +238,22 @@ def test_messages_are_the_same(call, monkeypatch):
     assert messages[0] == messages[1]
 
 
+def swapped(array):
+    """The same numbers in the other byte order; None where there is only one."""
+    return None if array.itemsize == 1 else array.astype(array.dtype.newbyteorder())
+
+
+def misaligned(array):
+    """The same numbers at an odd address; None where that is no matter."""
+    if array.itemsize == 1:
+        return None
+    memory = np.empty(array.nbytes + 1, np.uint8)[1:]
+    copy = memory.view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    assert not copy.flags.aligned
+    return copy
+
+
 @each_layout
 def test_layouts_that_disagree(backend, in_bytes):
     if backend == "numpy":
@@ -198,6 +273,15 @@ def test_layouts_that_disagree(backend, in_bytes):
         native.linear_indexed(values, columns.astype(np.int32), steps, starts, (40, 600), x, None, None)
     with pytest.raises(fs.FastSparseError):
         native.linear_indexed(values, columns, steps.astype(np.uint8), starts, (40, 600), x, None, None)
+    for part, right in enumerate((columns, steps, starts), 1):
+        for wrong in (swapped(right), misaligned(right)):
+            if wrong is not None:
+                parts = [values, columns, steps, starts]
+                parts[part] = wrong
+                with pytest.raises(fs.FastSparseError):
+                    native.linear_indexed(*parts, (40, 600), x, None, None)
+                with pytest.raises(fs.FastSparseError):
+                    native.unindex(*parts, (40, 600), 24_000)
     for kept in (0, 23_999, 24_001, 2**40):
         with pytest.raises(fs.FastSparseError):
             native.unindex(values, columns, steps, starts, (40, 600), kept)

@@ -5,6 +5,7 @@ order the magnitudes: finite numbers first, then infinity, then the NaNs. That i
 compares keys.
 """
 
+from fastsparse._numpy._blocks import lay_blocks, linear_blocks, prefers_blocks, unlay_blocks
 from fastsparse._numpy._calibration import prune_columns, refine_step
 from fastsparse._numpy._indexed import index, linear_indexed, prefers_indices, unindex
 from fastsparse._numpy._linear import linear
@@ -39,10 +40,13 @@ __all__ = [
     "get_isa",
     "get_num_threads",
     "index",
+    "lay_blocks",
     "limit_threads",
     "linear",
+    "linear_blocks",
     "linear_indexed",
     "pack",
+    "prefers_blocks",
     "prefers_indices",
     "prune",
     "prune_columns",
@@ -52,6 +56,7 @@ __all__ = [
     "set_num_threads",
     "to_bool",
     "unindex",
+    "unlay_blocks",
     "unpack",
     "uses_openmp",
 ]

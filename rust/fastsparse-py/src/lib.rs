@@ -30,7 +30,9 @@ mod _core {
         prune, select, to_bool, unpack,
     };
     #[pymodule_export]
-    use crate::prepared::{index, linear_indexed, prefers_indices, unindex};
+    use crate::prepared::{
+        index, lay_blocks, linear_blocks, linear_indexed, prefers_blocks, prefers_indices, unindex, unlay_blocks,
+    };
     #[pymodule_export]
     use crate::runtime::{
         adopt_openmp, available_isas, build_profile, get_isa, get_num_threads, limit_threads, set_isa, set_num_threads,

@@ -3,6 +3,7 @@
 use fastsparse_core::element::{BF16, DType, F16, F32, Word};
 use fastsparse_core::error::Result;
 use fastsparse_core::linear::Weights;
+use fastsparse_core::linear::blocks::{self, Blocks};
 use fastsparse_core::linear::indexed::{self, Column, Indexed};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
@@ -109,8 +110,8 @@ impl<'a, 'py> Checked<'a, 'py> {
         let (grid, slots) =
             if in_bytes { (indexed::grid::<u8>(view), u8::SLOTS) } else { (indexed::grid::<u16>(view), u16::SLOTS) };
         let laid = values.shape().len() == 2 && values.shape()[1] == slots && columns.shape() == values.shape();
-        let typed = (in_bytes || is::<u16>(columns)) && columns.is_c_contiguous();
-        if !laid || !typed || !is::<u16>(steps) || !steps.is_c_contiguous() || steps.shape() != [grid.rows, grid.cols] {
+        let typed = in_bytes || is::<u16>(columns);
+        if !laid || !typed || !is::<u16>(steps) || steps.shape() != [grid.rows, grid.cols] {
             let message = format!("columns: not those of weights of shape {}", shape_text(shape));
             return Err(errors::format(py, message));
         }
@@ -124,8 +125,13 @@ impl<'a, 'py> Checked<'a, 'py> {
     }
 }
 
+/// Whether an array holds words of this type as the kernels read them: contiguous, aligned, in the byte order of the machine.
 fn is<T: numpy::Element>(array: &Array<'_>) -> bool {
-    array.dtype().num() == numpy::dtype::<T>(array.py()).num()
+    let dtype = array.dtype();
+    dtype.num() == numpy::dtype::<T>(array.py()).num()
+        && dtype.is_native_byteorder() != Some(false)
+        && array.is_c_contiguous()
+        && array.is_aligned()
 }
 
 /// The packed form of a layout, with `kept` values.
@@ -206,5 +212,179 @@ pub fn linear_indexed<'py>(
         _ => compute!(F32, F32, u32, u32),
     }
     .map_err(|error| errors::kernel(py, error, "columns", &shape))?;
+    Ok(call.output.array().clone())
+}
+
+/// Panels, numbers of blocks, and where bands begin.
+type BlockLayout<'py> = (Array<'py>, Array<'py>, Array<'py>);
+
+/// Whether blocks of this shape compute faster than the mask.
+#[pyfunction]
+pub fn prefers_blocks(
+    values: &Bound<'_, PyAny>,
+    shape: Vec<usize>,
+    block: (usize, usize),
+    batch: usize,
+) -> PyResult<bool> {
+    let py = values.py();
+    let (values, exec, view) = (Input::new(values, "values")?, runtime::exec(py, None)?, checked_view(py, &shape)?);
+    let block = Matrix { rows: block.0, cols: block.1 };
+    Ok(blocks::pays(exec.isa, values.dtype, view, block, values.array.len(), batch))
+}
+
+/// The shape of the layout's blocks.
+fn cut_block(py: Python<'_>, view: Matrix, (rows, cols): (usize, usize)) -> PyResult<Matrix> {
+    blocks::block_for(view, Matrix { rows, cols })
+        .ok_or_else(|| errors::format(py, format!("block: no layout of {rows} × {cols} for {} columns", view.cols)))
+}
+
+/// The layout by blocks of weights that keep or drop whole blocks of this shape.
+#[pyfunction]
+pub fn lay_blocks<'py>(
+    py: Python<'py>,
+    values: &Bound<'py, PyAny>,
+    bitmask: &Array<'py>,
+    row_offsets: &Array<'py>,
+    shape: Vec<usize>,
+    block: (usize, usize),
+) -> PyResult<BlockLayout<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let values = Input::new(values, "values")?;
+    check_dtype(&values, "s")?;
+    let view = checked_view(py, &shape)?;
+    let block = cut_block(py, view, block)?;
+    let bits = mask_bits(bitmask, "bitmask", view)?;
+    let (mask, offsets) = (array::words::<u8>(&bits), int64s(row_offsets, view)?);
+    let starts = array::empty_words::<i64>(py, &[blocks::bands(view, block) + 1])?;
+    // SAFETY: fresh; int64 and u64 have one size.
+    let begins = unsafe { as_int64s(array::words_mut::<u64>(&starts)) };
+    without_gil(py, view.len(), || blocks::count(view, block, mask, begins));
+    let all = begins[begins.len() - 1] as usize;
+    let panels = [all * block.cols / blocks::PANEL, block.rows, blocks::PANEL];
+    let (laid, index) = (array::empty(values.array.dtype(), &panels)?, array::empty_words::<u16>(py, &[all])?);
+    // SAFETY: fresh.
+    let numbers = unsafe { array::words_mut::<u16>(&index) };
+    macro_rules! lay {
+        ($W:ty) => {{
+            let values = array::words::<$W>(&values.array);
+            let weights = Weights { shape: view, values, mask, offsets, groups: None };
+            // SAFETY: fresh.
+            let out = unsafe { array::words_mut::<$W>(&laid) };
+            without_gil(py, view.len(), || blocks::lay(weights, block, begins, exec, out, numbers))
+        }};
+    }
+    if values.dtype == DType::F32 { lay!(u32) } else { lay!(u16) }
+        .map_err(|error| errors::kernel(py, error, "bitmask", &shape))?;
+    [&laid, &index, &starts].into_iter().for_each(array::freeze);
+    Ok((laid, index, starts))
+}
+
+/// Parts of a layout by blocks, of lengths that agree.
+struct CheckedBlocks<'a, 'py> {
+    view: Matrix,
+    block: Matrix,
+    values: Input<'py>,
+    index: &'a [u16],
+    starts: &'a [i64],
+}
+
+impl<'a, 'py> CheckedBlocks<'a, 'py> {
+    fn new(
+        values: &Bound<'py, PyAny>,
+        index: &'a Array<'py>,
+        starts: &'a Array<'py>,
+        shape: &[usize],
+        block: (usize, usize),
+    ) -> PyResult<Self> {
+        let py = values.py();
+        let view = checked_view(py, shape)?;
+        let block = cut_block(py, view, block)?;
+        let values = Input::new(values, "values")?;
+        check_dtype(&values, "s")?;
+        let panels = index.len().checked_mul(block.cols).map(|columns| columns / blocks::PANEL);
+        let laid = panels.is_some_and(|panels| values.shape() == [panels, block.rows, blocks::PANEL]);
+        let whole = index.len() * block.cols % blocks::PANEL == 0;
+        if !laid || !whole || !is::<u16>(index) || index.shape().len() != 1 {
+            let message = format!("index: not that of weights of shape {}", shape_text(shape));
+            return Err(errors::format(py, message));
+        }
+        let starts = int64s(starts, Matrix { rows: blocks::bands(view, block), cols: 0 })?;
+        Ok(CheckedBlocks { view, block, values, index: array::words(index), starts })
+    }
+
+    fn layout<W: Word>(&self) -> Blocks<'_, W> {
+        let CheckedBlocks { view, block, ref values, index, starts } = *self;
+        Blocks { shape: view, block, values: array::words(&values.array), index, starts }
+    }
+}
+
+/// The packed form of a layout by blocks, with `kept` values.
+#[pyfunction]
+pub fn unlay_blocks<'py>(
+    py: Python<'py>,
+    values: &Bound<'py, PyAny>,
+    index: &Array<'py>,
+    starts: &Array<'py>,
+    shape: Vec<usize>,
+    block: (usize, usize),
+    kept: usize,
+) -> PyResult<Parts<'py>> {
+    let checked = CheckedBlocks::new(values, index, starts, &shape, block)?;
+    if kept > checked.values.array.len() {
+        return Err(errors::format(py, format!("kept: at most {}, got {kept}", checked.values.array.len())));
+    }
+    let packed = array::empty(checked.values.array.dtype(), &[kept])?;
+    let bits = array::empty_words::<u8>(py, &[checked.view.rows, checked.view.row_bytes()])?;
+    // SAFETY: fresh.
+    let mask = unsafe { array::words_mut::<u8>(&bits) };
+    macro_rules! fill {
+        ($W:ty) => {{
+            // SAFETY: fresh.
+            let out = unsafe { array::words_mut::<$W>(&packed) };
+            let layout = checked.layout::<$W>();
+            without_gil(py, checked.view.len(), || blocks::unlay(layout, out, mask))
+        }};
+    }
+    if checked.values.dtype == DType::F32 { fill!(u32) } else { fill!(u16) }
+        .map_err(|error| errors::kernel(py, error, "index", &shape))?;
+    check_parts(py, packed.as_any(), bits.as_any(), shape)
+}
+
+/// `x @ weights.T + bias` by blocks.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "the interface that both backends have")]
+pub fn linear_blocks<'py>(
+    py: Python<'py>,
+    values: &Bound<'py, PyAny>,
+    index: &Array<'py>,
+    starts: &Array<'py>,
+    shape: Vec<usize>,
+    block: (usize, usize),
+    x: &Bound<'py, PyAny>,
+    bias: Option<&Bound<'py, PyAny>>,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Array<'py>> {
+    let exec = runtime::exec(py, None)?;
+    let checked = CheckedBlocks::new(values, index, starts, &shape, block)?;
+    let parts = [("values", &checked.values.given), ("index", index), ("starts", starts)];
+    let call = Call::new(&checked.values, checked.view, x, bias, None, out, &parts)?;
+    let bias = call.bias();
+    macro_rules! compute {
+        ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
+            let x = array::words::<$Y>(&call.x.array);
+            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
+            let out = unsafe { array::words_mut::<$Y>(call.output.array()) };
+            let weights = checked.layout::<$W>();
+            without_gil(py, call.work, || blocks::linear_blocks::<$E, $X>(weights, x, bias, exec, out))
+        }};
+    }
+    match (checked.values.dtype, call.x.dtype) {
+        (DType::F16, DType::F16) => compute!(F16, F16, u16, u16),
+        (DType::BF16, DType::BF16) => compute!(BF16, BF16, u16, u16),
+        (DType::F16, _) => compute!(F16, F32, u16, u32),
+        (DType::BF16, _) => compute!(BF16, F32, u16, u32),
+        _ => compute!(F32, F32, u32, u32),
+    }
+    .map_err(|error| errors::kernel(py, error, "index", &shape))?;
     Ok(call.output.array().clone())
 }

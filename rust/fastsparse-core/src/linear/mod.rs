@@ -14,6 +14,7 @@
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+pub mod blocks;
 mod float;
 pub mod indexed;
 mod int8;
