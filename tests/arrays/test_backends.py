@@ -37,8 +37,17 @@ def test_exact_counts(backend, dtype):
         assert (shape, count) == (w.shape, w.size - zeros)
         assert np.array_equal(bits, oracle.bits_of(oracle.largest(values, count).reshape(w.shape)))
     for zeros in (w.size + 1, 2**40):
-        with pytest.raises(fs.FastSparseError, match=f"zeros: {zeros} of 3737 elements cannot go"):
+        with pytest.raises(fs.FastSparseError, match=f"zeros: {zeros} of 3737 elements cannot be dropped"):
             _backend.active.select(w, ("exact", zeros), None, None, None)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (2, 0, 3), (0,)])
+def test_norms_of_nothing(backend, shape):
+    for axis in range(len(shape)):
+        blocks = (*shape[:axis], -(-shape[axis] // 2), *shape[axis + 1 :])
+        norms = _backend.active.block_norms(np.zeros(shape, np.float32), 2, axis)
+        assert (norms.shape, norms.dtype) == (blocks, np.float32)
+        assert _backend.active.blocks_above(norms, shape, 1.0, 2, axis)[2] == 0
 
 
 def test_names_of_instruction_sets(backend):
@@ -73,6 +82,11 @@ CALLS = {
     "scale of two dimensions": lambda: fs.select(np.ones((2, 3)), "50%", column_scale=np.ones((1, 3))),
     "negative scale": lambda: fs.select(np.ones((2, 3)), "50%", column_scale=[1.0, -0.5, 1.0]),
     "NaN in scale": lambda: fs.select(np.ones((2, 3)), "50%", column_scale=[1.0, 1.0, np.nan]),
+    "inf in scale": lambda: fs.select(np.ones((2, 3)), "50%", column_scale=[1.0, 1.0, np.inf]),
+    "scale beyond float32": lambda: fs.select(np.ones((2, 3), "f4"), "50%", column_scale=[1.0, 1e39, 1.0]),
+    "scale of float16": lambda: fs.select(np.ones((1, 2)), "50%", column_scale=np.float16([np.inf, 1])),
+    "inf times 0": lambda: fs.prune(np.float32([[1, np.inf]]), "1:2", column_scale=[1, 0]),
+    "inf times 0 in a block": lambda: fs.prune(np.float16([[1, np.inf]]), "50%/1", column_scale=[1, 0]),
     "bool scale": lambda: fs.select(np.ones((2, 3)), "50%", column_scale=[True] * 3),
     "threads": lambda: fs.select(np.ones(3), "50%", threads=0),
     "threads of another type": lambda: fs.select(np.ones(3), "50%", threads=2.0),
@@ -98,6 +112,20 @@ CALLS = {
     "pattern that is not obeyed": lambda: fs.BitmaskArray.from_parts([1.0], np.uint8([[1]]), (4,), pattern="2:4"),
     "blocks that are cut": lambda: fs.BitmaskArray.from_parts([1.0], np.uint8([[1]]), (4,), pattern="50%/2"),
     "blocks of another number": lambda: fs.BitmaskArray.from_parts([1.0], np.uint8([[1]]), (4,), pattern="50%/1"),
+    "huge shape before values": lambda: fs.BitmaskArray.from_parts([1], np.uint8([[1]]), (2**62, 2**62)),
+    "scores before nonzero": lambda: fs.select(np.ones(3), "nonzero", scores=np.ones(4)),
+    "scores before out": lambda: fs.prune(np.ones(3), "50%", scores=np.ones(4), out=np.ones(2)),
+    "out before axis": lambda: fs.prune(np.ones(3), "2:4@axis=4", out=np.ones(2)),
+    "axis before NaN": lambda: fs.select(NAN, "2:4@axis=4"),
+    "tail before NaN": lambda: fs.select(NAN, "2:4@tail=error"),
+    "zeros before NaN": lambda: _backend.active.select(NAN, ("exact", 99), None, None, None),
+    "nonzero before NaN": lambda: fs.select(NAN, "nonzero", scores=NAN),
+    "pattern of another kind": lambda: _backend.active.check_pattern((3,), np.uint8([[1]]), ("nonzero",)),
+    "norms of float64": lambda: _backend.active.block_norms(np.ones((2, 3)), 2, 1),
+    "norms of no length": lambda: _backend.active.block_norms(np.ones((2, 3), "f4"), 0, 1),
+    "norms along no axis": lambda: _backend.active.block_norms(np.ones((2, 3), "f4"), 2, 2),
+    "norms of another shape": lambda: _backend.active.blocks_above(np.ones((2, 3), "f4"), (2, 3), 1.0, 2, 1),
+    "norms of another dtype": lambda: _backend.active.blocks_above(np.ones((2, 2)), (2, 3), 1.0, 2, 1),
     "tail that is forbidden": lambda: fs.BitmaskArray.from_parts(
         [1.0], np.uint8([[1]]), (3,), pattern="1:2@tail=error"
     ),

@@ -294,9 +294,14 @@ def test_signalling_nan(dtype, bits, pattern):
         fs.select(w, pattern)
 
 
-def test_a_product_that_is_nan_is_a_nan_of_w():
-    with pytest.raises(fs.FastSparseError, match=r"^w contains NaN at index \(1,\)$"):
-        fs.select(np.float32([1, np.inf, 2]), "50%", column_scale=[1, 0, 1])
+@pytest.mark.parametrize("pattern", ["50%", "50%/row", "2:3", "50%/1x2@norm=max"])
+def test_a_product_that_is_nan_names_both_factors(pattern):
+    w = np.float32([[1, np.inf, 2]])
+    with pytest.raises(fs.FastSparseError, match=r"^w · column_scale is NaN at index \(0, 1\): inf times 0$"):
+        fs.select(w, pattern, column_scale=[1, 0, 1])
+    w[0, 1] = np.nan
+    with pytest.raises(fs.FastSparseError, match=r"^w contains NaN at index \(0, 1\)$"):
+        fs.select(w, pattern, column_scale=[1, 0, 1])
 
 
 def test_scores_that_cancel_to_nan_name_the_block():
@@ -350,8 +355,11 @@ def test_scaled_product_has_the_precision_of_the_contract():
         ({"column_scale": 1.0}, r"column_scale: .*\(4,\).*got \(\)"),
         ({"column_scale": np.ones(4, bool)}, "column_scale: expected real numbers, got dtype bool"),
         ({"column_scale": np.ones(4, complex)}, "column_scale: expected real numbers, got dtype complex128"),
-        ({"column_scale": [1, 1, -1, 1]}, "column_scale: expected numbers ≥ 0, got -1 at index 2"),
-        ({"column_scale": [1, np.nan, 1, 1]}, "column_scale: expected numbers ≥ 0, got nan at index 1"),
+        ({"column_scale": [1, 1, -1, 1]}, "column_scale: expected finite numbers ≥ 0, got -1 at index 2$"),
+        ({"column_scale": [1, np.nan, 1, 1]}, "column_scale: expected finite numbers ≥ 0, got nan at index 1$"),
+        ({"column_scale": [np.inf, 1, 1, 1]}, "column_scale: expected finite numbers ≥ 0, got inf at index 0$"),
+        ({"column_scale": [1, 1, 1, 1e300]}, r"column_scale: .*got 1e\+300 at index 3: more than float32 holds$"),
+        ({"column_scale": np.float16([1, np.inf, 1, 1])}, "inf at index 1; float16 holds at most 65504: compute norms"),
         ({"column_scale": np.ones(4), "scores": np.ones((2, 4))}, "column_scale: cannot be combined with scores"),
     ],
 )
@@ -394,7 +402,8 @@ def test_dtypes_that_are_not_supported(w):
 
 
 def test_foreign_byte_order_is_named():
-    with pytest.raises(fs.FastSparseError, match="dtype >f4 is not supported"):
+    message = r'dtype >f4 is not supported; .*in the byte order of this machine; convert it with \.astype\("float32"\)$'
+    with pytest.raises(fs.FastSparseError, match=message):
         fs.select(np.ones(4, ">f4"), "50%")
 
 

@@ -54,8 +54,11 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 def supported_array(x: ArrayLike, arg: str, error: type[FastSparseError] = FastSparseError) -> NDArray[Any]:
     array = as_array(x, arg)
     if array.dtype not in LARGEST_KEY:
-        names = ", ".join(map(dtype_name, LARGEST_KEY))
-        raise error(f"{arg}: dtype {dtype_name(array.dtype)} is not supported; expected one of {names}")
+        native = array.dtype.newbyteorder("=")
+        known = ", ".join(map(dtype_name, LARGEST_KEY))
+        if native in LARGEST_KEY:
+            known += f' in the byte order of this machine; convert it with .astype("{native.name}")'
+        raise error(f"{arg}: dtype {dtype_name(array.dtype)} is not supported; expected one of {known}")
     return array
 
 

@@ -46,10 +46,14 @@ def offsets_of_rows(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
     return offsets
 
 
-def bits_from_outside(arg: str, bits: ArrayLike, shape: Shape) -> NDArray[np.uint8]:
+def check_size(shape: Shape) -> None:
+    """FormatError for a shape from outside that no tensor has."""
     # A size of zero hides an overflow of the others from the product, not from the columns.
     if len(shape) > 64 or math.prod(shape) > sys.maxsize // 8 or math.prod(shape[1:]) > 2 * sys.maxsize + 1:
         raise FormatError(f"shape: {shape} is too large")
+
+
+def bits_from_outside(arg: str, bits: ArrayLike, shape: Shape) -> NDArray[np.uint8]:
     array = as_array(bits, arg)
     wanted = bits_shape(shape)
     if array.dtype != np.uint8 or array.shape != wanted:
@@ -66,5 +70,6 @@ def bits_from_outside(arg: str, bits: ArrayLike, shape: Shape) -> NDArray[np.uin
 
 def check_bits(bits: ArrayLike, shape: Shape) -> Mask:
     """A mask from outside; FormatError on a wrong shape or padding bits that are set."""
+    check_size(shape)
     array = bits_from_outside("bits", bits, shape)
     return shape, frozen(array), int(offsets_of_rows(array)[-1])

@@ -21,7 +21,7 @@ from fastsparse._numpy._arguments import (
     supported_array,
 )
 from fastsparse._numpy._masks import mask_parts, offsets_of_rows, to_bool
-from fastsparse._numpy._ranking import magnitude_keys
+from fastsparse._numpy._ranking import magnitude_keys, ranking_of
 from fastsparse._numpy._select import keep_of
 
 
@@ -31,7 +31,7 @@ def select(
     """The mask of what stays."""
     check_threads(threads)
     weights = supported_array(w, "w")
-    return mask_parts(weights.shape, keep_of(weights, spec, scores, column_scale))
+    return mask_parts(weights.shape, keep_of(ranking_of(weights, scores, column_scale), spec))
 
 
 def _write_masked(weights: NDArray[Any], keep: Keep, out: NDArray[Any]) -> NDArray[Any]:
@@ -59,8 +59,9 @@ def prune(
     """`select` and `apply_mask`."""
     check_threads(threads)
     weights = supported_array(w, "w")
+    ranking = ranking_of(weights, scores, column_scale)
     out = output_array(out, weights.shape, weights.dtype, w=weights, scores=scores, column_scale=column_scale)
-    return _write_masked(weights, keep_of(weights, spec, scores, column_scale), out)
+    return _write_masked(weights, keep_of(ranking, spec), out)
 
 
 def _pack(weights: NDArray[Any], mask: Mask) -> Parts:

@@ -5,13 +5,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse._numpy._arguments import Keep, Parts, Shape, Spec, frozen, supported_array
-from fastsparse._numpy._masks import bits_from_outside, offsets_of_rows, to_bool
+from fastsparse._numpy._masks import bits_from_outside, check_size, offsets_of_rows, to_bool
 from fastsparse._numpy._select import along_axis, as_blocks, runs_of, spread_blocks, zero_count, zeros_in
 from fastsparse.patterns import zeros_in_every
 
 
 def check_parts(values: ArrayLike, bitmask: ArrayLike, shape: Shape) -> Parts:
     """Checks parts from outside and computes the offsets; contiguous parts are not copied."""
+    check_size(shape)
     kept = supported_array(values, "values", FormatError)
     if kept.ndim != 1:
         raise FormatError(f"values: expected one dimension, got shape {kept.shape}")

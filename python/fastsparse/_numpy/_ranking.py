@@ -1,5 +1,6 @@
 """What is ranked: keys whose order is that of magnitudes or scores."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,13 @@ class Ranking:
     keys: NDArray[Any]
     largest: int
     numbers: Callable[[], NDArray[np.float64]]
+    weights: NDArray[Any] | None = None
+    """The weights, where what is ranked is their product with a scale."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the magnitudes of the weights are ranked."""
+        return self.arg == "w" and self.weights is None
 
     def reject_nan(self) -> None:
         """FastSparseError naming the first NaN, in row-major order."""
@@ -36,6 +44,8 @@ class Ranking:
 
     def raise_nan(self, flat: int) -> None:
         index = tuple(int(i) for i in np.unravel_index(flat, self.keys.shape))
+        if self.weights is not None and not np.isnan(self.weights[index]):
+            raise FastSparseError(f"w · column_scale is NaN at index {index}: inf times 0")
         raise FastSparseError(f"{self.arg} contains NaN at index {index}")
 
 
@@ -87,7 +97,7 @@ def ranking_of(w: NDArray[Any], scores: ArrayLike | None, column_scale: ArrayLik
     scale = _column_scale(column_scale, w.shape, working)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         scaled = (np.abs(w.astype(working)).reshape(matrix_view(w.shape)) * scale).reshape(w.shape)
-    return Ranking("w", magnitude_keys(scaled), LARGEST_KEY[working], lambda: np.abs(_float64(scaled)))
+    return Ranking("w", magnitude_keys(scaled), LARGEST_KEY[working], lambda: np.abs(_float64(scaled)), w)
 
 
 def _column_scale(column_scale: ArrayLike, shape: Shape, working: np.dtype[Any]) -> NDArray[Any]:
@@ -100,8 +110,14 @@ def _column_scale(column_scale: ArrayLike, shape: Shape, working: np.dtype[Any])
         raise FastSparseError(f"column_scale: expected shape {allowed}, got {given.shape}")
     if given.dtype.kind not in "iuf" and given.dtype not in LARGEST_KEY:
         raise FastSparseError(f"column_scale: expected real numbers, got dtype {dtype_name(given.dtype)}")
-    factors = given.astype(working)
-    bad = np.flatnonzero(~(factors >= 0))
+    with np.errstate(over="ignore"):
+        factors = given.astype(working)
+    bad = np.flatnonzero(~((factors >= 0) & np.isfinite(factors)))
     if bad.size:
-        raise FastSparseError(f"column_scale: expected numbers ≥ 0, got {given[bad[0]]} at index {bad[0]}")
+        value, hint = given[bad[0]], ""
+        if 0 <= value < math.inf:
+            hint = f": more than {working.name} holds"
+        elif value == math.inf and given.dtype == np.float16:
+            hint = "; float16 holds at most 65504: compute norms in float32"
+        raise FastSparseError(f"column_scale: expected finite numbers ≥ 0, got {value} at index {bad[0]}{hint}")
     return factors if given.size == cols else np.repeat(factors, cols // given.size if given.size else 0)

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from fastsparse._errors import FastSparseError
 from fastsparse._numpy._arguments import Keep, Shape, Spec, matrix_view
-from fastsparse._numpy._ranking import Ranking, ordered_keys, ranking_of
+from fastsparse._numpy._ranking import Ranking, ordered_keys
 from fastsparse.patterns import zeros_in_every
 
 
@@ -143,18 +143,20 @@ def _raise_block_nan(
     raise FastSparseError(f"{ranking.arg}: the mean of block {bad} is NaN (inf − inf)")
 
 
-def keep_of(w: NDArray[Any], spec: Spec, scores: ArrayLike | None, column_scale: ArrayLike | None) -> Keep:
+def keep_of(ranking: Ranking, spec: Spec) -> Keep:
+    """What stays. Arguments are checked before the numbers, as in the native module."""
     kind, *options = spec
-    if kind == "nonzero":
-        for arg, given in (("scores", scores), ("column_scale", column_scale)):
-            if given is not None:
-                raise FastSparseError(f"{arg}: the nonzero pattern does not rank")
-    ranking = ranking_of(w, scores, column_scale)
+    shape = ranking.keys.shape
     if kind in ("nm", "topk"):
         number, of, axis, tail = options
         return _select_groups(ranking, of - number if kind == "topk" else number, of, axis, tail)
     if kind == "block":
         return _select_blocks(ranking, *options)
+    if kind == "exact" and not 0 <= options[0] <= ranking.keys.size:
+        raise FastSparseError(f"zeros: {options[0]} of {ranking.keys.size} elements cannot be dropped")
+    if kind == "nonzero" and not ranking.plain:
+        arg = "scores" if ranking.arg == "scores" else "column_scale"
+        raise FastSparseError(f"{arg}: the nonzero pattern does not rank")
     ranking.reject_nan()
     if kind == "nonzero":
         keep: Keep = ranking.keys != 0
@@ -162,11 +164,8 @@ def keep_of(w: NDArray[Any], spec: Spec, scores: ArrayLike | None, column_scale:
     if kind == "threshold":
         keep = ranking.numbers() > options[0]
         return keep
-    rows, cols = matrix_view(w.shape)
     if kind == "exact":
-        if not 0 <= options[0] <= w.size:
-            raise FastSparseError(f"zeros: {options[0]} of {w.size} elements cannot go")
         return _smallest(ranking.keys.reshape(1, -1), options[0])
     sparsity, per = options
-    view = (rows, cols) if per == "row" else (1, w.size)
+    view = matrix_view(shape) if per == "row" else (1, ranking.keys.size)
     return _smallest(ranking.keys.reshape(view), zero_count(sparsity, view[1]))

@@ -1,7 +1,7 @@
 //! Block pruning against reading the weights.
 //!
 //! `cargo bench -p fastsparse-core --bench block [-- WORD…]`; each word, a list separated by commas, selects parts, types, blocks, norms,
-//! ISAs or threads, as a case's name has them. `keys` makes the keys of all blocks, `select` is all of it at 50 %, `obeys` the check
+//! ISAs or threads, as a case's name has them. `keys` makes the keys of all blocks, `select` is all of it at 50 %, `verify` the check
 //! of that mask. The probe is the sum of the same bytes as float32 on one thread, in interleaved sums as NumPy's `sum` has them.
 //! Probe and kernels take turns; times are medians over the rounds. On a machine that does something else too the work says
 //! more: processor time of all threads, the least of the rounds.
@@ -76,7 +76,7 @@ fn all_keys(keys: &BlockKeys<'_>, exec: Exec) {
         let end = ((task + 1) * STRETCH * 8).min(keys.len());
         for start in (task * STRETCH * 8..end).step_by(STRETCH) {
             let buffer = &mut buffer[..STRETCH.min(end - start)];
-            keys.fill(start, buffer);
+            keys.fill(start, buffer).unwrap();
             black_box(buffer);
         }
     });
@@ -90,7 +90,7 @@ fn run<T: Word>(words: &[String], name: &str, data: &[T], elements: Elements<'_>
             for isa in Isa::available() {
                 for threads in [1, 2] {
                     let exec = Exec { isa, threads };
-                    for part in ["keys", "select", "obeys"] {
+                    for part in ["keys", "select", "verify"] {
                         let title = format!("{part} {name} {tall}x{wide} {norm_name} {} {threads}t", isa.name());
                         if !words.iter().all(|word| title.split(' ').any(|part| word.split(',').any(|w| w == part))) {
                             continue;
@@ -98,7 +98,7 @@ fn run<T: Word>(words: &[String], name: &str, data: &[T], elements: Elements<'_>
                         let ranking = Ranking::Magnitude(elements);
                         let zeros = blocks.grid().len() / 2;
                         let (mut probes, mut times) = (vec![], vec![]);
-                        if part == "obeys" {
+                        if part == "verify" {
                             block::select(ranking, SHAPE, blocks, norm, zeros, exec, &mut mask).unwrap();
                         }
                         for _ in 0..ROUNDS {
@@ -106,11 +106,11 @@ fn run<T: Word>(words: &[String], name: &str, data: &[T], elements: Elements<'_>
                                 black_box(probe(same_bytes(data)));
                             });
                             let time = seconds(|| match part {
-                                "keys" => all_keys(&BlockKeys::new(ranking, SHAPE, blocks, norm, isa), exec),
+                                "keys" => all_keys(&BlockKeys::new(ranking, SHAPE, blocks, norm, isa).unwrap(), exec),
                                 "select" => {
                                     block::select(ranking, SHAPE, blocks, norm, zeros, exec, &mut mask).unwrap()
                                 }
-                                _ => block::obeys(SHAPE, blocks, zeros, &mask, exec).unwrap(),
+                                _ => block::verify(SHAPE, blocks, zeros, &mask, exec).unwrap(),
                             });
                             probes.push(read);
                             times.push(time);

@@ -12,7 +12,8 @@ use fastsparse_core::isa::Isa;
 use fastsparse_core::matrix::{Matrix, from_bool, popcount, to_bool};
 use fastsparse_core::pack::{apply_mask, apply_mask_in_place, offsets, pack, pack_nonzero};
 use fastsparse_core::parallel::Exec;
-use fastsparse_core::unpack::{check_parts, unpack};
+use fastsparse_core::select::ScanWord;
+use fastsparse_core::unpack::{RowOffsets, check_parts, unpack};
 
 const STANDARD: Matrix = Matrix { rows: 4096, cols: 11008 };
 const ROUNDS: usize = 15;
@@ -104,7 +105,7 @@ fn buffers<W: Word>(len: usize) -> Buffers<W> {
     Buffers { weights, copy: zeros(len), out: zeros(len), values: zeros(len) }
 }
 
-fn measure<E: Element>(
+fn measure<E: Element<Bits: ScanWord>>(
     buffers: &mut Buffers<E::Bits>,
     shape: Matrix,
     density: f64,
@@ -122,7 +123,8 @@ fn measure<E: Element>(
         apply_mask(weights, shape, mask, single, pruned);
     }
     let pruned: &[E::Bits] = pruned;
-    pack(weights, shape, mask, &starts, single, &mut buffers.values[..kept]).unwrap();
+    let starts = RowOffsets::new(&starts, shape, kept, single).unwrap();
+    pack(weights, shape, mask, starts, single, &mut buffers.values[..kept]).unwrap();
     buffers.out[..shape.len()].copy_from_slice(weights);
     let bools =
         std::cell::RefCell::new(zeros::<u8>(if wanted("tobool") || wanted("frombool") { shape.len() } else { 0 }));
@@ -140,14 +142,18 @@ fn measure<E: Element>(
                     continue;
                 }
                 let exec = Exec { isa, threads };
-                let (starts, out, values, bools, bits) = (&starts, &out_at, &values_at, &bools, &bits);
+                let (out, values, bools, bits) = (&out_at, &values_at, &bools, &bits);
+                // Checked at each call, as callers do.
+                let offsets = starts.as_slice();
+                let starts = move || RowOffsets::new(offsets, shape, kept, exec).unwrap();
                 let mut counts = vec![0; shape.rows + 1];
                 cases.push((
                     format!("{op} {} t{threads}", isa.name()),
                     Box::new(move || match op {
-                        "pack" => pack(weights, shape, mask, starts, exec, &mut values.borrow_mut()[..kept]).unwrap(),
+                        "pack" => pack(weights, shape, mask, starts(), exec, &mut values.borrow_mut()[..kept]).unwrap(),
                         "unpack" => {
-                            unpack(&values.borrow()[..kept], shape, mask, starts, exec, &mut out.borrow_mut()).unwrap()
+                            unpack(&values.borrow()[..kept], shape, mask, starts(), exec, &mut out.borrow_mut())
+                                .unwrap()
                         }
                         "apply" => apply_mask(weights, shape, mask, exec, &mut out.borrow_mut()),
                         "inplace" => apply_mask_in_place(&mut out.borrow_mut(), shape, mask, exec),
@@ -158,7 +164,7 @@ fn measure<E: Element>(
                         "tobool" => to_bool(shape, mask, exec, &mut bools.borrow_mut()),
                         "frombool" => from_bool(shape, &bools.borrow(), exec, &mut bits.borrow_mut()),
                         "offsets" => assert_eq!(offsets(shape, mask, exec, &mut counts), kept),
-                        _ => check_parts(kept, shape, mask, starts).unwrap(),
+                        _ => check_parts(kept, shape, mask, offsets).unwrap(),
                     }),
                 ));
             }
@@ -187,7 +193,7 @@ fn check<W: Word>(op: &str, weights: &[W], shape: Matrix, mask: &[u8], out: &[W]
     }
 }
 
-fn all<E: Element>(wanted: &dyn Fn(&str) -> bool) {
+fn all<E: Element<Bits: ScanWord>>(wanted: &dyn Fn(&str) -> bool) {
     if !wanted(&format!("u{}", 8 * E::Bits::BYTES)) {
         return;
     }

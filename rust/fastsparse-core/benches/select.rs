@@ -12,7 +12,7 @@ use fastsparse_core::isa::Isa;
 use fastsparse_core::keys::Magnitude;
 use fastsparse_core::matrix::{Matrix, popcount};
 use fastsparse_core::parallel::Exec;
-use fastsparse_core::select;
+use fastsparse_core::select::{self, ScanWord};
 
 const SHAPE: Matrix = Matrix { rows: 4096, cols: 11008 };
 const ROUNDS: usize = 9;
@@ -58,7 +58,7 @@ fn median(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
-fn bench<E: Element>(words: &[String], kind: &str, data: &[E::Bits]) {
+fn bench<E: Element<Bits: ScanWord>>(words: &[String], kind: &str, data: &[E::Bits]) {
     let mut bits = vec![0u8; SHAPE.mask_bytes()];
     let keys = Magnitude::<E>(data);
     for isa in Isa::available() {
@@ -96,7 +96,7 @@ fn bench<E: Element>(words: &[String], kind: &str, data: &[E::Bits]) {
     }
 }
 
-fn all<E: Element>(words: &[String], normal: &[f32], convert: impl Fn(f32) -> E::Bits) {
+fn all<E: Element<Bits: ScanWord>>(words: &[String], normal: &[f32], convert: impl Fn(f32) -> E::Bits) {
     for kind in ["normal", "equal", "two", "zeros", "sorted", "int4"] {
         let wanted = |word: &String| CHOICES.iter().all(|set| !set.contains(&word.as_str()));
         let names = [format!("{:?}", E::DTYPE), kind.to_string()];

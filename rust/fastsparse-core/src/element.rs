@@ -3,14 +3,12 @@
 //! Weights are handled as their bits. For all IEEE-like formats the bits without the sign, read as an unsigned integer, order
 //! the magnitudes: finite numbers first, then infinity, then the NaNs. That integer is the *magnitude key*.
 
-use crate::select::ScanWord;
-
 mod sealed {
     pub trait Sealed {}
 }
 
 /// An unsigned word that holds the bits of an element, or a key.
-pub trait Word: sealed::Sealed + ScanWord + Copy + Ord + Default + Send + Sync + std::fmt::Debug + 'static {
+pub trait Word: sealed::Sealed + Copy + Ord + Default + Send + Sync + std::fmt::Debug + 'static {
     /// Bytes of a word.
     const BYTES: usize;
     /// The largest word.

@@ -1,6 +1,23 @@
 //! Everything that can go wrong in a kernel.
 
-use crate::nm::Groups;
+use std::fmt;
+
+/// What n:m groups are, as every message says it: `3 zeros in every 4 (75 %)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZerosInEvery {
+    /// Zeros of a group.
+    pub zeros: usize,
+    /// Items of a group; at least 1.
+    pub of: usize,
+}
+
+impl fmt::Display for ZerosInEvery {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = format!("{:.4}", 100.0 * self.zeros as f64 / self.of as f64);
+        let percent = percent.trim_end_matches('0').trim_end_matches('.');
+        write!(formatter, "{} zeros in every {} ({percent} %)", self.zeros, self.of)
+    }
+}
 
 /// The error of every operation of this crate. Indices are flat, row-major.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -37,13 +54,19 @@ pub enum Error {
         /// Length of the axis.
         len: usize,
         /// The groups.
-        groups: Groups,
+        groups: ZerosInEvery,
     },
-    /// A padding bit behind the last column of a mask row is set.
+    /// A padding bit after the last column of a mask row is set.
     #[error("padding bits of mask row {row} are set")]
     Padding {
         /// The row.
         row: usize,
+    },
+    /// Row offsets that do not go up from 0 to the number of values.
+    #[error("row offset {index} is out of order: they go up from 0 to the number of values")]
+    RowOffsets {
+        /// The first offset that is wrong.
+        index: usize,
     },
     /// The row offsets disagree with the mask.
     #[error("row {row} has {found} mask bits, its offsets say {expected}")]
@@ -69,7 +92,7 @@ pub enum Error {
         /// Flat index of the group's first element.
         first: usize,
         /// What the pattern says.
-        groups: Groups,
+        groups: ZerosInEvery,
     },
     /// A buffer changed under a kernel that reads it.
     #[error("the data changed while it was read")]

@@ -8,9 +8,9 @@
 //! (key − low) >> shift < BINS:        bins[(key − low) >> shift] += 1
 //! ```
 //!
-//! Three windows of 21 bits, each inside of one bin of the one before, find any threshold exactly; the first alone settles every
-//! type with no more than ten bits of mantissa, the second float32. Types of up to 16 bits are counted by their codes, of
-//! which each stands for one key.
+//! Three windows of 21 bits, each inside of one bin of the one before, find any threshold exactly; the first
+//! alone settles every type with no more than ten bits of mantissa, the second float32. Types of up to 16 bits
+//! are counted by their codes, of which each stands for one key.
 //!
 //! Once the threshold is known, what lies below it and at it needs no bins: [`rank`] compares at the speed of memory.
 
@@ -19,8 +19,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::element::{Element, Word};
 use crate::error::Result;
 use crate::isa::Kernel;
-use crate::keys::{Keys, Magnitude, check_nan};
-use crate::parallel::{Exec, run_with};
+use crate::keys::{Magnitude, first_nan};
+use crate::memory;
+use crate::parallel::{Exec, try_run_with};
 
 /// Bits of a key that one count tells apart.
 pub const WINDOW: u32 = 21;
@@ -57,14 +58,14 @@ pub struct Rank {
     pub zero: u64,
 }
 
-/// Counts the magnitudes of `weights` in the window that starts at `low` with bins of `1 << shift` keys; `shift` is below 64.
-/// Fails on the first NaN.
+/// Counts the magnitudes of `weights` in the window that starts at `low` with bins of `1 << shift` keys;
+/// `shift` is below 64. Fails on the first NaN.
 pub fn count<E: Element>(weights: &[E::Bits], low: u64, shift: u32, exec: Exec) -> Result<Counts> {
     let narrow = E::Bits::BYTES <= 2;
     let nan = AtomicUsize::new(usize::MAX);
     let threads = exec.for_work(weights.len(), PER_THREAD).threads;
-    let table = || (0, vec![0u64; if narrow { 2 * CODES } else { BINS }]);
-    let mut tables = run_with(threads, weights.len().div_ceil(PER_TASK), table, |(below, slots), i| {
+    let table = || Ok((0, memory::zeros(if narrow { 2 * CODES } else { BINS })?));
+    let mut tables = try_run_with(threads, weights.len().div_ceil(PER_TASK), table, |(below, slots), i| {
         let start = i * PER_TASK;
         let chunk = &weights[start..weights.len().min(start + PER_TASK)];
         if exec.isa.run(Compare::<E> { chunk, cut: E::MAX_MAGNITUDE }).1 {
@@ -74,30 +75,26 @@ pub fn count<E: Element>(weights: &[E::Bits], low: u64, shift: u32, exec: Exec) 
         } else {
             by_value::<E>(chunk, low, shift, below, slots);
         }
-    });
-    report_nan::<E>(weights, nan.into_inner())?;
+        Ok(())
+    })?;
+    check_nan::<E>(weights, nan.into_inner())?;
     let Some((mut below, mut slots)) = tables.pop() else { return Ok(Counts::default()) };
     for (other, counts) in tables {
         below += other;
         slots.iter_mut().zip(counts).for_each(|(slot, count)| *slot += count);
     }
     if narrow {
-        let second = slots.split_off(CODES);
-        slots.iter_mut().zip(second).for_each(|(slot, count)| *slot += count);
+        let (first, second) = slots.split_at_mut(CODES);
+        first.iter_mut().zip(second).for_each(|(slot, count)| *slot += *count);
+        slots.truncate(CODES);
     }
     let filled = slots.into_iter().enumerate().filter(|&(_, count)| count != 0);
-    Ok(if narrow { from_codes::<E>(filled, low, shift) } else { Counts { below, bins: filled.collect() } })
+    if narrow { from_codes::<E>(filled, low, shift) } else { Ok(Counts { below, bins: memory::collect(filled)? }) }
 }
 
-/// Fails on the first NaN of the task that starts at `start`, if that is within the weights.
-fn report_nan<E: Element>(weights: &[E::Bits], start: usize) -> Result<()> {
-    if start < weights.len() {
-        let keys = Magnitude::<E>(weights);
-        let mut chunk = vec![E::Bits::default(); PER_TASK.min(weights.len() - start)];
-        keys.fill(start, &mut chunk);
-        check_nan(&keys, start, &chunk)?;
-    }
-    Ok(())
+/// Fails with the first NaN from `start` on, if that is one of the weights.
+fn check_nan<E: Element>(weights: &[E::Bits], start: usize) -> Result<()> {
+    if start < weights.len() { Err(first_nan(&Magnitude::<E>(weights), start..weights.len())) } else { Ok(()) }
 }
 
 /// How the magnitudes stand to the one whose float64 has the bits `low`. Fails on the first NaN.
@@ -113,16 +110,22 @@ pub fn rank<E: Element>(weights: &[E::Bits], low: u64, exec: Exec) -> Result<Ran
     let tied = all_below || key::<E>(cut) == low;
     let nan = AtomicUsize::new(usize::MAX);
     let threads = exec.for_work(weights.len(), PER_TASK).threads;
-    let counts = run_with(threads, weights.len().div_ceil(PER_TASK), Rank::default, |sum, i| {
-        let start = i * PER_TASK;
-        let chunk = &weights[start..weights.len().min(start + PER_TASK)];
-        let (found, invalid) = exec.isa.run(Compare::<E> { chunk, cut });
-        if invalid {
-            nan.fetch_min(start, Ordering::Relaxed);
-        }
-        *sum = add(*sum, found);
-    });
-    report_nan::<E>(weights, nan.into_inner())?;
+    let counts = try_run_with(
+        threads,
+        weights.len().div_ceil(PER_TASK),
+        || Ok(Rank::default()),
+        |sum, i| {
+            let start = i * PER_TASK;
+            let chunk = &weights[start..weights.len().min(start + PER_TASK)];
+            let (found, invalid) = exec.isa.run(Compare::<E> { chunk, cut });
+            if invalid {
+                nan.fetch_min(start, Ordering::Relaxed);
+            }
+            *sum = add(*sum, found);
+            Ok(())
+        },
+    )?;
+    check_nan::<E>(weights, nan.into_inner())?;
     let Rank { below, equal, zero } = counts.into_iter().fold(Rank::default(), add);
     Ok(if all_below {
         Rank { below: below + equal, equal: 0, zero }
@@ -176,8 +179,8 @@ fn by_value<E: Element>(weights: &[E::Bits], low: u64, shift: u32, below: &mut u
     for &bits in weights {
         let key = key::<E>(E::magnitude(bits));
         less += (key < low) as u64;
-        // What is below wraps around and lands beyond the last bin; whether one is hit is easy to predict: in the first window
-        // always, in the others hardly ever.
+        // What is below wraps around and lands beyond the last bin; whether one is hit is easy to predict: in
+        // the first window always, in the others hardly ever.
         if let Some(slot) = slots.get_mut((key.wrapping_sub(low) >> shift) as usize)
             && key >= low
         {
@@ -187,7 +190,7 @@ fn by_value<E: Element>(weights: &[E::Bits], low: u64, shift: u32, below: &mut u
     *below += less;
 }
 
-fn from_codes<E: Element>(codes: impl Iterator<Item = (usize, u64)>, low: u64, shift: u32) -> Counts {
+fn from_codes<E: Element>(codes: impl Iterator<Item = (usize, u64)>, low: u64, shift: u32) -> Result<Counts> {
     let mut counts = Counts::default();
     for (code, count) in codes {
         let key = key::<E>(E::Bits::from_u64(code as u64));
@@ -197,11 +200,11 @@ fn from_codes<E: Element>(codes: impl Iterator<Item = (usize, u64)>, low: u64, s
         } else if bin < BINS {
             match counts.bins.last_mut() {
                 Some((last, total)) if *last == bin => *total += count,
-                _ => counts.bins.push((bin, count)),
+                _ => memory::push(&mut counts.bins, (bin, count))?,
             }
         }
     }
-    counts
+    Ok(counts)
 }
 
 fn key<E: Element>(magnitude: E::Bits) -> u64 {

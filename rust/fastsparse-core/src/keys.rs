@@ -5,6 +5,8 @@
 //! that stays in the first-level cache. Where the keys are the weights' bits under a mask, `masked` offers those, so that a
 //! kernel can load them itself.
 
+use std::ops::Range;
+
 use crate::element::{Element, Word};
 use crate::error::{Error, Result};
 use crate::vector::prefetch;
@@ -23,8 +25,8 @@ pub trait Keys: Sync {
     fn max_key(&self) -> Self::Key;
     /// The number that a key stands for, exact.
     fn value(&self, key: Self::Key) -> f64;
-    /// Writes the keys of the items from `start` on.
-    fn fill(&self, start: usize, out: &mut [Self::Key]);
+    /// Writes the keys of the items from `start` on. Fails only where memory is short.
+    fn fill(&self, start: usize, out: &mut [Self::Key]) -> Result<()>;
     /// Bits and mask with `key = bits & mask`, where that is what the keys are.
     fn masked(&self) -> Option<(&[Self::Key], Self::Key)> {
         None
@@ -41,15 +43,23 @@ pub trait Keys: Sync {
     }
 }
 
-/// Fails on the first NaN among the keys of `keys[start..]` given in `chunk`.
-pub fn check_nan<K: Keys>(keys: &K, start: usize, chunk: &[K::Key]) -> Result<()> {
-    let max = keys.max_key();
-    // The maximum vectorises; the position is looked for only where there is one.
-    if chunk.iter().copied().max().is_some_and(|key| key > max) {
-        let at = chunk.iter().position(|&key| key > max).ok_or(Error::Changed)?;
-        return Err(keys.nan_error(start + at));
+/// Keys that are looked through at a time.
+const CHUNK: usize = 2048;
+
+/// The error for the first NaN among `items`, which were seen to hold one.
+#[cold]
+pub fn first_nan<K: Keys>(keys: &K, items: Range<usize>) -> Error {
+    let mut made = [K::Key::default(); CHUNK];
+    for start in items.clone().step_by(CHUNK) {
+        let made = &mut made[..CHUNK.min(items.end - start)];
+        if let Err(error) = keys.fill(start, made) {
+            return error;
+        }
+        if let Some(at) = made.iter().position(|&key| key > keys.max_key()) {
+            return keys.nan_error(start + at);
+        }
     }
-    Ok(())
+    Error::Changed
 }
 
 /// |w|.
@@ -66,10 +76,11 @@ impl<E: Element> Keys for Magnitude<'_, E> {
     fn value(&self, key: E::Bits) -> f64 {
         E::magnitude_value(key)
     }
-    fn fill(&self, start: usize, out: &mut [E::Bits]) {
+    fn fill(&self, start: usize, out: &mut [E::Bits]) -> Result<()> {
         for (key, &bits) in out.iter_mut().zip(&self.0[start..]) {
             *key = E::magnitude(bits);
         }
+        Ok(())
     }
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
@@ -96,10 +107,11 @@ impl<E: Element> Keys for Ordered<'_, E> {
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
-    fn fill(&self, start: usize, out: &mut [E::Bits]) {
+    fn fill(&self, start: usize, out: &mut [E::Bits]) -> Result<()> {
         for (key, &bits) in out.iter_mut().zip(&self.0[start..]) {
             *key = E::ordered(bits);
         }
+        Ok(())
     }
 }
 
@@ -154,12 +166,13 @@ impl<E: Element> Keys for Scaled32<'_, E> {
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
-    fn fill(&self, start: usize, out: &mut [u32]) {
+    fn fill(&self, start: usize, out: &mut [u32]) -> Result<()> {
         let weights = &self.0[start..start + out.len()];
         self.1.each(start, weights.len(), |i, factor| {
             // Exact: every type that comes here is narrower than float32 or is float32.
             out[i] = ((E::to_f64(weights[i]).abs() as f32) * factor).to_bits() & 0x7fff_ffff;
         });
+        Ok(())
     }
 }
 
@@ -180,11 +193,12 @@ impl Keys for Scaled64<'_> {
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
-    fn fill(&self, start: usize, out: &mut [u64]) {
+    fn fill(&self, start: usize, out: &mut [u64]) -> Result<()> {
         let weights = &self.0[start..start + out.len()];
         self.1.each(start, weights.len(), |i, factor| {
             out[i] = (f64::from_bits(weights[i]).abs() * factor).to_bits() & (u64::MAX >> 1);
         });
+        Ok(())
     }
 }
 

@@ -1,8 +1,8 @@
 //! The kernels of fastsparse: selecting what to prune, packing what is kept, unpacking it,
 //! computing with it.
 //!
-//! Pure functions over slices: no Python, no environment, no files. The caller detects the instruction set once
-//! ([`isa::Isa::detect`]) and hands it down with the number of threads in an [`parallel::Exec`].
+//! Pure functions over slices: no Python, no environment, no files. The caller detects the instruction set
+//! once ([`isa::Isa::detect`]) and hands it down with the number of threads in an [`parallel::Exec`].
 
 pub mod block;
 mod boolean;
@@ -20,7 +20,7 @@ pub mod nm;
 pub mod openmp;
 pub mod pack;
 pub mod parallel;
+mod partition;
 pub mod select;
-mod stretch;
 pub mod unpack;
 mod vector;

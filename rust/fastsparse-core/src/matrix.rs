@@ -1,6 +1,10 @@
 //! The matrix view and its mask: rows of bits, least significant first, each row starting on a byte.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::error::{Error, Result};
+use crate::isa::Kernel;
+use crate::parallel::{Exec, run};
 
 pub use crate::boolean::{from_bool, to_bool};
 
@@ -49,7 +53,7 @@ pub(crate) fn low(n: usize) -> u64 {
     if n < 64 { !(u64::MAX << n) } else { u64::MAX }
 }
 
-/// The 64 bits of `mask` from `bit` on; bits behind its end are 0.
+/// The 64 bits of `mask` from `bit` on; bits after its end are 0.
 #[inline(always)]
 pub(crate) fn word_at(mask: &[u8], bit: usize) -> u64 {
     let (byte, shift) = (bit / 8, bit % 8);
@@ -69,7 +73,34 @@ fn last_word(mask: &[u8], byte: usize, shift: usize) -> u64 {
     rest.iter().rev().fold(0, |word, &b| word << 8 | b as u64) >> shift
 }
 
+/// Mask bytes that one task counts, about; a second thread comes in from twice as many on. Counting takes
+/// 60 µs/MiB on Zen 4 without instructions for it.
+pub(crate) const COUNT_BYTES: usize = 1 << 20;
+
+/// Number of set bits, with the instructions and threads of `exec`.
+pub fn count_ones(bits: &[u8], exec: Exec) -> usize {
+    let total = AtomicUsize::new(0);
+    let threads = exec.for_work(bits.len(), COUNT_BYTES).threads;
+    run(threads, bits.len().div_ceil(COUNT_BYTES), |i| {
+        let end = bits.len().min((i + 1) * COUNT_BYTES);
+        total.fetch_add(exec.isa.run(CountOnes(&bits[i * COUNT_BYTES..end])), Ordering::Relaxed);
+    });
+    total.into_inner()
+}
+
+/// [`popcount`], compiled for an ISA.
+struct CountOnes<'a>(&'a [u8]);
+
+impl Kernel for CountOnes<'_> {
+    type Output = usize;
+    #[inline(always)]
+    fn run(self) -> usize {
+        popcount(self.0)
+    }
+}
+
 /// Number of set bits.
+#[inline(always)]
 pub fn popcount(bytes: &[u8]) -> usize {
     let (words, tail) = bytes.as_chunks::<8>();
     let full: usize = words.iter().map(|w| u64::from_le_bytes(*w).count_ones() as usize).sum();

@@ -6,7 +6,8 @@ use fastsparse_core::isa::Isa;
 use fastsparse_core::matrix::{Matrix, from_bool, to_bool};
 use fastsparse_core::pack::{self, apply_mask, apply_mask_in_place, offsets, pack, pack_nonzero};
 use fastsparse_core::parallel::Exec;
-use fastsparse_core::unpack::{check_parts, unpack};
+use fastsparse_core::select::ScanWord;
+use fastsparse_core::unpack::{RowOffsets, check_parts, unpack};
 use proptest::prelude::*;
 
 /// Canaries on either side of what a kernel may write: more than two vectors.
@@ -71,6 +72,7 @@ impl<W: Word> Sample<W> {
         assert_eq!(&counts, starts, "{context}");
         assert_eq!(check_parts(values.len(), *shape, mask.get(), starts), Ok(()), "{context}");
 
+        let starts = RowOffsets::new(starts, *shape, values.len(), exec).unwrap();
         let mut packed = Shifted::blank(values.len(), start);
         assert_eq!(pack(weights.get(), *shape, mask.get(), starts, exec, packed.get_mut()), Ok(()), "{context}");
         assert!(packed.get() == values, "pack {context}");
@@ -207,7 +209,7 @@ fn threads_do_not_show() {
 #[test]
 fn what_is_not_zero() {
     // Numbers, zeros of both signs and NaN; every shape of `threads_do_not_show` and shorter ones.
-    fn run<E: Element>(codes: [u64; 4]) {
+    fn run<E: Element<Bits: ScanWord>>(codes: [u64; 4]) {
         let mut random = Random(11);
         for (rows, cols) in
             [(0, 5), (5, 0), (1, 1), (3, 63), (40, 8), (700, 1000), (200_001, 3), (1, 700_001), (2, 263_168)]
@@ -281,6 +283,11 @@ fn parts_that_disagree_are_errors() {
                     let mut out = Shifted::blank(shape.len(), 1);
                     let mut content = values.clone();
                     content.resize(kept, W::default());
+                    let checked = check_parts(kept, shape, mask, starts);
+                    let Ok(starts) = RowOffsets::new(starts, shape, kept, exec) else {
+                        assert!(checked.is_err());
+                        return false;
+                    };
                     let results = (
                         pack(&weights, shape, mask, starts, exec, packed.get_mut()),
                         unpack(&content, shape, mask, starts, exec, out.get_mut()),
@@ -288,7 +295,7 @@ fn parts_that_disagree_are_errors() {
                     packed.check_margins("pack");
                     out.check_margins("unpack");
                     assert_eq!(results.0, results.1);
-                    assert_eq!(results.0.is_ok(), check_parts(kept, shape, mask, starts).is_ok());
+                    assert_eq!(results.0.is_ok(), checked.is_ok());
                     results.0.is_ok()
                 };
                 assert!(agrees(&mask, &starts, values.len()));
@@ -308,10 +315,39 @@ fn parts_that_disagree_are_errors() {
                 }
                 let reversed: Vec<i64> = starts.iter().rev().copied().collect();
                 assert!(!agrees(&mask, &reversed, values.len()));
+                // Both ends are right. Rows that one task takes together need no offsets between them.
+                let half = |row| if 2 * row < shape.rows { 0 } else { values.len() as i64 };
+                let half: Vec<i64> = (0..=shape.rows).map(half).collect();
+                assert!(shape.len() < 1 << 17 || !agrees(&mask, &half, values.len()));
             }
         }
     }
     every_width!(run());
+}
+
+#[test]
+fn offsets_ascend() {
+    let shape = Matrix { rows: 3, cols: 100 };
+    for (offsets, expected) in [
+        ([0, 0, 7, 7], Ok(())),
+        ([0, 7, 0, 7], Err(Error::RowOffsets { index: 2 })),
+        ([0, 3, 8, 7], Err(Error::RowOffsets { index: 3 })),
+        ([0, -1, 3, 7], Err(Error::RowOffsets { index: 1 })),
+        ([1, 2, 3, 7], Err(Error::RowOffsets { index: 0 })),
+        ([0, 2, 3, 6], Err(Error::RowOffsets { index: 3 })),
+    ] {
+        let found = RowOffsets::new(&offsets, shape, 7, Exec::single(Isa::Scalar));
+        assert_eq!(found.map(|found| assert_eq!(found.as_slice(), offsets)), expected, "{offsets:?}");
+    }
+    // So many that threads share them; the first row that descends is named.
+    let shape = Matrix { rows: 5 << 20, cols: 1 };
+    let mut offsets: Vec<i64> = (0..=shape.rows as i64).collect();
+    for row in [shape.rows - 1, 3 << 20, (1 << 20) - 1] {
+        offsets[row + 1] = row as i64 - 1;
+        let exec = Exec { isa: Isa::Scalar, threads: 3 };
+        let found = RowOffsets::new(&offsets, shape, shape.rows, exec).map(|_| ());
+        assert_eq!(found, Err(Error::RowOffsets { index: row + 1 }));
+    }
 }
 
 #[test]
@@ -404,11 +440,12 @@ mod guarded {
                 let bools = bools.words::<u8>(shape.len(), behind);
                 for isa in Isa::available() {
                     let exec = Exec::single(isa);
-                    assert_eq!(pack(weights, shape, mask, &sample.offsets, exec, values), Ok(()));
+                    let offsets = RowOffsets::new(&sample.offsets, shape, values.len(), exec).unwrap();
+                    assert_eq!(pack(weights, shape, mask, offsets, exec, values), Ok(()));
                     assert_eq!(values, &sample.values);
                     apply_mask(weights, shape, mask, exec, out);
                     apply_mask_in_place(out, shape, mask, exec);
-                    assert_eq!(unpack(values, shape, mask, &sample.offsets, exec, out), Ok(()));
+                    assert_eq!(unpack(values, shape, mask, offsets, exec, out), Ok(()));
                     assert_eq!(out, &sample.dense);
                     to_bool(shape, mask, exec, bools);
                     from_bool(shape, bools, exec, mask);

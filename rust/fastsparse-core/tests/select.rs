@@ -3,10 +3,10 @@
 use fastsparse_core::element::{BF16, Element, F8E4M3, F8E5M2, F16, F32, F64, I8, U8, Word};
 use fastsparse_core::error::Error;
 use fastsparse_core::isa::Isa;
-use fastsparse_core::keys::{ColumnScale, Keys, Magnitude, Ordered, Scaled32, Scaled64};
+use fastsparse_core::keys::{ColumnScale, Magnitude, Ordered, Scaled32, Scaled64};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
-use fastsparse_core::select;
+use fastsparse_core::select::{self, ScanKeys, ScanWord};
 use proptest::prelude::*;
 
 fn execs() -> impl Iterator<Item = Exec> {
@@ -30,7 +30,7 @@ fn largest(numbers: &[f64], from: usize, len: usize, zeros: usize) -> impl Itera
     order.into_iter()
 }
 
-fn check<K: Keys>(keys: &K, numbers: &[f64], grid: Matrix, zeros: &[usize]) {
+fn check<K: ScanKeys>(keys: &K, numbers: &[f64], grid: Matrix, zeros: &[usize]) {
     // What was there before must not matter.
     let mut bits = vec![0xa5; grid.mask_bytes()];
     for &zeros in zeros {
@@ -78,7 +78,7 @@ enum Kind {
 
 const KINDS: [Kind; 5] = [Kind::Any, Kind::Few, Kind::Equal, Kind::MostlyZero, Kind::Sorted];
 
-fn data<E: Element>(len: usize, kind: Kind) -> Vec<E::Bits> {
+fn data<E: Element<Bits: ScanWord>>(len: usize, kind: Kind) -> Vec<E::Bits> {
     let mut state = 0x9e37_79b9_7f4a_7c15 ^ (len as u64 + 1);
     let mut any = || loop {
         let bits = E::Bits::from_u64(random(&mut state) >> 3);
@@ -115,7 +115,7 @@ fn some_zeros(items: usize, cols: usize) -> Vec<usize> {
 }
 
 fn every_type(run: impl Fn(&dyn Fn(usize, Kind) -> Box<dyn Case>)) {
-    fn of<E: Element>(run: &impl Fn(&dyn Fn(usize, Kind) -> Box<dyn Case>)) {
+    fn of<E: Element<Bits: ScanWord>>(run: &impl Fn(&dyn Fn(usize, Kind) -> Box<dyn Case>)) {
         run(&|len, kind| Box::new(Data::<E>(data::<E>(len, kind))));
     }
     of::<F64>(&run);
@@ -128,14 +128,14 @@ fn every_type(run: impl Fn(&dyn Fn(usize, Kind) -> Box<dyn Case>)) {
     of::<U8>(&run);
 }
 
-struct Data<E: Element>(Vec<E::Bits>);
+struct Data<E: Element<Bits: ScanWord>>(Vec<E::Bits>);
 
 trait Case {
     /// Checks |w|, and with `scores` also the signed order, from element `offset` on.
     fn check(&self, grid: Matrix, offset: usize, scores: bool);
 }
 
-impl<E: Element> Case for Data<E> {
+impl<E: Element<Bits: ScanWord>> Case for Data<E> {
     fn check(&self, grid: Matrix, offset: usize, scores: bool) {
         let bits = &self.0[offset..offset + grid.len()];
         let zeros = some_zeros(grid.len(), grid.cols);
@@ -219,7 +219,7 @@ fn column_scales() {
 
 #[test]
 fn the_first_nan_is_named() {
-    fn each<E: Element>() {
+    fn each<E: Element<Bits: ScanWord>>() {
         let nan = E::Bits::from_u64(E::MAX_MAGNITUDE.to_u64() + 1);
         for (rows, cols) in [(1, 10), (1, 5000), (3, 33_000), (50, 1001)] {
             let grid = Matrix { rows, cols };

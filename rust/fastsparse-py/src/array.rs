@@ -136,7 +136,10 @@ fn known_dtype<'py>(
     }
     let known = KNOWN.map(|known| known.1).join(", ");
     let found = dtype_text(&descr)?;
-    Err(error(py, format!("{name}: dtype {found} is not supported; expected one of {known}")))
+    let foreign = type_numbers(py)?.iter().position(|known| known.0 == number).map_or(String::new(), |at| {
+        format!(" in the byte order of this machine; convert it with .astype(\"{}\")", KNOWN[at].1)
+    });
+    Err(error(py, format!("{name}: dtype {found} is not supported; expected one of {known}{foreign}")))
 }
 
 /// A dtype for messages; NumPy's `name` hides a foreign byte order.
@@ -151,15 +154,30 @@ pub fn extent(array: &Bound<'_, PyUntypedArray>) -> (*mut u8, usize) {
     (data, array.len() * array.dtype().itemsize())
 }
 
+/// Whether the elements are of this type, in the byte order of the machine, aligned and in C order.
+pub fn is_plain<T: numpy::Element>(array: &Bound<'_, PyUntypedArray>) -> bool {
+    let descr = array.dtype();
+    descr.num() == numpy::dtype::<T>(array.py()).num()
+        && descr.is_native_byteorder() != Some(false)
+        && array.is_c_contiguous()
+        && array.is_aligned()
+}
+
+/// Start of a contiguous, aligned array of words. Callers have refused or copied others; whoever has not panics.
+fn start<W: Word>(array: &Bound<'_, PyUntypedArray>) -> *mut W {
+    let (data, bytes) = extent(array);
+    assert!(array.is_c_contiguous() && bytes == array.len() * W::BYTES && data.cast::<W>().is_aligned());
+    data.cast()
+}
+
 /// The elements of a contiguous, aligned array as words of their size.
 pub fn words<'a, W: Word>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [W] {
-    let (data, bytes) = extent(array);
-    assert!(array.is_c_contiguous() && bytes == array.len() * W::BYTES);
-    if bytes == 0 {
+    if array.is_empty() {
         return &[];
     }
-    // SAFETY: the array is contiguous, holds this many words, is aligned (`contiguous`), and lives as long as the borrow.
-    unsafe { std::slice::from_raw_parts(data.cast(), array.len()) }
+    let data = start(array);
+    // SAFETY: `start` has checked that the array is contiguous, aligned, and of words; it lives as long as the borrow.
+    unsafe { std::slice::from_raw_parts(data, array.len()) }
 }
 
 /// As [`words`], to be written.
@@ -168,13 +186,12 @@ pub fn words<'a, W: Word>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [W] {
 /// The array is writeable and nothing else refers to its elements during `'a`.
 #[expect(clippy::mut_from_ref, reason = "the elements belong to NumPy, not to the borrowed handle")]
 pub unsafe fn words_mut<'a, W: Word>(array: &'a Bound<'_, PyUntypedArray>) -> &'a mut [W] {
-    let (data, bytes) = extent(array);
-    assert!(array.is_c_contiguous() && bytes == array.len() * W::BYTES);
-    if bytes == 0 {
+    if array.is_empty() {
         return &mut [];
     }
+    let data = start(array);
     // SAFETY: as in `words`; not aliased is the caller's promise.
-    unsafe { std::slice::from_raw_parts_mut(data.cast(), array.len()) }
+    unsafe { std::slice::from_raw_parts_mut(data, array.len()) }
 }
 
 /// A fresh C-contiguous array, not initialised. NumPy allocates it: it asks for huge pages where that pays.

@@ -8,15 +8,15 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use fastsparse_checkpoint::{Bytes, Entry, Error, Folder, Kind, Reader, Tensor, Writer, dtype};
 use fastsparse_core::{dispatch, energy, histogram};
-use numpy::PyArray1;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyOSError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::array::Input;
+use crate::array::{self, Input};
 use crate::errors;
+use crate::ops::{Array, int64s_mut};
 use crate::runtime;
 
 /// The exception for what went wrong with the file of this path.
@@ -67,7 +67,7 @@ fn contiguous<'a>(py: Python<'_>, data: &'a PyBuffer<u8>, name: &str) -> PyResul
 }
 
 /// Elements below the window, the bins that are not empty, and the elements of each.
-type Counted<'py> = (u64, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
+type Counted<'py> = (u64, Array<'py>, Array<'py>);
 
 /// Counts |w| in the window that starts at the float64 bits `low`, with bins of `1 << shift` of them.
 #[pyfunction]
@@ -81,8 +81,14 @@ pub fn count_magnitudes<'py>(py: Python<'py>, w: &Bound<'py, PyAny>, low: u64, s
     let counts = py
         .detach(|| dispatch!(elements, E, weights => histogram::count::<E>(weights, low, shift, exec)))
         .map_err(|error| errors::kernel(py, error, "w", input.shape()))?;
-    let (bins, elements) = counts.bins.into_iter().map(|(bin, count)| (bin as i64, count as i64)).unzip();
-    Ok((counts.below, PyArray1::from_vec(py, bins), PyArray1::from_vec(py, elements)))
+    let found = counts.bins.len();
+    let (bins, elements) = (array::empty_words::<i64>(py, &[found])?, array::empty_words::<i64>(py, &[found])?);
+    // SAFETY: fresh, nobody else has them.
+    let (to_bins, to_elements) = unsafe { (int64s_mut(&bins), int64s_mut(&elements)) };
+    for ((to_bin, to_count), (bin, count)) in to_bins.iter_mut().zip(to_elements).zip(counts.bins) {
+        (*to_bin, *to_count) = (bin as i64, count as i64);
+    }
+    Ok((counts.below, bins, elements))
 }
 
 /// How many |w| are below the number whose float64 has the bits `low`, how many equal it, and how many are zero.

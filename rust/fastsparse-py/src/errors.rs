@@ -46,7 +46,7 @@ pub fn kernel(py: Python<'_>, error: Error, name: &str, shape: &[usize]) -> PyEr
 }
 
 /// The multi-index of a flat, row-major one, as Python prints it.
-fn index_text(mut index: usize, shape: &[usize]) -> String {
+pub fn index_text(mut index: usize, shape: &[usize]) -> String {
     let mut indices = vec![0; shape.len()];
     for (at, &size) in indices.iter_mut().zip(shape).rev() {
         *at = index % size;

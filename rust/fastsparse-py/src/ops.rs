@@ -7,6 +7,7 @@ use fastsparse_core::keys::{ColumnScale, Ranking};
 use fastsparse_core::matrix::{self, Matrix};
 use fastsparse_core::parallel::Exec;
 use fastsparse_core::select as selection;
+use fastsparse_core::unpack::RowOffsets;
 use fastsparse_core::{block, dispatch, nm, pack as packing, unpack as unpacking, with_keys};
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
@@ -106,9 +107,16 @@ impl<'py> Ranked<'py> {
         }
     }
 
-    /// Name of the argument whose elements the kernel looks at.
-    fn name(&self) -> &'static str {
-        if self.scores.is_some() { "scores" } else { "w" }
+    /// The exception for an error of the selection.
+    fn error(&self, py: Python<'_>, error: Error, shape: &[usize]) -> PyErr {
+        let name = if self.scores.is_some() { "scores" } else { "w" };
+        if let (Error::Nan { index }, Some(_)) = (error, &self.scale)
+            && !dispatch!(self.weights.elements(), E, data => E::to_f64(data[index]).is_nan())
+        {
+            let at = errors::index_text(index, shape);
+            return errors::general(py, format!("w · column_scale is NaN at index {at}: inf times 0"));
+        }
+        errors::kernel(py, error, name, shape)
     }
 }
 
@@ -146,14 +154,24 @@ impl<'py> Scale<'py> {
         }
         let target = if weights.dtype == DType::F64 { "float64" } else { "float32" };
         let values = array::contiguous(given.call_method1(intern!(py, "astype"), (target,))?.cast_into()?)?;
+        let fits = |x: f64| x >= 0.0 && x.is_finite();
         let bad = if weights.dtype == DType::F64 {
-            f64s(array::words(&values)).iter().position(|x| x.is_nan() || *x < 0.0)
+            f64s(array::words(&values)).iter().position(|&x| !fits(x))
         } else {
-            f32s(array::words(&values)).iter().position(|x| x.is_nan() || *x < 0.0)
+            f32s(array::words(&values)).iter().position(|&x| !fits(x.into()))
         };
         if let Some(at) = bad {
             let value = given.get_item(at)?;
-            return Err(errors::general(py, format!("column_scale: expected numbers ≥ 0, got {value} at index {at}")));
+            let number: f64 = value.call_method0("__float__")?.extract()?;
+            let hint = if fits(number) {
+                format!(": more than {target} holds")
+            } else if number == f64::INFINITY && dtype_text(&given.dtype())? == "float16" {
+                "; float16 holds at most 65504: compute norms in float32".to_string()
+            } else {
+                String::new()
+            };
+            let message = format!("column_scale: expected finite numbers ≥ 0, got {value} at index {at}{hint}");
+            return Err(errors::general(py, message));
         }
         Ok(Scale { values, given, cols, repeat })
     }
@@ -175,12 +193,15 @@ fn run_select(ranking: Ranking<'_>, view: Matrix, spec: &Spec, exec: Exec, bits:
         }
         Spec::Nonzero => with_keys!(ranking, keys => selection::nonzero(&keys, view, exec, bits)?),
     }
-    Ok(match *spec {
-        Spec::Tensor { zeros } => view.len() - zeros,
-        Spec::Rows { zeros } => view.rows * (view.cols - zeros),
-        Spec::Groups { axis, groups } => groups.kept(axis),
-        Spec::Blocks { .. } | Spec::Threshold(_) | Spec::Nonzero => matrix::popcount(bits),
-    })
+    let expected = match *spec {
+        Spec::Tensor { zeros } => Some(view.len() - zeros),
+        Spec::Rows { zeros } => Some(view.rows * (view.cols - zeros)),
+        Spec::Groups { axis, groups } => Some(groups.kept(axis)),
+        Spec::Blocks { .. } | Spec::Threshold(_) | Spec::Nonzero => None,
+    };
+    let count = matrix::count_ones(bits, exec);
+    // Weights that another thread writes to meanwhile give any mask.
+    if expected.is_some_and(|expected| expected != count) { Err(Error::Changed) } else { Ok(count) }
 }
 
 /// Selects into a fresh mask.
@@ -202,7 +223,7 @@ fn select_bits<'py>(
     let bytes = unsafe { array::words_mut::<u8>(&bits) };
     let ranking = ranked.ranking();
     let count = without_gil(py, view.len(), || run_select(ranking, view, &spec, exec, bytes))
-        .map_err(|error| errors::kernel(py, error, ranked.name(), shape))?;
+        .map_err(|error| ranked.error(py, error, shape))?;
     array::freeze(&bits);
     Ok((bits, count))
 }
@@ -321,7 +342,9 @@ fn pack_bits<'py>(py: Python<'py>, weights: &Input<'py>, bits: Array<'py>, exec:
         let data = array::words::<W>(&weights.array);
         // SAFETY: fresh, nobody else has it.
         let kept = unsafe { array::words_mut::<W>(&values) };
-        without_gil(py, view.len(), || packing::pack(data, view, mask, rows, exec, kept))
+        without_gil(py, view.len(), || {
+            packing::pack(data, view, mask, RowOffsets::new(rows, view, nnz, exec)?, exec, kept)
+        })
     })
     .map_err(|error| errors::kernel(py, error, "mask", weights.shape()))?;
     frozen(weights, values, bits, offsets)
@@ -366,8 +389,10 @@ pub fn pack<'py>(
 ) -> PyResult<Parts<'py>> {
     let exec = runtime::exec(py, None)?;
     let weights = Input::new(w, "w")?;
-    let (Some(shape), Some(bits)) = (shape, bits) else {
-        return pack_nonzero(py, &weights, exec);
+    let (shape, bits) = match (shape, bits) {
+        (Some(shape), Some(bits)) => (shape, bits),
+        (None, None) => return pack_nonzero(py, &weights, exec),
+        _ => return Err(errors::general(py, "mask: expected shape and bits, or neither".into())),
     };
     check_shape(py, "mask", &shape, weights.shape())?;
     let bits = mask_bits(bits, "bits", spec::matrix(weights.shape()))?;
@@ -393,7 +418,7 @@ pub fn compress<'py>(
 /// # Safety
 /// The array is fresh and nobody else has it.
 #[expect(clippy::mut_from_ref, reason = "the elements belong to NumPy, not to the borrowed handle")]
-unsafe fn int64s_mut<'a>(array: &'a Array<'_>) -> &'a mut [i64] {
+pub(crate) unsafe fn int64s_mut<'a>(array: &'a Array<'_>) -> &'a mut [i64] {
     // SAFETY: the caller's promise; int64 and u64 have one size, and i64 takes every bit pattern.
     unsafe {
         let words = array::words_mut::<u64>(array);
@@ -403,10 +428,13 @@ unsafe fn int64s_mut<'a>(array: &'a Array<'_>) -> &'a mut [i64] {
 
 pub(crate) fn int64s<'a>(offsets: &'a Array<'_>, view: Matrix) -> PyResult<&'a [i64]> {
     let py = offsets.py();
-    let fits = offsets.shape() == [view.rows + 1] && offsets.dtype().num() == numpy::dtype::<i64>(py).num();
-    let native = offsets.dtype().is_native_byteorder() != Some(false);
-    if !fits || !native || !offsets.is_c_contiguous() || !offsets.is_aligned() {
-        let message = format!("row_offsets: expected contiguous int64 of shape ({},)", view.rows + 1);
+    if offsets.shape() != [view.rows + 1] || !array::is_plain::<i64>(offsets) {
+        let message = format!(
+            "row_offsets: expected contiguous, aligned int64 of shape ({},), got {} of shape {}",
+            view.rows + 1,
+            dtype_text(&offsets.dtype())?,
+            shape_text(offsets.shape())
+        );
         return Err(errors::format(py, message));
     }
     let words = array::words::<u64>(offsets);
@@ -435,7 +463,9 @@ pub fn unpack<'py>(
         let (kept, mask) = (array::words::<W>(&values.array), array::words::<u8>(&bits));
         // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
         let dense = unsafe { array::words_mut::<W>(output.array()) };
-        without_gil(py, view.len(), || unpacking::unpack(kept, view, mask, offsets, exec, dense))
+        without_gil(py, view.len(), || {
+            unpacking::unpack(kept, view, mask, RowOffsets::new(offsets, view, kept.len(), exec)?, exec, dense)
+        })
     })
     .map_err(|error| errors::kernel(py, error, "bitmask", &shape))?;
     Ok(output.array().clone())
@@ -455,11 +485,12 @@ pub(crate) fn checked_view(py: Python<'_>, shape: &[usize]) -> PyResult<Matrix> 
 /// Checks a mask from outside.
 #[pyfunction]
 pub fn check_bits<'py>(py: Python<'py>, bits: &Bound<'py, PyAny>, shape: Vec<usize>) -> PyResult<Mask<'py>> {
+    let exec = runtime::exec(py, None)?;
     let view = checked_view(py, &shape)?;
     let bits = array::frozen_view(&mask_bits(&array::as_array(bits, "bits")?, "bits", view)?)?;
     let mask = array::words(&bits);
     matrix::check_padding(view, mask).map_err(|error| errors::format(py, format!("bits: {error}")))?;
-    let count = matrix::popcount(mask);
+    let count = matrix::count_ones(mask, exec);
     Ok((shape_tuple(py, &shape)?, bits, count))
 }
 
@@ -505,11 +536,14 @@ pub fn check_pattern(py: Python<'_>, shape: Vec<usize>, bits: &Array<'_>, spec: 
     let bits = mask_bits(bits, "bits", view)?;
     let mask = array::words(&bits);
     match Spec::new(spec, &shape)? {
-        Spec::Groups { axis, groups } => without_gil(py, view.len(), || nm::obeys(view, axis, groups, mask, exec)),
+        Spec::Groups { axis, groups } => without_gil(py, view.len(), || nm::verify(view, axis, groups, mask, exec)),
         Spec::Blocks { blocks, zeros, .. } => {
-            without_gil(py, view.len(), || block::obeys(view, blocks, zeros, mask, exec))
+            without_gil(py, view.len(), || block::verify(view, blocks, zeros, mask, exec))
         }
-        _ => return Err(errors::format(py, "pattern: expected n:m, top-k or block".to_string())),
+        _ => {
+            let kind = spec.get_item(0)?;
+            return Err(errors::general(py, format!("pattern: expected an n:m, top-k or block pattern, got {kind}")));
+        }
     }
     .map_err(|error| errors::format(py, format!("pattern: {error}")))
 }
@@ -531,7 +565,7 @@ pub fn from_bool<'py>(py: Python<'py>, mask: &Bound<'py, PyAny>) -> PyResult<Mas
     let bytes = unsafe { array::words_mut::<u8>(&bits) };
     let count = without_gil(py, view.len(), || {
         matrix::from_bool(view, bools, exec, bytes);
-        matrix::popcount(bytes)
+        matrix::count_ones(bytes, exec)
     });
     array::freeze(&bits);
     Ok((shape_tuple(py, mask.shape())?, bits, count))
@@ -552,10 +586,15 @@ pub fn to_bool<'py>(py: Python<'py>, shape: Vec<usize>, bits: &Array<'py>) -> Py
 }
 
 /// `axis` of a tensor of this shape, cut into blocks of `length`.
-fn runs(shape: &[usize], length: usize, axis: usize) -> block::Blocks {
-    let inner = shape[axis + 1..].iter().product();
-    let axis = nm::Axis { outer: shape[..axis].iter().product(), len: shape[axis], inner };
-    block::Blocks { axis, tall: length, wide: 1 }
+fn runs(py: Python<'_>, shape: &[usize], length: usize, axis: usize) -> PyResult<block::Blocks> {
+    if length == 0 {
+        return Err(errors::general(py, "length: expected at least 1, got 0".into()));
+    }
+    if axis >= shape.len() {
+        let message = format!("axis: {axis} is out of range for a tensor with {} dimensions", shape.len());
+        return Err(errors::general(py, message));
+    }
+    Ok(block::Blocks { axis: spec::axis_of(py, shape, axis as isize)?, tall: length, wide: 1 })
 }
 
 /// The l2 norms of blocks along an axis as NumPy computes them in float32 or float16, as float32.
@@ -564,18 +603,23 @@ pub fn block_norms<'py>(py: Python<'py>, w: &Bound<'py, PyAny>, length: usize, a
     let exec = runtime::exec(py, None)?;
     let input = Input::new(w, "w")?;
     let mut shape = input.shape().to_vec();
-    let blocks = runs(&shape, length, axis);
+    let blocks = runs(py, &shape, length, axis)?;
     shape[axis] = shape[axis].div_ceil(length);
     let norms = array::empty_words::<f32>(py, &shape)?;
     // SAFETY: fresh, nobody else has it, and every bit pattern is a float.
     let out = unsafe { array::words_mut::<u32>(&norms) };
     // SAFETY: same size and alignment.
     let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), out.len()) };
+    let axis = blocks.axis;
     match input.elements() {
-        Elements::F32(w) => without_gil(py, w.len(), || block::l2_like_numpy::<F32>(w, blocks.axis, length, exec, out)),
-        Elements::F16(w) => without_gil(py, w.len(), || block::l2_like_numpy::<F16>(w, blocks.axis, length, exec, out)),
-        _ => return Err(errors::general(py, "w: expected float32 or float16".into())),
+        Elements::F32(w) => without_gil(py, w.len(), || block::l2_like_numpy::<F32>(w, axis, length, exec, out)),
+        Elements::F16(w) => without_gil(py, w.len(), || block::l2_like_numpy::<F16>(w, axis, length, exec, out)),
+        _ => {
+            let found = dtype_text(&input.array.dtype())?;
+            return Err(errors::general(py, format!("w: expected float32 or float16, got {found}")));
+        }
     }
+    .map_err(|error| errors::kernel(py, error, "w", input.shape()))?;
     Ok(norms)
 }
 
@@ -591,12 +635,16 @@ pub fn blocks_above<'py>(
 ) -> PyResult<Mask<'py>> {
     let exec = runtime::exec(py, None)?;
     let norms = Input::new(norms, "norms")?;
-    let (view, blocks) = (checked_view(py, &shape)?, runs(&shape, length, axis));
+    let (view, blocks) = (checked_view(py, &shape)?, runs(py, &shape, length, axis)?);
     let Elements::F32(words) = norms.elements() else {
-        return Err(errors::general(py, "norms: expected float32".into()));
+        let found = dtype_text(&norms.array.dtype())?;
+        return Err(errors::general(py, format!("norms: expected float32, got {found}")));
     };
-    if words.len() != blocks.grid().len() {
-        return Err(errors::general(py, format!("norms: {} for {} blocks", words.len(), blocks.grid().len())));
+    let mut expected = shape.clone();
+    expected[axis] = shape[axis].div_ceil(length);
+    if norms.shape() != expected {
+        let (got, want) = (shape_text(norms.shape()), shape_text(&expected));
+        return Err(errors::general(py, format!("norms: expected shape {want}, got {got}")));
     }
     let bits = array::empty_words::<u8>(py, &[view.rows, view.row_bytes()])?;
     // SAFETY: fresh, nobody else has it.
@@ -604,6 +652,6 @@ pub fn blocks_above<'py>(
     without_gil(py, view.len(), || block::above_value(words, view, blocks, value, exec, bytes))
         .map_err(|error| errors::kernel(py, error, "norms", norms.shape()))?;
     array::freeze(&bits);
-    let count = matrix::popcount(array::words(&bits));
+    let count = matrix::count_ones(array::words(&bits), exec);
     Ok((shape_tuple(py, &shape)?, bits, count))
 }

@@ -7,7 +7,7 @@ use fastsparse_core::linear::blocks::{self, Blocks};
 use fastsparse_core::linear::indexed::{self, Column, Indexed};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
-use numpy::{PyArrayDescrMethods, PyUntypedArrayMethods};
+use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
 use crate::array::{self, Input, shape_text};
@@ -106,12 +106,12 @@ impl<'a, 'py> Checked<'a, 'py> {
         let view = checked_view(py, shape)?;
         let values = Input::new(values, "values")?;
         check_dtype(&values, "s")?;
-        let in_bytes = is::<u8>(columns);
+        let in_bytes = array::is_plain::<u8>(columns);
         let (grid, slots) =
             if in_bytes { (indexed::grid::<u8>(view), u8::SLOTS) } else { (indexed::grid::<u16>(view), u16::SLOTS) };
         let laid = values.shape().len() == 2 && values.shape()[1] == slots && columns.shape() == values.shape();
-        let typed = in_bytes || is::<u16>(columns);
-        if !laid || !typed || !is::<u16>(steps) || steps.shape() != [grid.rows, grid.cols] {
+        let typed = in_bytes || array::is_plain::<u16>(columns);
+        if !laid || !typed || !array::is_plain::<u16>(steps) || steps.shape() != [grid.rows, grid.cols] {
             let message = format!("columns: not those of weights of shape {}", shape_text(shape));
             return Err(errors::format(py, message));
         }
@@ -123,15 +123,6 @@ impl<'a, 'py> Checked<'a, 'py> {
         let Checked { view, ref values, columns, steps, starts, .. } = *self;
         Indexed { shape: view, values: array::words(&values.array), columns: array::words(columns), steps, starts }
     }
-}
-
-/// Whether an array holds words of this type as the kernels read them: contiguous, aligned, in the byte order of the machine.
-fn is<T: numpy::Element>(array: &Array<'_>) -> bool {
-    let dtype = array.dtype();
-    dtype.num() == numpy::dtype::<T>(array.py()).num()
-        && dtype.is_native_byteorder() != Some(false)
-        && array.is_c_contiguous()
-        && array.is_aligned()
 }
 
 /// The packed form of a layout, with `kept` values.
@@ -304,7 +295,7 @@ impl<'a, 'py> CheckedBlocks<'a, 'py> {
         let panels = index.len().checked_mul(block.cols).map(|columns| columns / blocks::PANEL);
         let laid = panels.is_some_and(|panels| values.shape() == [panels, block.rows, blocks::PANEL]);
         let whole = index.len() * block.cols % blocks::PANEL == 0;
-        if !laid || !whole || !is::<u16>(index) || index.shape().len() != 1 {
+        if !laid || !whole || !array::is_plain::<u16>(index) || index.shape().len() != 1 {
             let message = format!("index: not that of weights of shape {}", shape_text(shape));
             return Err(errors::format(py, message));
         }

@@ -69,7 +69,7 @@ impl Spec {
             "exact" => {
                 let zeros: usize = spec.get_item(1)?.extract()?;
                 if zeros > view.len() {
-                    let message = format!("zeros: {zeros} of {} elements cannot go", view.len());
+                    let message = format!("zeros: {zeros} of {} elements cannot be dropped", view.len());
                     return Err(errors::general(spec.py(), message));
                 }
                 Spec::Tensor { zeros }
@@ -77,14 +77,14 @@ impl Spec {
             "nm" => {
                 let (_, zeros, of, axis, tail): (Bound<'_, PyAny>, usize, usize, isize, Bound<'_, PyAny>) =
                     spec.extract()?;
-                let groups = Groups { zeros, of, tail: tail_of(&tail)? };
-                Spec::Groups { axis: axis_of(spec.py(), shape, axis)?, groups }
+                Spec::Groups { axis: axis_of(spec.py(), shape, axis)?, groups: groups(spec, zeros, of, &tail)? }
             }
             "topk" => {
                 let (_, keep, of, axis, tail): (Bound<'_, PyAny>, usize, usize, isize, Bound<'_, PyAny>) =
                     spec.extract()?;
-                let groups = Groups { zeros: of - keep, of, tail: tail_of(&tail)? };
-                Spec::Groups { axis: axis_of(spec.py(), shape, axis)?, groups }
+                // More than there are is refused like more zeros than there are.
+                let zeros = of.checked_sub(keep).unwrap_or(usize::MAX);
+                Spec::Groups { axis: axis_of(spec.py(), shape, axis)?, groups: groups(spec, zeros, of, &tail)? }
             }
             "block" => {
                 let (_, size, sparsity, axis, norm): (
@@ -106,6 +106,9 @@ impl Spec {
                         Blocks { axis: Axis { outer: 1, len: view.rows, inner: view.cols }, tall, wide }
                     }
                 };
+                if blocks.tall == 0 || blocks.wide == 0 {
+                    return Err(unusable(spec));
+                }
                 Spec::Blocks { blocks, norm, zeros: zeros_of(sparsity, blocks.grid().len()) }
             }
             "threshold" => Spec::Threshold(spec.get_item(1)?.extract()?),
@@ -113,6 +116,19 @@ impl Spec {
             other => return Err(PyValueError::new_err(format!("spec: unknown kind {other:?}"))),
         })
     }
+}
+
+/// n:m groups, of which none may lose more than it has.
+fn groups(spec: &Bound<'_, PyTuple>, zeros: usize, of: usize, tail: &Bound<'_, PyAny>) -> PyResult<Groups> {
+    if of == 0 || zeros > of {
+        return Err(unusable(spec));
+    }
+    Ok(Groups { zeros, of, tail: tail_of(tail)? })
+}
+
+/// No pattern of `fastsparse.patterns` gives such a tuple.
+fn unusable(spec: &Bound<'_, PyTuple>) -> PyErr {
+    errors::general(spec.py(), format!("spec: {spec} is no pattern"))
 }
 
 fn tail_of(tail: &Bound<'_, PyAny>) -> PyResult<Tail> {
@@ -124,7 +140,7 @@ fn tail_of(tail: &Bound<'_, PyAny>) -> PyResult<Tail> {
 }
 
 /// The tensor seen along an axis. A 0-d tensor counts as one of shape (1,).
-fn axis_of(py: Python<'_>, shape: &[usize], axis: isize) -> PyResult<Axis> {
+pub fn axis_of(py: Python<'_>, shape: &[usize], axis: isize) -> PyResult<Axis> {
     let ndim = shape.len().max(1) as isize;
     if axis < -ndim || axis >= ndim {
         let message = format!("axis: {axis} is out of range for w with {} dimensions", shape.len());

@@ -8,17 +8,19 @@ use super::widen::Widen;
 use super::{Blocks, Norm, Place};
 use crate::dispatch;
 use crate::element::{BF16, Element, Elements, F8E4M3, F8E5M2, F16, F32, F64, I8, U8, Word};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::isa::{Isa, Kernel};
 use crate::keys::{ColumnScale, Keys, Ranking};
 use crate::matrix::Matrix;
+use crate::memory;
 use crate::vector::prefetch;
 
 /// Weights that are widened or scaled at a time: 8 KiB of float32.
 const MADE: usize = 2048;
 
-/// `with_weights!(elements, weights => expression)`: the expression with `weights` the [`Weights`] that serve best. Narrow types
-/// other than bfloat16, which takes a shift, become float32 first: that costs little and saves a copy of all kernels each.
+/// `with_weights!(elements, weights => expression)`: the expression with `weights` the [`Weights`] that serve
+/// best. Narrow types other than bfloat16, which takes a shift, become float32 first: that costs little and saves
+/// a copy of all kernels each.
 macro_rules! with_weights {
     ($elements:expr, $weights:ident => $body:expr) => {
         match $elements {
@@ -47,17 +49,17 @@ pub struct BlockKeys<'a> {
 
 impl<'a> BlockKeys<'a> {
     /// The keys of `blocks`, one after the other, in the tensor that `ranking` holds and `shape` is the matrix view of.
-    pub fn new(ranking: Ranking<'a>, shape: Matrix, blocks: Blocks, norm: Norm, isa: Isa) -> Self {
+    pub fn new(ranking: Ranking<'a>, shape: Matrix, blocks: Blocks, norm: Norm, isa: Isa) -> Result<Self> {
         let blocks = blocks.normal(shape);
         let norms = match ranking {
             Ranking::Magnitude(w) => with_weights!(w, weights => of_magnitudes(weights, blocks, norm, isa)),
             Ranking::Scaled32(w, scale) => dispatch!(w, E, data => {
-                of_magnitudes(Widened::<E>(data, Some(expanded(scale))), blocks, norm, isa)
+                of_magnitudes(Widened::<E>(data, Some(expanded(scale)?)), blocks, norm, isa)
             }),
-            Ranking::Scaled64(data, scale) => of_magnitudes(Scaled64(data, expanded(scale)), blocks, norm, isa),
+            Ranking::Scaled64(data, scale) => of_magnitudes(Scaled64(data, expanded(scale)?), blocks, norm, isa),
             Ranking::Scores(scores) => with_weights!(scores, weights => boxed::<_, Signed>(weights, blocks, isa)),
         };
-        BlockKeys { blocks, signed: matches!(ranking, Ranking::Scores(_)), norms }
+        Ok(BlockKeys { blocks, signed: matches!(ranking, Ranking::Scores(_)), norms })
     }
 }
 
@@ -76,8 +78,8 @@ impl Keys for BlockKeys<'_> {
         if self.signed { F64::ordered_value(key) } else { F64::magnitude_value(key) }
     }
 
-    fn fill(&self, start: usize, out: &mut [u64]) {
-        self.norms.fill(start, out);
+    fn fill(&self, start: usize, out: &mut [u64]) -> Result<()> {
+        self.norms.fill(start, out)
     }
 
     fn prefetch(&self, block: usize) {
@@ -93,8 +95,12 @@ impl Keys for BlockKeys<'_> {
         let place = self.blocks.place(block, 1);
         for line in 0..place.lines {
             let start = place.first + line * place.stride;
-            if let Some(index) = (start..start + place.cols).find(|&index| self.norms.is_nan(index)) {
-                return Error::Nan { index };
+            for index in start..start + place.cols {
+                match self.norms.is_nan(index) {
+                    Ok(true) => return Error::Nan { index },
+                    Ok(false) => {}
+                    Err(error) => return error,
+                }
             }
         }
         Error::BlockNan { block }
@@ -104,11 +110,11 @@ impl Keys for BlockKeys<'_> {
 /// Norms without the types of elements and measures: one instance of the selection serves all of them.
 trait Norms: Sync {
     /// Writes the keys of the blocks from `start` on.
-    fn fill(&self, start: usize, keys: &mut [u64]);
+    fn fill(&self, start: usize, keys: &mut [u64]) -> Result<()>;
     /// Asks for the memory of element `index`.
     fn prefetch(&self, index: usize);
     /// Whether element `index` is ranked as NaN.
-    fn is_nan(&self, index: usize) -> bool;
+    fn is_nan(&self, index: usize) -> Result<bool>;
 }
 
 fn of_magnitudes<'a, W: Weights + 'a>(weights: W, blocks: Blocks, norm: Norm, isa: Isa) -> Box<dyn Norms + 'a> {
@@ -131,28 +137,29 @@ struct Measured<W, M> {
 }
 
 impl<W: Weights, M: Measure<W::E>> Norms for Measured<W, M> {
-    fn fill(&self, start: usize, mut keys: &mut [u64]) {
+    fn fill(&self, start: usize, mut keys: &mut [u64]) -> Result<()> {
         let mut scratch = Scratch::default();
         let mut buffer = Vec::new();
         let mut block = start;
         while !keys.is_empty() {
             let place = self.blocks.place(block, keys.len().min(W::PIECE / self.blocks.size()).max(1));
             let (now, later) = keys.split_at_mut(place.cols.div_ceil(self.blocks.wide));
-            let region = self.weights.region(place, self.isa, &mut buffer);
-            norms::keys::<W::E, M>(self.isa, region, self.blocks.wide, &mut scratch, now);
+            let region = self.weights.region(place, self.isa, &mut buffer)?;
+            norms::keys::<W::E, M>(self.isa, region, self.blocks.wide, &mut scratch, now)?;
             block += now.len();
             keys = later;
         }
+        Ok(())
     }
 
     fn prefetch(&self, index: usize) {
         self.weights.prefetch(index);
     }
 
-    fn is_nan(&self, index: usize) -> bool {
+    fn is_nan(&self, index: usize) -> Result<bool> {
         let place = Place { first: index, stride: 0, lines: 1, cols: 1 };
         let mut buffer = Vec::new();
-        W::E::to_f64(self.weights.region(place, self.isa, &mut buffer).data[0]).is_nan()
+        Ok(W::E::to_f64(self.weights.region(place, self.isa, &mut buffer)?.data[0]).is_nan())
     }
 }
 
@@ -170,7 +177,7 @@ trait Weights: Sync {
         place: Place,
         isa: Isa,
         buffer: &'s mut Vec<<Self::E as Element>::Bits>,
-    ) -> Region<'s, <Self::E as Element>::Bits>;
+    ) -> Result<Region<'s, <Self::E as Element>::Bits>>;
 }
 
 /// As they are.
@@ -182,8 +189,8 @@ impl<E: Element> Weights for Plain<'_, E> {
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
-    fn region<'s>(&'s self, place: Place, _isa: Isa, _buffer: &'s mut Vec<E::Bits>) -> Region<'s, E::Bits> {
-        Region { data: &self.0[place.first..], stride: place.stride, lines: place.lines, cols: place.cols }
+    fn region<'s>(&'s self, place: Place, _isa: Isa, _buffer: &'s mut Vec<E::Bits>) -> Result<Region<'s, E::Bits>> {
+        Ok(Region { data: &self.0[place.first..], stride: place.stride, lines: place.lines, cols: place.cols })
     }
 }
 
@@ -196,7 +203,7 @@ impl<E: Widen> Weights for Widened<'_, E> {
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
-    fn region<'s>(&'s self, place: Place, isa: Isa, buffer: &'s mut Vec<u32>) -> Region<'s, u32> {
+    fn region<'s>(&'s self, place: Place, isa: Isa, buffer: &'s mut Vec<u32>) -> Result<Region<'s, u32>> {
         made(place, buffer, |start, out| {
             E::widen(isa, &self.0[start..][..out.len()], out);
             if let Some(factors) = &self.1 {
@@ -216,7 +223,7 @@ impl Weights for Scaled64<'_> {
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
-    fn region<'s>(&'s self, place: Place, isa: Isa, buffer: &'s mut Vec<u64>) -> Region<'s, u64> {
+    fn region<'s>(&'s self, place: Place, isa: Isa, buffer: &'s mut Vec<u64>) -> Result<Region<'s, u64>> {
         made(place, buffer, |start, out| {
             out.copy_from_slice(&self.0[start..][..out.len()]);
             let product = |a: u64, b: f64| (f64::from_bits(a) * b).to_bits();
@@ -226,11 +233,11 @@ impl Weights for Scaled64<'_> {
 }
 
 /// A factor for each column of the matrix view.
-fn expanded<'a, T: Copy>(scale: ColumnScale<'a, T>) -> Cow<'a, [T]> {
-    match scale.repeat {
+fn expanded<'a, T: Copy>(scale: ColumnScale<'a, T>) -> Result<Cow<'a, [T]>> {
+    Ok(match scale.repeat {
         1 => Cow::Borrowed(scale.values),
-        repeat => (0..scale.cols).map(|col| scale.values[col / repeat]).collect(),
-    }
+        repeat => memory::collect((0..scale.cols).map(|col| scale.values[col / repeat]))?.into(),
+    })
 }
 
 /// The factors from that of element `start` on.
@@ -239,12 +246,12 @@ fn of_columns<T>(factors: &[T], start: usize) -> &[T] {
 }
 
 /// The elements at `place`, each line made by `line` from the index of its first.
-fn made<T: Word>(place: Place, buffer: &mut Vec<T>, line: impl Fn(usize, &mut [T])) -> Region<'_, T> {
-    buffer.resize(place.lines * place.cols, T::default());
-    for (i, out) in buffer.chunks_exact_mut(place.cols).enumerate() {
+fn made<T: Word>(place: Place, buffer: &mut Vec<T>, line: impl Fn(usize, &mut [T])) -> Result<Region<'_, T>> {
+    let data = memory::grown(buffer, place.lines * place.cols, T::default())?;
+    for (i, out) in data.chunks_exact_mut(place.cols).enumerate() {
         line(place.first + i * place.stride, out);
     }
-    Region { data: buffer, stride: place.cols, lines: place.lines, cols: place.cols }
+    Ok(Region { data, stride: place.cols, lines: place.lines, cols: place.cols })
 }
 
 struct Multiply<'a, T, F, P> {

@@ -16,46 +16,57 @@
 use std::marker::PhantomData;
 
 use crate::element::Element;
+use crate::error::Result;
 use crate::isa::Kernel;
+use crate::memory;
 use crate::nm::Axis;
-use crate::parallel::{Exec, run_chunks};
+use crate::parallel::{Exec, try_run_chunks};
 
 /// Columns, or elements side by side, that are summed at a time: they stay in the first-level cache.
-const STRETCH: usize = 2048;
+const CHUNK: usize = 2048;
 
 /// Elements for which a thread of its own pays.
 const PER_THREAD: usize = 1 << 16;
 
 /// Writes the norm of each block of `length` neighbours along `axis`: `out` is `outer × ⌈len / length⌉ × inner`.
-pub fn l2_like_numpy<E: Element>(weights: &[E::Bits], axis: Axis, length: usize, exec: Exec, out: &mut [f32]) {
-    let Axis { len, inner, .. } = axis;
+pub fn l2_like_numpy<E: Element>(
+    weights: &[E::Bits],
+    axis: Axis,
+    length: usize,
+    exec: Exec,
+    out: &mut [f32],
+) -> Result<()> {
+    let Axis { outer, len, inner } = axis;
+    assert!(length > 0 && weights.len() == outer * len * inner, "the axis is one of the weights");
     if out.is_empty() {
-        return;
+        return Ok(());
     }
     let blocks = len.div_ceil(length);
     let threads = exec.for_work(weights.len(), PER_THREAD).threads;
     if inner > 1 {
-        run_chunks(threads, out, inner, |stripe, norms| {
+        try_run_chunks(threads, out, inner, |stripe, norms| {
             let (outer, block) = (stripe / blocks, stripe % blocks);
             let (first, lines) = (outer * len + block * length, length.min(len - block * length));
             let lines = &weights[first * inner..(first + lines) * inner];
-            for (i, norms) in norms.chunks_mut(STRETCH).enumerate() {
-                exec.isa.run(Lines::<E> { lines: &lines[i * STRETCH..], inner, norms, of: PhantomData });
+            for (i, norms) in norms.chunks_mut(CHUNK).enumerate() {
+                exec.isa.run(Lines::<E> { lines: &lines[i * CHUNK..], inner, norms, of: PhantomData });
             }
-        });
+            Ok(())
+        })
     } else {
-        run_chunks(threads, out, blocks, |outer, norms| {
+        try_run_chunks(threads, out, blocks, |outer, norms| {
             let mut squares = Vec::new();
-            let step = (STRETCH / length).max(1);
+            let step = (CHUNK / length).max(1);
             for (i, norms) in norms.chunks_mut(step).enumerate() {
                 let first = i * step * length;
                 let end = len.min(first + norms.len() * length);
-                squares.clear();
-                squares.resize(norms.len() * length, 0.0);
+                let squares = memory::grown(&mut squares, norms.len() * length, 0.0)?;
+                squares.fill(0.0);
                 let weights = &weights[outer * len..][first..end];
-                exec.isa.run(Beside::<E> { weights, squares: &mut squares, length, norms, of: PhantomData });
+                exec.isa.run(Beside::<E> { weights, squares, length, norms, of: PhantomData });
             }
-        });
+            Ok(())
+        })
     }
 }
 

@@ -1,10 +1,10 @@
 //! Blocks: weights that live or die together.
 //!
-//! Contract. The tensor is `outer × len × inner`; a block is `tall` neighbours along `len` times `wide` along `inner`, those at
-//! the ends may be smaller. A block's key is the mean over its real elements of |w| (`l1`), w² (`l2`) or a signed score, or the
-//! largest |w| (`max`), in float64. The sum has one order: elements row-major, padded with zeros to a power of two, upper half
-//! added onto the lower half until one is left. Exactly `round(sparsity · blocks)` blocks go, the smallest, of equal ones
-//! those with the higher index.
+//! Contract. The tensor is `outer × len × inner`; a block is `tall` neighbours along `len` times `wide` along
+//! `inner`, those at the ends may be smaller. A block's key is the mean over its real elements of |w| (`l1`), w²
+//! (`l2`) or a signed score, or the largest |w| (`max`), in float64. The sum has one order: elements row-major,
+//! padded with zeros to a power of two, upper half added onto the lower half until one is left. Exactly
+//! `round(sparsity · blocks)` blocks are dropped, the smallest, of equal ones those with the higher index.
 
 mod keys;
 mod like_numpy;
@@ -19,6 +19,7 @@ use crate::element::F32;
 use crate::error::{Error, Result};
 use crate::keys::{Magnitude, Ranking};
 use crate::matrix::{self, Matrix};
+use crate::memory;
 use crate::nm::Axis;
 use crate::parallel::Exec;
 use crate::select;
@@ -104,7 +105,7 @@ pub fn select(
     bits: &mut [u8],
 ) -> Result<()> {
     let blocks = blocks.normal(shape);
-    let keys = BlockKeys::new(ranking, shape, blocks, norm, exec.isa);
+    let keys = BlockKeys::new(ranking, shape, blocks, norm, exec.isa)?;
     whole(shape, blocks, exec, bits, |grid, kept| select::smallest(&keys, grid, zeros, exec, kept))
 }
 
@@ -133,27 +134,27 @@ fn whole(
     if grid.is_empty() {
         return Ok(());
     }
-    let mut kept = vec![0u8; grid.mask_bytes()];
+    let mut kept = memory::zeros::<u8>(grid.mask_bytes())?;
     select(grid, &mut kept)?;
     mask::expand(&kept, shape, blocks, exec, bits);
     Ok(())
 }
 
 /// Fails unless `bits` keeps or drops every block as a whole and drops exactly `zeros` of them.
-pub fn obeys(shape: Matrix, blocks: Blocks, zeros: usize, bits: &[u8], exec: Exec) -> Result<()> {
+pub fn verify(shape: Matrix, blocks: Blocks, zeros: usize, bits: &[u8], exec: Exec) -> Result<()> {
     matrix::check_padding(shape, bits)?;
     let blocks = blocks.normal(shape);
     let grid = blocks.grid();
-    let mut kept = vec![0u8; grid.mask_bytes()];
+    let mut kept = memory::zeros::<u8>(grid.mask_bytes())?;
     mask::collapse(bits, shape, blocks, exec, &mut kept);
-    let mut whole = vec![0u8; shape.mask_bytes()];
+    let mut whole = memory::zeros::<u8>(shape.mask_bytes())?;
     mask::expand(&kept, shape, blocks, exec, &mut whole);
     if whole != bits
         && let Some(block) = mask::first_mixed(&whole, bits, shape, blocks)
     {
         return Err(Error::BlockMixed { block });
     }
-    let found = grid.len() - matrix::popcount(&kept);
+    let found = grid.len() - matrix::count_ones(&kept, exec);
     if found != zeros {
         return Err(Error::BlockCount { found, expected: zeros });
     }

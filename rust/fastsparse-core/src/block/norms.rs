@@ -20,7 +20,9 @@
 use std::marker::PhantomData;
 
 use crate::element::{Element, F64, Word};
+use crate::error::Result;
 use crate::isa::{Isa, Kernel};
+use crate::memory;
 
 /// Columns that are summed at a time: 8 KiB of sums, so that they, and one more level of the tree, stay in the first-level
 /// cache, yet a line is read in stretches that the hardware prefetches.
@@ -170,21 +172,22 @@ pub(super) fn keys<E: Element, M: Measure<E>>(
     wide: usize,
     scratch: &mut Scratch<E::Bits>,
     keys: &mut [u64],
-) {
+) -> Result<()> {
     let full = region.cols / wide;
     let (whole, last) = keys.split_at_mut(full);
     if wide.is_power_of_two() && wide <= LINE {
-        grouped::<E, M>(isa, region, wide, scratch, whole);
+        grouped::<E, M>(isa, region, wide, scratch, whole)?;
     } else if region.lines * wide <= COLUMN {
-        as_columns::<E, M>(isa, region, wide, scratch, whole);
+        as_columns::<E, M>(isa, region, wide, scratch, whole)?;
     } else {
         for (block, key) in whole.iter_mut().enumerate() {
-            *key = as_array::<E, M>(isa, region.columns(block * wide, wide), scratch);
+            *key = as_array::<E, M>(isa, region.columns(block * wide, wide), scratch)?;
         }
     }
     if let [last] = last {
-        *last = as_array::<E, M>(isa, region.columns(full * wide, region.cols % wide), scratch);
+        *last = as_array::<E, M>(isa, region.columns(full * wide, region.cols % wide), scratch)?;
     }
+    Ok(())
 }
 
 /// Blocks a power of two wide, up to [`LINE`].
@@ -194,20 +197,20 @@ fn grouped<E: Element, M: Measure<E>>(
     wide: usize,
     scratch: &mut Scratch<E::Bits>,
     keys: &mut [u64],
-) {
+) -> Result<()> {
     let count = region.lines * wide;
     for (i, keys) in keys.chunks_mut(LINE / wide).enumerate() {
         let part = region.columns(i * (LINE / wide) * wide, keys.len() * wide);
         if wide == 1 {
-            sum_lines::<E, M>(isa, part, &mut scratch.spare, keys);
+            sum_lines::<E, M>(isa, part, &mut scratch.spare, keys)?;
         } else if part.lines == 1 && wide <= GROUP {
-            let four = grown(&mut scratch.spare, if wide > 4 { 4 * keys.len() } else { 0 });
+            let four = grown(&mut scratch.spare, if wide > 4 { 4 * keys.len() } else { 0 })?;
             isa.run(Across::<E, M, _, _> { from: part.line(0), term: M::term, wide, four, out: keys, of: PhantomData });
         } else {
-            let sums = grown(&mut scratch.sums, part.cols);
-            sum_lines::<E, M>(isa, part, &mut scratch.spare, sums);
+            let sums = grown(&mut scratch.sums, part.cols)?;
+            sum_lines::<E, M>(isa, part, &mut scratch.spare, sums)?;
             if wide <= GROUP {
-                let four = grown(&mut scratch.spare, if wide > 4 { 4 * keys.len() } else { 0 });
+                let four = grown(&mut scratch.spare, if wide > 4 { 4 * keys.len() } else { 0 })?;
                 isa.run(Across::<E, M, _, _> { from: sums, term: |sum| sum, wide, four, out: keys, of: PhantomData });
             } else {
                 isa.run(Within::<E, M> { sums, wide, out: keys, of: PhantomData });
@@ -215,6 +218,7 @@ fn grouped<E: Element, M: Measure<E>>(
         }
         isa.run(Finish::<E, M> { totals: keys, count, of: PhantomData });
     }
+    Ok(())
 }
 
 /// Small blocks: each becomes a column.
@@ -224,62 +228,72 @@ fn as_columns<E: Element, M: Measure<E>>(
     wide: usize,
     scratch: &mut Scratch<E::Bits>,
     keys: &mut [u64],
-) {
+) -> Result<()> {
     let count = region.lines * wide;
     for (i, keys) in keys.chunks_mut(LINE / count).enumerate() {
         let cols = keys.len();
         let part = region.columns(i * (LINE / count) * wide, cols * wide);
-        let elements = grown(&mut scratch.elements, cols * count);
+        let elements = grown(&mut scratch.elements, cols * count)?;
         // With AVX-512 the compiler gathers, which takes twice as long.
         isa.avx2().map_or(isa, Isa::Avx2).run(Transpose { region: part, wide, out: elements });
         let columns = Region { data: elements, stride: cols, lines: count, cols };
-        sum_lines::<E, M>(isa, columns, &mut scratch.spare, keys);
+        sum_lines::<E, M>(isa, columns, &mut scratch.spare, keys)?;
         isa.run(Finish::<E, M> { totals: keys, count, of: PhantomData });
     }
+    Ok(())
 }
 
 /// One block of any size, cut into lines of its own.
-fn as_array<E: Element, M: Measure<E>>(isa: Isa, region: Region<'_, E::Bits>, scratch: &mut Scratch<E::Bits>) -> u64 {
+fn as_array<E: Element, M: Measure<E>>(
+    isa: Isa,
+    region: Region<'_, E::Bits>,
+    scratch: &mut Scratch<E::Bits>,
+) -> Result<u64> {
     let count = region.lines * region.cols;
     let data = if region.lines == 1 || region.cols == region.stride {
         &region.data[..count]
     } else {
-        scratch.elements.clear();
-        (0..region.lines).for_each(|line| scratch.elements.extend_from_slice(region.line(line)));
-        &scratch.elements[..]
+        let elements = grown(&mut scratch.elements, count)?;
+        for (line, elements) in elements.chunks_exact_mut(region.cols).enumerate() {
+            elements.copy_from_slice(region.line(line));
+        }
+        &*elements
     };
     let (lines, rest) = (count / LINE, count % LINE);
     let folded = LINE.min(count.next_power_of_two());
-    let sums = grown(&mut scratch.sums, folded);
+    let sums = grown(&mut scratch.sums, folded)?;
     sums.fill(0);
     // The last line may be shorter: its columns have one line more than the others.
     let first = Region { data, stride: LINE, lines: lines + 1, cols: rest };
     let others = Region { data: &data[rest..], stride: LINE, lines, cols: if lines > 0 { LINE - rest } else { 0 } };
     for (part, start) in [(first, 0), (others, rest)] {
         if part.cols > 0 {
-            sum_lines::<E, M>(isa, part, &mut scratch.spare, &mut sums[start..start + part.cols]);
+            sum_lines::<E, M>(isa, part, &mut scratch.spare, &mut sums[start..start + part.cols])?;
         }
     }
     let mut key = 0;
     let out = std::slice::from_mut(&mut key);
     isa.run(Within::<E, M> { sums, wide: folded, out, of: PhantomData });
     isa.run(Finish::<E, M> { totals: out, count, of: PhantomData });
-    key
+    Ok(key)
 }
 
-fn grown<T: Word>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
-    }
-    &mut buffer[..len]
+fn grown<T: Word>(buffer: &mut Vec<T>, len: usize) -> Result<&mut [T]> {
+    memory::grown(buffer, len, T::default())
 }
 
 /// `fold` over the lines of `region`, column by column.
-fn sum_lines<E: Element, M: Measure<E>>(isa: Isa, region: Region<'_, E::Bits>, spare: &mut Vec<u64>, out: &mut [u64]) {
+fn sum_lines<E: Element, M: Measure<E>>(
+    isa: Isa,
+    region: Region<'_, E::Bits>,
+    spare: &mut Vec<u64>,
+    out: &mut [u64],
+) -> Result<()> {
     let depth = region.lines.next_power_of_two().ilog2();
     // Powers of two end in full leaves, others in leaves of two and one.
     let levels = depth.saturating_sub(if region.lines.is_power_of_two() { LEAF.ilog2() } else { 1 }) as usize;
-    tree::<E, M>(isa, region, 0, 1, grown(spare, levels * region.cols), out);
+    tree::<E, M>(isa, region, 0, 1, grown(spare, levels * region.cols)?, out);
+    Ok(())
 }
 
 /// `fold` over the lines `first, first + step, …`.

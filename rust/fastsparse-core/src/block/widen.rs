@@ -51,20 +51,20 @@ impl<E: Element> Kernel for ByValue<'_, E> {
 }
 
 /// Elements that are made float16 at a time.
-const STRETCH: usize = 256;
+const CHUNK: usize = 256;
 
 /// A type whose numbers are those of float16 times a power of two.
 trait Half: Element {
     /// The power of two.
     const FACTOR: f32;
-    /// Up to [`STRETCH`] elements as float16, where they are or in `buffer`.
-    fn halves<'a>(weights: &'a [Self::Bits], buffer: &'a mut [u16; STRETCH]) -> &'a [u16];
+    /// Up to [`CHUNK`] elements as float16, where they are or in `buffer`.
+    fn halves<'a>(weights: &'a [Self::Bits], buffer: &'a mut [u16; CHUNK]) -> &'a [u16];
 }
 
 impl Half for F16 {
     const FACTOR: f32 = 1.0;
     #[inline(always)]
-    fn halves<'a>(weights: &'a [u16], _buffer: &'a mut [u16; STRETCH]) -> &'a [u16] {
+    fn halves<'a>(weights: &'a [u16], _buffer: &'a mut [u16; CHUNK]) -> &'a [u16] {
         weights
     }
 }
@@ -72,7 +72,7 @@ impl Half for F16 {
 impl Half for F8E5M2 {
     const FACTOR: f32 = 1.0;
     #[inline(always)]
-    fn halves<'a>(weights: &'a [u8], buffer: &'a mut [u16; STRETCH]) -> &'a [u16] {
+    fn halves<'a>(weights: &'a [u8], buffer: &'a mut [u16; CHUNK]) -> &'a [u16] {
         each(weights, buffer, |bits| bits << 8)
     }
 }
@@ -80,7 +80,7 @@ impl Half for F8E5M2 {
 impl Half for F8E4M3 {
     const FACTOR: f32 = 256.0;
     #[inline(always)]
-    fn halves<'a>(weights: &'a [u8], buffer: &'a mut [u16; STRETCH]) -> &'a [u16] {
+    fn halves<'a>(weights: &'a [u8], buffer: &'a mut [u16; CHUNK]) -> &'a [u16] {
         each(weights, buffer, |bits| {
             let magnitude = bits & 0x7f;
             (bits & 0x80) << 8 | magnitude << 7 | if magnitude == 0x7f { 0x7fff } else { 0 }
@@ -89,7 +89,7 @@ impl Half for F8E4M3 {
 }
 
 #[inline(always)]
-fn each<'a>(weights: &[u8], buffer: &'a mut [u16; STRETCH], half: impl Fn(u16) -> u16) -> &'a [u16] {
+fn each<'a>(weights: &[u8], buffer: &'a mut [u16; CHUNK], half: impl Fn(u16) -> u16) -> &'a [u16] {
     for (out, &bits) in buffer.iter_mut().zip(weights) {
         *out = half(bits as u16);
     }
@@ -116,8 +116,8 @@ impl<E: Half> Kernel for ByHalf<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let mut buffer = [0; STRETCH];
-        for (weights, out) in self.weights.chunks(STRETCH).zip(self.out.chunks_mut(STRETCH)) {
+        let mut buffer = [0; CHUNK];
+        for (weights, out) in self.weights.chunks(CHUNK).zip(self.out.chunks_mut(CHUNK)) {
             let (halves, last_halves) = E::halves(weights, &mut buffer).as_chunks::<8>();
             let (out, last_out) = out.as_chunks_mut::<8>();
             for (out, &halves) in out.iter_mut().zip(halves) {

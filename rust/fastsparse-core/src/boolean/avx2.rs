@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use super::scalar;
 use crate::isa::Avx2;
 use crate::matrix::word_at;
+use crate::vector::Fence;
 use crate::vector::avx2::{lane_mask, store};
 
 /// Writes the bits of rows of `cols` > 0 elements.
@@ -27,6 +28,7 @@ pub fn pack_rows(_: Avx2, elements: &[u8], cols: usize, bits: &mut [u8]) {
 /// Writes the elements of rows of `cols` > 0 elements; past the caches if `STREAM`.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
 pub fn unpack_rows<const STREAM: bool>(_: Avx2, bits: &[u8], cols: usize, elements: &mut [u8]) {
+    let _fence = Fence::<STREAM>;
     for (row, elements) in elements.chunks_exact_mut(cols).enumerate() {
         let first = row * cols.next_multiple_of(8);
         let start = if STREAM { elements.as_ptr().align_offset(64).min(cols) } else { 0 };
@@ -42,8 +44,5 @@ pub fn unpack_rows<const STREAM: bool>(_: Avx2, bits: &[u8], cols: usize, elemen
             }
         }
         scalar::unpack_word(word_at(bits, first + cols - tail.len()), tail);
-    }
-    if STREAM {
-        _mm_sfence();
     }
 }

@@ -9,22 +9,22 @@ mod scalar;
 
 use crate::matrix::Matrix;
 use crate::parallel::{Exec, SharedMut};
-use crate::stretch;
+use crate::partition;
 use crate::vector::streams;
 
 /// Writes the mask of `shape` that has the bits of the elements that are true.
 pub fn from_bool(shape: Matrix, elements: &[u8], exec: Exec, bits: &mut [u8]) {
     assert!(elements.len() == shape.len() && bits.len() == shape.mask_bytes());
     let bits = SharedMut::new(bits);
-    stretch::each(shape, 1, exec, |stretch| {
-        let elements = &elements[stretch.elements];
-        // SAFETY: the mask bytes of distinct stretches are disjoint.
-        let bits = unsafe { bits.slice(stretch.mask.start, stretch.mask.len()) };
+    partition::each(shape, 1, exec, |part| {
+        let elements = &elements[part.elements];
+        // SAFETY: the mask bytes of distinct parts are disjoint.
+        let bits = unsafe { bits.slice(part.mask.start, part.mask.len()) };
         match exec.isa.avx2() {
             // SAFETY: the token proves the features.
             #[cfg(target_arch = "x86_64")]
-            Some(token) => unsafe { avx2::pack_rows(token, elements, stretch.cols, bits) },
-            _ => scalar::pack_rows(elements, stretch.cols, bits),
+            Some(token) => unsafe { avx2::pack_rows(token, elements, part.cols, bits) },
+            _ => scalar::pack_rows(elements, part.cols, bits),
         }
     });
 }
@@ -34,18 +34,18 @@ pub fn to_bool(shape: Matrix, bits: &[u8], exec: Exec, elements: &mut [u8]) {
     assert!(elements.len() == shape.len() && bits.len() == shape.mask_bytes());
     let bytes = elements.len();
     let elements = SharedMut::new(elements);
-    stretch::each(shape, 1, exec, |stretch| {
-        let bits = &bits[stretch.mask];
-        // SAFETY: the elements of distinct stretches are disjoint.
-        let elements = unsafe { elements.slice(stretch.elements.start, stretch.elements.len()) };
-        match (exec.isa.avx2(), streams(bytes, stretch.cols)) {
+    partition::each(shape, 1, exec, |part| {
+        let bits = &bits[part.mask];
+        // SAFETY: the elements of distinct parts are disjoint.
+        let elements = unsafe { elements.slice(part.elements.start, part.elements.len()) };
+        match (exec.isa.avx2(), streams(bytes, part.cols)) {
             // SAFETY: the token proves the features.
             #[cfg(target_arch = "x86_64")]
-            (Some(token), true) => unsafe { avx2::unpack_rows::<true>(token, bits, stretch.cols, elements) },
+            (Some(token), true) => unsafe { avx2::unpack_rows::<true>(token, bits, part.cols, elements) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Some(token), false) => unsafe { avx2::unpack_rows::<false>(token, bits, stretch.cols, elements) },
-            _ => scalar::unpack_rows(bits, stretch.cols, elements),
+            (Some(token), false) => unsafe { avx2::unpack_rows::<false>(token, bits, part.cols, elements) },
+            _ => scalar::unpack_rows(bits, part.cols, elements),
         }
     });
 }

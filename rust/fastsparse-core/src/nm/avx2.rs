@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use super::kernel::Work;
 use super::vector::Vector;
 use crate::element::Word;
+use crate::error::Result;
 use crate::isa::Avx2;
 
 /// 32 bytes of keys, or of masks, whose lanes are all ones or all zeros. Only the functions that take an [`Avx2`] make the
@@ -237,7 +238,7 @@ impl<W: Word> Vector<W> for Ymm<W> {
 /// # Safety
 /// The unit does not run elsewhere at the same time.
 #[target_feature(enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt")]
-pub(super) unsafe fn unit<W: Word>(proof: Avx2, work: &Work<W>, i: usize) -> W {
+pub(super) unsafe fn unit<W: Word>(proof: Avx2, work: &Work<W>, i: usize) -> Result<W> {
     // SAFETY: the caller's promise.
     unsafe { work.unit::<Ymm<W>>(proof, i) }
 }

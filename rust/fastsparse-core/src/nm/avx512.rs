@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use super::kernel::Work;
 use super::vector::Vector;
 use crate::element::Word;
+use crate::error::Result;
 use crate::isa::Avx512;
 
 /// 64 bytes of keys. Only the functions that take an [`Avx512`] make the first one.
@@ -219,7 +220,7 @@ impl<W: Word> Vector<W> for Zmm<W> {
 #[target_feature(
     enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2"
 )]
-pub(super) unsafe fn unit<W: Word>(proof: Avx512, work: &Work<W>, i: usize) -> W {
+pub(super) unsafe fn unit<W: Word>(proof: Avx512, work: &Work<W>, i: usize) -> Result<W> {
     // SAFETY: the caller's promise.
     unsafe { work.unit::<Zmm<W>>(proof, i) }
 }

@@ -6,6 +6,8 @@ use super::kernel::{BUFFER, State, Work, kept};
 use super::network::Plan;
 use super::vector::Vector;
 use crate::element::Word;
+use crate::error::Result;
+use crate::memory;
 use crate::parallel::SharedMut;
 
 /// Bytes ahead that are asked for in each row of a group of four.
@@ -22,10 +24,10 @@ pub(super) unsafe fn unit<W: Word, V: Vector<W>>(
     geometry: &Slabs,
     i: usize,
     state: &mut State<W, V>,
-) {
+) -> Result<()> {
     // SAFETY: the caller's promise.
     unsafe { geometry.clear(i, &work.mask) };
-    let mut buffer = vec![W::default(); if work.masked.is_some() { 0 } else { BUFFER }];
+    let mut buffer = memory::zeros(if work.masked.is_some() { 0 } else { BUFFER })?;
     for item in geometry.unit(i) {
         // Keys that have to be made are made for as many columns at a time as fit.
         let most = if work.masked.is_some() { usize::MAX } else { BUFFER / item.length / 64 * 64 };
@@ -35,7 +37,7 @@ pub(super) unsafe fn unit<W: Word, V: Vector<W>>(
                 Some((data, and)) => Block { keys: &data[part.element..], and, pitch: geometry.inner },
                 None => {
                     for (row, keys) in buffer.chunks_exact_mut(most).take(part.length).enumerate() {
-                        work.keys.fill(part.element + row * geometry.inner, &mut keys[..part.width]);
+                        work.keys.fill(part.element + row * geometry.inner, &mut keys[..part.width])?;
                     }
                     Block { keys: &buffer, and: W::MAX, pitch: most }
                 }
@@ -52,6 +54,7 @@ pub(super) unsafe fn unit<W: Word, V: Vector<W>>(
             };
         }
     }
+    Ok(())
 }
 
 /// Keys of groups side by side, `key = bits & and`; row i begins at `i · pitch`.

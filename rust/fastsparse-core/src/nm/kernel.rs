@@ -17,6 +17,7 @@ use super::network::{LARGEST, Plan};
 use super::vector::Vector;
 use super::{columns, large, lines};
 use crate::element::Word;
+use crate::error::Result;
 use crate::keys::Keys;
 use crate::parallel::SharedMut;
 
@@ -47,19 +48,19 @@ impl<W: Word> Work<'_, W> {
     /// # Safety
     /// The unit does not run elsewhere at the same time.
     #[inline(always)]
-    pub unsafe fn unit<V: Vector<W>>(&self, proof: V::Proof, i: usize) -> W {
+    pub unsafe fn unit<V: Vector<W>>(&self, proof: V::Proof, i: usize) -> Result<W> {
         let mut state = State::new(proof);
         // SAFETY: the caller's promise.
         unsafe {
             match &self.geometry {
                 _ if self.groups.of > LARGEST => return large::unit::<W, V>(proof, self, i),
-                Geometry::Lines(geometry) => lines::unit::<W, V>(proof, self, geometry, i, &mut state),
-                Geometry::Slabs(geometry) => columns::unit::<W, V>(proof, self, geometry, i, &mut state),
+                Geometry::Lines(geometry) => lines::unit::<W, V>(proof, self, geometry, i, &mut state)?,
+                Geometry::Slabs(geometry) => columns::unit::<W, V>(proof, self, geometry, i, &mut state)?,
             }
         }
         let mut lanes = [W::default(); 64];
         state.largest.store(&mut lanes);
-        lanes.into_iter().max().unwrap_or_default()
+        Ok(lanes.into_iter().max().unwrap_or_default())
     }
 }
 

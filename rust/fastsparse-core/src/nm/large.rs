@@ -14,13 +14,15 @@ use super::kernel::Work;
 use super::lines::Target;
 use super::vector::Vector;
 use crate::element::Word;
+use crate::error::Result;
+use crate::memory;
 
 /// Unit `i`; the largest key seen.
 ///
 /// # Safety
 /// The unit does not run elsewhere at the same time.
 #[inline(always)]
-pub(super) unsafe fn unit<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, i: usize) -> W {
+pub(super) unsafe fn unit<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, i: usize) -> Result<W> {
     // SAFETY: the caller's promise.
     unsafe {
         match &work.geometry {
@@ -33,11 +35,11 @@ pub(super) unsafe fn unit<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>
 /// # Safety
 /// As for [`unit`].
 #[inline(always)]
-unsafe fn lines<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, geometry: &Lines, i: usize) -> W {
+unsafe fn lines<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, geometry: &Lines, i: usize) -> Result<W> {
     // SAFETY: the caller's promise.
     let Target { mask, first_bit } = unsafe { Target::new(work, geometry, i) };
     let unit = geometry.unit(i);
-    let mut group = Group::new(geometry.of);
+    let mut group = Group::new(geometry.of)?;
     let mut largest = W::default();
     for line in unit.lines.clone() {
         for g in unit.groups.start..unit.groups.end + geometry.has_tail(&unit) as usize {
@@ -45,7 +47,7 @@ unsafe fn lines<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, geometry
             if length == 0 {
                 continue;
             }
-            work.keys.fill(line * geometry.line + g * geometry.of, &mut group.keys[..length]);
+            work.keys.fill(line * geometry.line + g * geometry.of, &mut group.keys[..length])?;
             largest = largest.max(group.select::<V>(proof, length, length - work.groups.zeros_in(length)));
             let bit = geometry.bit(line) + g * geometry.of - first_bit;
             for (k, &word) in group.kept[..length.div_ceil(64)].iter().enumerate() {
@@ -53,28 +55,28 @@ unsafe fn lines<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, geometry
             }
         }
     }
-    largest
+    Ok(largest)
 }
 
 /// # Safety
 /// As for [`unit`].
 #[inline(always)]
-unsafe fn slabs<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, geometry: &Slabs, i: usize) -> W {
+unsafe fn slabs<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, geometry: &Slabs, i: usize) -> Result<W> {
     // A cache line of columns at a time.
     let columns = (64 / W::BYTES).min(geometry.inner);
     // SAFETY: the caller's promise.
     unsafe { geometry.clear(i, &work.mask) };
     let longest = work.groups.of;
-    let mut group = Group::new(longest);
-    let mut keys = vec![W::default(); longest * columns];
-    let mut rows = vec![0; longest];
+    let mut group = Group::new(longest)?;
+    let mut keys = memory::zeros(longest * columns)?;
+    let mut rows = memory::zeros(longest)?;
     let mut largest = W::default();
     for item in geometry.unit(i) {
         let keep = item.length - work.groups.zeros_in(item.length);
         for first in (0..item.width).step_by(columns) {
             let width = columns.min(item.width - first);
             for (row, out) in keys.chunks_exact_mut(columns).take(item.length).enumerate() {
-                work.keys.fill(item.element + row * geometry.inner + first, &mut out[..width]);
+                work.keys.fill(item.element + row * geometry.inner + first, &mut out[..width])?;
             }
             rows.fill(0);
             for column in 0..width {
@@ -88,7 +90,7 @@ unsafe fn slabs<W: Word, V: Vector<W>>(proof: V::Proof, work: &Work<W>, geometry
             unsafe { put_rows(work, geometry, Item { bit: item.bit + first, width, ..item }, &rows) };
         }
     }
-    largest
+    Ok(largest)
 }
 
 /// Writes `width` bits for each row of an item.
@@ -111,9 +113,9 @@ struct Group<W> {
 }
 
 impl<W: Word> Group<W> {
-    fn new(longest: usize) -> Self {
+    fn new(longest: usize) -> Result<Self> {
         let words = longest.div_ceil(64);
-        Group { keys: vec![W::default(); 64 * words], kept: vec![0; words] }
+        Ok(Group { keys: memory::zeros(64 * words)?, kept: memory::zeros(words)? })
     }
 
     /// Selects among the first `length` keys; the largest of them.
@@ -122,7 +124,7 @@ impl<W: Word> Group<W> {
         let keys = &self.keys[..length];
         let smallest = keys.iter().copied().min().unwrap_or_default();
         let largest = keys.iter().copied().max().unwrap_or_default();
-        // Zeros behind the last key: they are below every threshold that is tried.
+        // Zeros after the last key: they are below every threshold that is tried.
         self.keys[length..length.next_multiple_of(64)].fill(W::default());
         let (threshold, mut excess) = self.bisect::<V>(proof, smallest.to_u64(), largest.to_u64(), length, keep);
         let threshold = V::splat(proof, W::from_u64(threshold));

@@ -7,6 +7,8 @@ use super::network::{LARGEST, Plan};
 use super::quads;
 use super::vector::{Vector, transpose};
 use crate::element::Word;
+use crate::error::Result;
+use crate::memory;
 
 /// The mask bytes of a unit.
 pub(super) struct Target<'a> {
@@ -46,19 +48,19 @@ pub(super) unsafe fn unit<W: Word, V: Vector<W>>(
     geometry: &Lines,
     i: usize,
     state: &mut State<W, V>,
-) {
+) -> Result<()> {
     // SAFETY: the caller's promise.
     let Target { mask, first_bit } = unsafe { Target::new(work, geometry, i) };
     let in_place = quads::can(work, geometry);
     let limit = if work.masked.is_some() { usize::MAX } else { BUFFER - LARGEST };
-    let mut buffer = vec![W::default(); if work.masked.is_some() { 0 } else { BUFFER }];
+    let mut buffer = memory::zeros(if work.masked.is_some() { 0 } else { BUFFER })?;
     for part in geometry.parts(geometry.unit(i), limit) {
         let elements = geometry.elements(&part);
         let source = match work.masked {
             Some((data, and)) => Source { keys: &data[elements], and },
             None => {
                 let keys = &mut buffer[..elements.len()];
-                work.keys.fill(elements.start, keys);
+                work.keys.fill(elements.start, keys)?;
                 Source { keys, and: W::MAX }
             }
         };
@@ -71,11 +73,12 @@ pub(super) unsafe fn unit<W: Word, V: Vector<W>>(
             while groups.next_batch(V::LANES) {
                 let (first, starts) = groups.starts();
                 let keys = &source.keys[first..];
-                let values = select(proof, &Source { keys, ..source }, starts, plan, state);
+                let values = select(proof, &Source { keys, ..source }, starts, plan, state)?;
                 groups.put(mask, &values, plan.length);
             }
         }
     }
+    Ok(())
 }
 
 /// What is kept of the groups at `starts`, bit i for key i; the last start is the largest.
@@ -86,10 +89,10 @@ fn select<W: Word, V: Vector<W>>(
     starts: &[usize; 64],
     plan: &Plan,
     state: &mut State<W, V>,
-) -> [u64; 64] {
+) -> Result<[u64; 64]> {
     let (padded, starts_in_padded);
     let (keys, starts) = if starts[V::LANES - 1] + plan.length.next_multiple_of(V::PIECE) > source.keys.len() {
-        (padded, starts_in_padded) = pad(source.keys, &starts[..V::LANES], plan.length);
+        (padded, starts_in_padded) = pad(source.keys, &starts[..V::LANES], plan.length)?;
         (&padded[..], &starts_in_padded)
     } else {
         (source.keys, starts)
@@ -99,21 +102,21 @@ fn select<W: Word, V: Vector<W>>(
     unsafe { load(proof, keys.as_ptr(), source.and, starts, plan.length, state) };
     let (smallest, excess) = state.rank(proof, plan);
     let ties = V::bits(excess.nonzero_where(excess.equal(excess))) != 0;
-    if ties {
+    Ok(if ties {
         collect::<W, V, true>(proof, plan.length, smallest, excess, &state.keys)
     } else {
         collect::<W, V, false>(proof, plan.length, smallest, excess, &state.keys)
-    }
+    })
 }
 
-/// Groups whose last pieces would reach beyond the keys, with room behind each, and where they begin.
+/// Groups whose last pieces would reach beyond the keys, with room after each, and where they begin.
 #[cold]
-fn pad<W: Word>(keys: &[W], starts: &[usize], length: usize) -> (Vec<W>, [usize; 64]) {
-    let mut padded = vec![W::default(); starts.len() * LARGEST];
+fn pad<W: Word>(keys: &[W], starts: &[usize], length: usize) -> Result<(Vec<W>, [usize; 64])> {
+    let mut padded = memory::zeros(starts.len() * LARGEST)?;
     for (room, &start) in padded.chunks_exact_mut(LARGEST).zip(starts) {
         room[..length].copy_from_slice(&keys[start..start + length]);
     }
-    (padded, std::array::from_fn(|lane| lane * LARGEST))
+    Ok((padded, std::array::from_fn(|lane| lane * LARGEST)))
 }
 
 /// # Safety

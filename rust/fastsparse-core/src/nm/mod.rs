@@ -1,8 +1,8 @@
 //! Groups: keep the largest few of each run along an axis (n:m and top-k).
 //!
-//! Contract. The tensor is `outer × len × inner`; a group is `of` neighbours along `len`, the last one may be shorter. Of each
-//! full group exactly `zeros` items go, of a shorter one what [`Tail`] says; the smallest go, of equal items those with the
-//! higher index. `bits` is the mask of the matrix view, padding bits 0.
+//! Contract. The tensor is `outer × len × inner`; a group is `of` neighbours along `len`, the last one may be
+//! shorter. Of each full group exactly `zeros` items are dropped, of a shorter one as many as [`Tail`] says: the
+//! smallest, of equal items those with the higher index. `bits` is the mask of the matrix view, padding bits 0.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -16,21 +16,20 @@ mod kernel;
 mod large;
 mod lines;
 mod network;
-mod obeys;
 mod quads;
 mod scalar;
 mod vector;
+mod verify;
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::geometry::Geometry;
-use self::kernel::{BUFFER, Work};
+use self::kernel::Work;
 use self::network::{LARGEST, Plan};
-pub use self::obeys::obeys;
-use crate::error::{Error, Result};
+pub use self::verify::verify;
+use crate::error::{Error, Result, ZerosInEvery};
 use crate::isa::Isa;
-use crate::keys::{Keys, check_nan};
+use crate::keys::{Keys, first_nan};
 use crate::matrix::Matrix;
 use crate::parallel::{self, Exec, SharedMut};
 
@@ -41,14 +40,14 @@ pub struct Axis {
     pub outer: usize,
     /// Length of the axis.
     pub len: usize,
-    /// Product of the dimensions behind it: the distance of neighbours along the axis.
+    /// Product of the dimensions after it: the distance of neighbours along the axis.
     pub inner: usize,
 }
 
 /// What becomes of a last group that is shorter than the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
-    /// `round(zeros · length / of)` of it go, half to even.
+    /// `round(zeros · length / of)` of it are dropped, half to even.
     Proportional,
     /// It is kept.
     Keep,
@@ -56,10 +55,10 @@ pub enum Tail {
     Error,
 }
 
-/// Groups of `of`, of which `zeros` go.
+/// Groups of `of`, of which `zeros` are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Groups {
-    /// Items that go.
+    /// Items that are dropped.
     pub zeros: usize,
     /// Items of a group; at least 1.
     pub of: usize,
@@ -67,16 +66,12 @@ pub struct Groups {
     pub tail: Tail,
 }
 
-/// What they are, as every message says it: `3 zeros in every 4 (75 %)`.
-impl fmt::Display for Groups {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = format!("{:.4}", 100.0 * self.zeros as f64 / self.of as f64);
-        let percent = percent.trim_end_matches('0').trim_end_matches('.');
-        write!(formatter, "{} zeros in every {} ({percent} %)", self.zeros, self.of)
-    }
-}
-
 impl Groups {
+    /// What errors say of them.
+    fn in_words(self) -> ZerosInEvery {
+        ZerosInEvery { zeros: self.zeros, of: self.of }
+    }
+
     /// Zeros in a group of `length` items, which is `of` or, at the end of the axis, less.
     pub fn zeros_in(self, length: usize) -> usize {
         match self.tail {
@@ -99,7 +94,7 @@ impl Groups {
     /// The same groups along an axis of `len`, with groups that are never longer than the axis.
     fn within(self, len: usize) -> Result<Groups> {
         if self.tail == Tail::Error && !len.is_multiple_of(self.of) {
-            return Err(Error::Tail { len, groups: self });
+            return Err(Error::Tail { len, groups: self.in_words() });
         }
         if len < self.of {
             return Ok(Groups { zeros: self.zeros_in(len), of: len, ..self });
@@ -138,7 +133,7 @@ pub fn select<K: Keys>(keys: &K, shape: Matrix, axis: Axis, groups: Groups, exec
     };
     let nan = AtomicBool::new(false);
     let threads = exec.for_work(shape.len(), KEYS_PER_THREAD).threads;
-    parallel::run(threads, work.geometry.units(), |i| {
+    parallel::try_run(threads, work.geometry.units(), |i| {
         // SAFETY: `run` takes each unit once; a token proves that the CPU runs what its function is compiled for.
         let largest = unsafe {
             match exec.isa {
@@ -147,25 +142,12 @@ pub fn select<K: Keys>(keys: &K, shape: Matrix, axis: Axis, groups: Groups, exec
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2(proof) => avx2::unit(proof, &work, i),
                 _ => scalar::unit(&work, i),
-            }
+            }?
         };
         if largest > keys.max_key() {
             nan.store(true, Ordering::Relaxed);
         }
-    });
-    if nan.into_inner() { Err(first_nan(keys)) } else { Ok(()) }
-}
-
-/// The error for the first NaN.
-#[cold]
-fn first_nan<K: Keys>(keys: &K) -> Error {
-    let mut buffer = [K::Key::default(); BUFFER];
-    for start in (0..keys.len()).step_by(BUFFER) {
-        let chunk = &mut buffer[..BUFFER.min(keys.len() - start)];
-        keys.fill(start, chunk);
-        if let Err(error) = check_nan(keys, start, chunk) {
-            return error;
-        }
-    }
-    Error::Changed
+        Ok(())
+    })?;
+    if nan.into_inner() { Err(first_nan(keys, 0..keys.len())) } else { Ok(()) }
 }

@@ -3,6 +3,7 @@
 use super::kernel::Work;
 use super::vector::Vector;
 use crate::element::Word;
+use crate::error::Result;
 
 const LANES: usize = 8;
 
@@ -140,7 +141,7 @@ impl<W: Word> Vector<W> for Array<W> {
 ///
 /// # Safety
 /// The unit does not run elsewhere at the same time.
-pub(super) unsafe fn unit<W: Word>(work: &Work<W>, i: usize) -> W {
+pub(super) unsafe fn unit<W: Word>(work: &Work<W>, i: usize) -> Result<W> {
     // SAFETY: the caller's promise.
     unsafe { work.unit::<Array<W>>((), i) }
 }

@@ -15,6 +15,7 @@ use super::scalar;
 use crate::element::Word;
 use crate::isa::Avx2;
 use crate::matrix::{low, word_at};
+use crate::vector::Fence;
 use crate::vector::avx2::{compress, lane_mask, store};
 
 /// As [`super::rows`].
@@ -55,6 +56,7 @@ fn whole_block<W: Word>(block: &[W; 64], word: u64, values: &mut [W; 64]) -> usi
 /// As [`super::apply_rows`]; past the caches if `STREAM`.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
 pub fn apply_rows<W: Word, const STREAM: bool>(_: Avx2, from: Option<&[W]>, cols: usize, mask: &[u8], to: &mut [W]) {
+    let _fence = Fence::<STREAM>;
     for (row, to) in to.chunks_exact_mut(cols).enumerate() {
         let first = row * cols.next_multiple_of(8);
         let start = if STREAM { to.as_ptr().align_offset(64).min(cols) } else { 0 };
@@ -78,8 +80,5 @@ pub fn apply_rows<W: Word, const STREAM: bool>(_: Avx2, from: Option<&[W]>, cols
                 }
             }
         }
-    }
-    if STREAM {
-        _mm_sfence();
     }
 }

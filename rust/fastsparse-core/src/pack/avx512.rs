@@ -16,6 +16,7 @@ use std::arch::x86_64::*;
 use crate::element::Word;
 use crate::isa::Avx512;
 use crate::matrix::{low, word_at};
+use crate::vector::Fence;
 use crate::vector::avx512::{compress, lanes, load, load_some, store, store_some, zero};
 
 /// As [`super::rows`].
@@ -83,6 +84,7 @@ fn block_at<W: Word>(zero: __m512i, block: &[W], word: u64, values: &mut [W]) ->
 /// As [`super::apply_rows`]; past the caches if `STREAM`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt")]
 pub fn apply_rows<W: Word, const STREAM: bool>(_: Avx512, from: Option<&[W]>, cols: usize, mask: &[u8], to: &mut [W]) {
+    let _fence = Fence::<STREAM>;
     for (row, to) in to.chunks_exact_mut(cols).enumerate() {
         let first = row * cols.next_multiple_of(8);
         let head = if STREAM { to.as_ptr().align_offset(64).min(cols) } else { 0 };
@@ -103,9 +105,6 @@ pub fn apply_rows<W: Word, const STREAM: bool>(_: Avx512, from: Option<&[W]>, co
             }
             masked_block(from.add(col), word_at(mask, first + col), to.add(col), cols - col);
         }
-    }
-    if STREAM {
-        _mm_sfence();
     }
 }
 

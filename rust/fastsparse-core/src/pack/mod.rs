@@ -1,9 +1,10 @@
 //! Packing: the kept elements, row after row.
 //!
-//! Contract. `mask` is the mask of `shape` with padding bits 0, `offsets` its exclusive prefix sum ([`offsets`]). `pack` writes
-//! the elements whose bit is set to `values`, in order. Whatever `mask` and `offsets` hold, nothing is read or written out of
-//! bounds. What is written never depends on `offsets`: where they disagree with `mask` the result is an error, or the row in
-//! question needed no offset. Slices of a wrong length are a bug of the caller and panic.
+//! Contract. `mask` is the mask of `shape` with padding bits 0, `offsets` its exclusive prefix sum
+//! ([`offsets`]). `pack` writes the elements whose bit is set to `values`, in order. Whatever `mask` and
+//! `offsets` hold, nothing is read or written out of bounds. What is written never depends on `offsets`: where
+//! they disagree with `mask` the result is an error, or the row in question needed no offset. Slices of a wrong
+//! length are a bug of the caller and panic.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -15,14 +16,11 @@ mod scalar;
 use crate::element::Word;
 use crate::error::Result;
 use crate::isa::Isa;
-use crate::matrix::{Matrix, popcount};
+use crate::matrix::{COUNT_BYTES, Matrix, popcount};
 use crate::parallel::{Exec, SharedMut, run_chunks};
-use crate::stretch::{self, Packed};
+use crate::partition::{self, Packed, RowOffsets};
 use crate::vector::streams;
 pub use nonzero::pack_nonzero;
-
-/// Mask bytes that one task counts, about; a second thread comes in from twice as many on. Counting takes 60 µs/MiB on Zen 4.
-const COUNT_BYTES: usize = 1 << 20;
 
 /// Writes the `rows + 1` row offsets of `mask` and returns the number of bits set.
 pub fn offsets(shape: Matrix, mask: &[u8], exec: Exec, offsets: &mut [i64]) -> usize {
@@ -52,22 +50,21 @@ pub fn pack<W: Word>(
     weights: &[W],
     shape: Matrix,
     mask: &[u8],
-    offsets: &[i64],
+    offsets: RowOffsets<'_>,
     exec: Exec,
     values: &mut [W],
 ) -> Result<()> {
-    assert!(weights.len() == shape.len());
-    let packed = Packed { shape, mask, offsets, kept: values.len() };
+    assert!(weights.len() == shape.len() && offsets.kept() == values.len());
     let values = SharedMut::new(values);
-    packed.each(W::BYTES, exec, |stretch, range| {
-        // SAFETY: the ranges of the values are disjoint: they lie between increasing offsets or counts.
+    Packed { shape, mask, offsets }.each(W::BYTES, exec, |part, range| {
+        // SAFETY: the ranges of calls at the same time are disjoint, as `each` promises.
         let values = unsafe { values.slice(range.start, range.len()) };
-        rows(exec.isa, &weights[stretch.elements], stretch.cols, &mask[stretch.mask], values) == Some(values.len())
+        rows(exec.isa, &weights[part.elements], part.cols, &mask[part.mask], values) == Some(values.len())
     })
 }
 
-/// Packs whole rows of `cols` > 0 columns on this thread and returns how many elements were kept; `None` where `values` is too
-/// short for them.
+/// Packs whole rows of `cols` > 0 columns on this thread and returns how many elements were kept; `None` where
+/// `values` is too short for them.
 pub fn rows<W: Word>(isa: Isa, weights: &[W], cols: usize, mask: &[u8], values: &mut [W]) -> Option<usize> {
     match isa {
         // SAFETY: the token proves the features.
@@ -95,13 +92,13 @@ fn apply<W: Word>(from: Option<&[W]>, shape: Matrix, mask: &[u8], exec: Exec, to
     assert!(to.len() == shape.len() && mask.len() == shape.mask_bytes());
     let bytes = size_of_val(to);
     let to = SharedMut::new(to);
-    stretch::each(shape, W::BYTES, exec, |stretch| {
-        // SAFETY: the elements of distinct stretches are disjoint.
-        let to = unsafe { to.slice(stretch.elements.start, stretch.elements.len()) };
-        let from = from.map(|from| &from[stretch.elements]);
+    partition::each(shape, W::BYTES, exec, |part| {
+        // SAFETY: the elements of distinct parts are disjoint.
+        let to = unsafe { to.slice(part.elements.start, part.elements.len()) };
+        let from = from.map(|from| &from[part.elements]);
         // In place the lines are in the caches already.
-        let stream = from.is_some() && streams(bytes, stretch.cols * W::BYTES);
-        apply_rows(exec.isa, from, stretch.cols, &mask[stretch.mask], to, stream);
+        let stream = from.is_some() && streams(bytes, part.cols * W::BYTES);
+        apply_rows(exec.isa, from, part.cols, &mask[part.mask], to, stream);
     });
 }
 

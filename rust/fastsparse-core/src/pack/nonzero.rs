@@ -1,16 +1,17 @@
 //! Packing what is not zero, in one pass over the weights.
 //!
 //! ```text
-//! for each stretch of the matrix, in order but on several threads:
+//! for each part of the matrix, in order but on several threads:
 //!     mask = weights ≠ 0;  count it                        the weights come from memory
-//!     wait for the stretch before;  take the next `count` places of the values
-//!     pack the stretch                                     the weights come from the second-level cache
+//!     wait for the part before;     take the next `count` places of the values
+//!     pack the part                                        the weights come from the second-level cache
 //! ```
 //!
-//! One thread has nobody to wait for: it packs a stretch chunk by chunk, while the weights are in the first-level cache.
+//! One thread has nobody to wait for: it packs a part chunk by chunk, while the weights are in the first-level
+//! cache.
 //!
-//! How many there are is known at the end only, so `values` has room for all: memory that is never written costs nothing but
-//! addresses.
+//! How many there are is known at the end only, so `values` has room for all: memory that is never written costs
+//! nothing but addresses.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,15 +19,15 @@ use super::rows;
 use crate::element::{Element, Word};
 use crate::matrix::{Matrix, popcount};
 use crate::parallel::{Exec, SharedMut};
+use crate::partition;
 use crate::select::{Cut, Found, Query, ScanWord};
-use crate::stretch;
 
 /// Elements of a chunk, about, a multiple of 64: the first-level cache holds them and what they are packed to.
 const CHUNK: usize = 1 << 11;
 
-/// Writes the mask, the row offsets and the values of what is `!= 0`: NaN is kept, −0.0 is not. `values` is as long as
-/// `weights`. Returns how many values were written.
-pub fn pack_nonzero<E: Element>(
+/// Writes the mask, the row offsets and the values of what is `!= 0`: NaN is kept, −0.0 is not. `values` is as
+/// long as `weights`. Returns how many values were written.
+pub fn pack_nonzero<E: Element<Bits: ScanWord>>(
     weights: &[E::Bits],
     shape: Matrix,
     exec: Exec,
@@ -40,27 +41,27 @@ pub fn pack_nonzero<E: Element>(
     let (mask, values) = (SharedMut::new(mask), SharedMut::new(values));
     let row_ends = SharedMut::new(&mut offsets[1..]);
     let (turn, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let alone = stretch::sized(exec, shape, E::Bits::BYTES).threads == 1;
-    stretch::in_order(shape, E::Bits::BYTES, exec, |i, stretch, rows_ended| {
-        let data = &weights[stretch.elements];
-        // SAFETY: the mask bytes of distinct stretches are disjoint.
-        let mask = unsafe { mask.slice(stretch.mask.start, stretch.mask.len()) };
+    let alone = partition::sized(exec, shape, E::Bits::BYTES).threads == 1;
+    partition::in_order(shape, E::Bits::BYTES, exec, |i, part, rows_ended| {
+        let data = &weights[part.elements];
+        // SAFETY: the mask bytes of distinct parts are disjoint.
+        let mask = unsafe { mask.slice(part.mask.start, part.mask.len()) };
         let count = if alone {
             // SAFETY: there is no other thread; no more were kept before than there were elements.
             let values = unsafe { values.slice(taken.load(Ordering::Relaxed), data.len()) };
-            scan_and_pack::<E>(exec, data, stretch.cols, mask, values)
+            scan_and_pack::<E>(exec, data, part.cols, mask, values)
         } else {
-            scan::<E>(exec, data, stretch.cols, mask);
+            scan::<E>(exec, data, part.cols, mask);
             popcount(mask)
         };
         while turn.load(Ordering::Acquire) != i {
-            // The stretch before was begun before this one.
+            // The part before was begun before this one.
             std::thread::yield_now();
         }
         let first = taken.load(Ordering::Relaxed);
         taken.store(first + count, Ordering::Relaxed);
         turn.store(i + 1, Ordering::Release);
-        // SAFETY: each row ends in one stretch.
+        // SAFETY: each row ends in one part.
         let ends = unsafe { row_ends.slice(rows_ended.start, rows_ended.len()) };
         let row_bytes = mask.len() / ends.len().max(1);
         let mut end = first;
@@ -69,9 +70,9 @@ pub fn pack_nonzero<E: Element>(
             *end_of_row = end as i64;
         }
         if !alone {
-            // SAFETY: every stretch has taken places of its own.
+            // SAFETY: every part has taken places of its own.
             let values = unsafe { values.slice(first, count) };
-            let packed = rows(exec.isa, data, stretch.cols, mask, values);
+            let packed = rows(exec.isa, data, part.cols, mask, values);
             debug_assert!(packed == Some(count));
         }
     });
@@ -79,7 +80,7 @@ pub fn pack_nonzero<E: Element>(
 }
 
 /// [`scan`] and [`rows`] in turns, a chunk at a time; `values` has room for all. Returns how many were kept.
-fn scan_and_pack<E: Element>(
+fn scan_and_pack<E: Element<Bits: ScanWord>>(
     exec: Exec,
     data: &[E::Bits],
     cols: usize,
@@ -101,7 +102,7 @@ fn scan_and_pack<E: Element>(
 }
 
 /// Writes the mask of what is not zero in whole rows.
-fn scan<E: Element>(exec: Exec, data: &[E::Bits], cols: usize, mask: &mut [u8]) {
+fn scan<E: Element<Bits: ScanWord>>(exec: Exec, data: &[E::Bits], cols: usize, mask: &mut [u8]) {
     // Where magnitudes are more than bits under a mask, zero is zero in every bit.
     let and = E::MAGNITUDE_MASK.unwrap_or(E::Bits::MAX);
     let query = Query::cut(Cut { at: E::Bits::default(), ties: false });

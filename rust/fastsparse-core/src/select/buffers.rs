@@ -7,6 +7,8 @@
 use std::sync::Mutex;
 
 use super::scan::ScanWord;
+use crate::error::Result;
+use crate::memory;
 
 /// Larger buffers are not kept.
 const KEPT_BYTES: usize = 16 << 20;
@@ -30,19 +32,15 @@ pub struct Buffers<K> {
 /// Where the buffers of a key type wait. Never waited for: whoever finds it in use (or was forked while it was) allocates.
 pub type Spare<K> = Mutex<Vec<Buffers<K>>>;
 
-impl<K: ScanWord + Copy + Default> Buffers<K> {
+impl<K: ScanWord> Buffers<K> {
     /// Buffers with no candidates, room for `found` positions and `made` keys.
-    pub fn take(found: usize, made: usize) -> Self {
+    pub fn take(found: usize, made: usize) -> Result<Self> {
         let mut buffers = K::spare().try_lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
         buffers.keys.clear();
         buffers.positions.clear();
-        if buffers.found.len() < found {
-            buffers.found.resize(found, 0);
-        }
-        if buffers.made.len() < made {
-            buffers.made.resize(made, K::default());
-        }
-        buffers
+        memory::grown(&mut buffers.found, found, 0)?;
+        memory::grown(&mut buffers.made, made, K::default())?;
+        Ok(buffers)
     }
 
     /// Keeps the buffers for the next call.
@@ -51,6 +49,7 @@ impl<K: ScanWord + Copy + Default> Buffers<K> {
         if let Ok(mut spare) = K::spare().try_lock()
             && bytes <= KEPT_BYTES
             && spare.len() < KEPT
+            && spare.try_reserve(1).is_ok()
         {
             spare.push(self);
         }

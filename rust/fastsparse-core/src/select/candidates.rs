@@ -5,7 +5,9 @@ use std::ops::Range;
 use super::scan::Query;
 use super::tasks::Tasks;
 use crate::element::Word;
-use crate::parallel::map;
+use crate::error::Result;
+use crate::memory;
+use crate::parallel::try_map;
 
 /// Bins of the histogram over the bracket: the wanted key is looked for in one of them only.
 const BINS: usize = 64;
@@ -47,7 +49,7 @@ pub struct Candidates<K> {
     lo: K,
     shift: u32,
     limit: usize,
-    /// Whether there were more than the limit, so that some are missing here.
+    /// Whether there were more than the limit, or than memory could be had for, so that some are missing here.
     pub overflow: bool,
     /// How many there were, the missing ones among them.
     pub seen: usize,
@@ -83,7 +85,9 @@ impl<K: Word> Candidates<K> {
     /// Stores collected items; `key` gives the key at a position.
     pub fn extend(&mut self, positions: &[u16], key: impl Fn(u16) -> K) {
         self.seen += positions.len();
-        self.overflow |= self.seen > self.limit;
+        self.overflow |= self.seen > self.limit
+            || self.positions.try_reserve(positions.len()).is_err()
+            || self.keys.try_reserve(positions.len()).is_err();
         if self.overflow {
             return;
         }
@@ -97,15 +101,15 @@ impl<K: Word> Candidates<K> {
     }
 
     /// Ends a task: what was stored since the last end is its.
-    pub fn end_task(&mut self, task: usize, equal_hi: usize, equal_lo: usize) {
+    pub fn end_task(&mut self, task: usize, equal_hi: usize, equal_lo: usize) -> Result<()> {
         let start = self.segments.last().map_or(0, |last| last.end);
-        self.segments.push(Segment { task, start, end: self.keys.len(), equal_hi, equal_lo });
+        memory::push(&mut self.segments, Segment { task, start, end: self.keys.len(), equal_hi, equal_lo })
     }
 
     /// How many of each segment's candidates equal `key`.
-    pub fn equal(&self, key: K) -> Vec<usize> {
+    pub fn equal(&self, key: K) -> Result<Vec<usize>> {
         let equal = |segment: &Segment| self.keys[segment.range()].iter().filter(|&&other| other == key).count();
-        self.segments.iter().map(equal).collect()
+        memory::collect(self.segments.iter().map(equal))
     }
 
     /// Sets the bits of those of a segment's candidates that are above `key`, and of the first `ties` of the `equal` ones.
@@ -133,37 +137,39 @@ fn bin<K: Word>(key: K, lo: K, shift: u32) -> usize {
     (key.to_u64().wrapping_sub(lo.to_u64()) >> shift).min(BINS as u64 - 1) as usize
 }
 
-/// The `rank`-th largest key (from 1) of all candidates, and how many of the candidates equal to it belong to the `rank`
-/// largest. `None` where there are fewer.
-pub fn nth_largest<K: Word>(all: &[&Candidates<K>], rank: usize, threads: usize) -> Option<(K, usize)> {
+/// The `rank`-th largest key (from 1) of all candidates, and how many of the candidates equal to it belong to
+/// the `rank` largest. `None` where there are fewer.
+pub fn nth_largest<K: Word>(all: &[&Candidates<K>], rank: usize, threads: usize) -> Result<Option<(K, usize)>> {
     let mut above = 0;
-    let bin = (0..BINS).rev().find(|&bin| {
+    let found = (0..BINS).rev().find(|&bin| {
         let here: usize = all.iter().map(|part| part.count(bin)).sum();
         let found = above + here >= rank;
         above += if found { 0 } else { here };
         found
-    })?;
-    let Candidates { lo, shift, .. } = all.first()?;
+    });
+    let (Some(bin), Some(Candidates { lo, shift, .. })) = (found, all.first()) else { return Ok(None) };
     if *shift == 0 {
         // A bin is a key.
-        return Some((K::from_u64(lo.to_u64() + bin as u64), rank - above));
+        return Ok(Some((K::from_u64(lo.to_u64() + bin as u64), rank - above)));
     }
-    let in_bin = |i: usize| -> Vec<K> { all[i].keys.iter().copied().filter(|&key| all[i].bin(key) == bin).collect() };
-    let mut keys = map(threads, all.len(), in_bin).concat();
-    let nth = keys.len().checked_sub(rank - above)?;
-    if nth >= keys.len() {
-        return None;
-    }
+    let parts = try_map(threads, all.len(), |i| {
+        let mut keys = memory::with_capacity(all[i].count(bin))?;
+        keys.extend(all[i].keys.iter().copied().filter(|&key| all[i].bin(key) == bin));
+        Ok(keys)
+    })?;
+    let mut keys = memory::with_capacity(parts.iter().map(Vec::len).sum())?;
+    parts.iter().for_each(|part| keys.extend_from_slice(part));
+    let Some(nth) = keys.len().checked_sub(rank - above).filter(|&nth| nth < keys.len()) else { return Ok(None) };
     let (_, &mut key, larger) = keys.select_nth_unstable(nth);
     let larger = larger.iter().filter(|&&other| other > key).count();
-    Some((key, rank - above - larger))
+    Ok(Some((key, rank - above - larger)))
 }
 
 /// A bracket around `key` for data that is alike: about `reach` candidates on either side.
 pub fn bracket_around<K: Word>(candidates: &Candidates<K>, key: K, reach: usize) -> (K, K) {
     if candidates.seen > 4 * reach {
         // Twice as wide as it should be: its bins may be too wide to tell.
-        return ranks_around(candidates.keys.clone(), key, reach);
+        return ranks_around(&candidates.keys, key, reach);
     }
     let centre = candidates.bin(key);
     let reached = |passed: &mut usize, bin| {
@@ -182,8 +188,10 @@ pub fn bracket_around<K: Word>(candidates: &Candidates<K>, key: K, reach: usize)
     (K::from_u64(lo.min(key.to_u64())), K::from_u64(hi.clamp(key.to_u64(), K::MAX.to_u64())))
 }
 
-/// The keys `reach` ranks below and above `key`, as far as there are.
-fn ranks_around<K: Word>(mut keys: Vec<K>, key: K, reach: usize) -> (K, K) {
+/// The keys `reach` ranks below and above `key`, as far as there are. Where memory is short, the key alone: a
+/// bracket that misses costs time only.
+fn ranks_around<K: Word>(keys: &[K], key: K, reach: usize) -> (K, K) {
+    let Ok(mut keys) = memory::collect(keys.iter().copied()) else { return (key, key) };
     let rank = keys.iter().filter(|&&other| other < key).count();
     let Some(last) = keys.len().checked_sub(1) else { return (key, key) };
     let (lower, upper) = (rank.saturating_sub(reach).min(last), (rank + reach).min(last));

@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use super::scan::Query;
+use super::scan::{Query, ScanWord};
 use crate::element::Word;
 use crate::isa::Isa;
 
@@ -58,7 +58,7 @@ pub struct Counted<K> {
 
 /// The cut of `keys & and` that at least `keep` of them reach, `keep` from 1 to their number. None is above `max`, or
 /// it does not matter.
-pub fn cut<K: Word>(isa: Isa, keys: &[K], and: K, keep: usize, max: K, near: Option<Near>) -> Counted<K> {
+pub fn cut<K: ScanWord>(isa: Isa, keys: &[K], and: K, keep: usize, max: K, near: Option<Near>) -> Counted<K> {
     let (mut lo, mut hi) = ((0, keys.len()), (max.to_u64() + 1, 0));
     let guess = near.unwrap_or(Near { key: 0, reach: 1 });
     for pass in 0.. {
@@ -112,7 +112,7 @@ fn among_few<K: Word>(keys: &[K], and: K, keep: usize, range: Range<u64>, above:
 mod tests {
     use super::*;
 
-    fn check<K: Word>(keys: &[K], and: K, max: K) {
+    fn check<K: ScanWord>(keys: &[K], and: K, max: K) {
         let mut sorted: Vec<K> = keys.iter().map(|&key| K::from_u64(key.to_u64() & and.to_u64())).collect();
         sorted.sort_unstable_by(|a, b| b.cmp(a));
         let far = [(0, 1), (max.to_u64(), 3), (max.to_u64() / 2, u64::MAX)].map(|(key, reach)| Near { key, reach });
@@ -129,7 +129,7 @@ mod tests {
         }
     }
 
-    fn every_kind<K: Word>(max: K) {
+    fn every_kind<K: ScanWord>(max: K) {
         let mut state = 1u64;
         let mut random = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

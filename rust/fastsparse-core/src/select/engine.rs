@@ -4,13 +4,14 @@ use super::bracket::{Rank, query, sample};
 use super::buffers::Buffers;
 use super::candidates::{Candidates, Segment, bracket_around, nth_largest};
 use super::counting::{self, Near};
-use super::scan::{Cut, Found, Mode, Query, ScanWord, Seen};
+use super::scan::{Cut, Found, Mode, Query, ScanKeys, ScanWord, Seen};
 use super::tasks::{Piece, TASK_BYTES, TASK_ITEMS, Tasks};
 use crate::element::Word;
 use crate::error::{Error, Result};
 use crate::isa::Isa;
-use crate::keys::{Keys, check_nan};
-use crate::parallel::{Exec, SharedMut, map, run, run_with};
+use crate::keys::first_nan;
+use crate::memory;
+use crate::parallel::{Exec, SharedMut, run, try_map, try_run_with};
 
 /// Up to this many items the cut is found by counting, whatever the keys: a sample would be as large.
 const SMALL: usize = 1024;
@@ -35,7 +36,7 @@ const HINT_SIGMAS: f64 = 2.5;
 const LAST_SIGMAS: f64 = 16.0;
 
 /// A selection over the items of `tasks`.
-pub struct Engine<'a, K: Keys> {
+pub struct Engine<'a, K: ScanKeys> {
     keys: &'a K,
     tasks: Tasks,
     exec: Exec,
@@ -70,7 +71,7 @@ enum Rewrite<K> {
     FirstTies(K, usize),
 }
 
-impl<K: Word> Pass<K> {
+impl<K: ScanWord> Pass<K> {
     fn candidates(&self) -> impl Iterator<Item = &Candidates<K>> + Clone {
         self.workers.iter().map(|worker| &worker.candidates)
     }
@@ -114,7 +115,7 @@ struct Worker<K> {
     made: Vec<K>,
 }
 
-impl<'a, K: Keys> Engine<'a, K> {
+impl<'a, K: ScanKeys> Engine<'a, K> {
     /// Makes the keys of `tasks` ready to be selected from.
     pub fn new(keys: &'a K, tasks: Tasks, exec: Exec) -> Self {
         let exec = exec.for_work(tasks.items(), TASK_ITEMS);
@@ -145,8 +146,8 @@ impl<'a, K: Keys> Engine<'a, K> {
         let rank = guesses.rank;
         let mut bounds = (K::Key::from_u64(0), self.keys.max_key());
         loop {
-            let query = guesses.next(bounds);
-            let pass = self.pass(&query, bits);
+            let query = guesses.next(bounds)?;
+            let pass = self.pass(&query, bits)?;
             self.check_nan(&pass.seen)?;
             let hint = match pass.place(rank.keep, &query) {
                 Place::Above if query.hi < bounds.1 => {
@@ -177,7 +178,7 @@ impl<'a, K: Keys> Engine<'a, K> {
                     }
                 }
                 Place::Edge(at, kept) => {
-                    let equal = self.finish_edge(&pass, &query, at, kept, bits);
+                    let equal = self.finish_edge(&pass, &query, at, kept, bits)?;
                     (equal > reach(rank)).then(|| Query::value(Cut { at, ties: kept > equal / 2 }))
                 }
             };
@@ -195,12 +196,12 @@ impl<'a, K: Keys> Engine<'a, K> {
     /// Writes the mask of the `keep` largest of items that a cache holds.
     fn select_counting(&self, keep: usize, hint: &mut Option<Query<K::Key>>, bits: &mut [u8]) -> Result<()> {
         let (start, items) = (self.tasks.start(), self.tasks.items());
-        let mut made = Vec::new();
+        let mut made;
         let (keys, and) = match self.keys.masked() {
             Some((data, and)) => (&data[start..start + items], and),
             None => {
-                made.resize(items, K::Key::default());
-                self.keys.fill(start, &mut made);
+                made = memory::zeros(items)?;
+                self.keys.fill(start, &mut made)?;
                 (&made[..], K::Key::MAX)
             }
         };
@@ -222,7 +223,7 @@ impl<'a, K: Keys> Engine<'a, K> {
 
     /// Writes the mask of a cut.
     pub fn write(&self, query: Query<K::Key>, bits: &mut [u8]) -> Result<()> {
-        let pass = self.pass(&query, bits);
+        let pass = self.pass(&query, bits)?;
         self.check_nan(&pass.seen)
     }
 
@@ -230,50 +231,48 @@ impl<'a, K: Keys> Engine<'a, K> {
         if seen.max <= self.keys.max_key() {
             return Ok(());
         }
-        let mut made = [K::Key::default(); FILL_ITEMS];
-        for task in 0..self.tasks.count() {
-            for piece in self.tasks.pieces(task) {
-                for start in (0..piece.len).step_by(FILL_ITEMS) {
-                    let made = &mut made[..FILL_ITEMS.min(piece.len - start)];
-                    self.keys.fill(piece.item + start, made);
-                    check_nan(self.keys, piece.item + start, made)?;
-                }
-            }
-        }
-        Err(Error::Changed)
+        let start = self.tasks.start();
+        Err(first_nan(self.keys, start..start + self.tasks.items()))
     }
 
-    fn sample(&self) -> Vec<K::Key> {
+    fn sample(&self) -> Result<Vec<K::Key>> {
         sample(self.keys, self.tasks.start(), self.tasks.items(), self.tasks.cols())
     }
 
-    fn worker(&self, query: &Query<K::Key>) -> Worker<K::Key> {
+    fn worker(&self, query: &Query<K::Key>) -> Result<Worker<K::Key>> {
         let found = if query.mode == Mode::Cut { 0 } else { self.tasks.longest() + 64 };
         let made = if self.keys.masked().is_some() { 0 } else { FILL_ITEMS };
-        let Buffers { keys, positions, found, made } = Buffers::take(found, made);
+        let Buffers { keys, positions, found, made } = Buffers::take(found, made)?;
         // The bracket of the smallest sample holds a quarter of the items.
         let limit = self.tasks.items() / 4 + TASK_ITEMS;
-        Worker { seen: Seen::default(), candidates: Candidates::new(query, limit, keys, positions), found, made }
+        let candidates = Candidates::new(query, limit, keys, positions);
+        Ok(Worker { seen: Seen::default(), candidates, found, made })
     }
 
-    fn pass(&self, query: &Query<K::Key>, bits: &mut [u8]) -> Pass<K::Key> {
+    fn pass(&self, query: &Query<K::Key>, bits: &mut [u8]) -> Result<Pass<K::Key>> {
         let shared = SharedMut::new(bits);
-        let workers = run_with(
+        let workers = try_run_with(
             self.exec.threads,
             self.tasks.count(),
             || self.worker(query),
             |worker, task| {
                 let (start, len) = self.tasks.bytes(task);
                 // SAFETY: tasks own distinct bytes.
-                self.scan_task(worker, task, query, unsafe { shared.slice(start, len) });
+                self.scan_task(worker, task, query, unsafe { shared.slice(start, len) })
             },
-        );
+        )?;
         let mut seen = Seen::default();
         workers.iter().for_each(|worker| seen.add(&worker.seen));
-        Pass { seen, workers }
+        Ok(Pass { seen, workers })
     }
 
-    fn scan_task(&self, worker: &mut Worker<K::Key>, task: usize, query: &Query<K::Key>, bits: &mut [u8]) {
+    fn scan_task(
+        &self,
+        worker: &mut Worker<K::Key>,
+        task: usize,
+        query: &Query<K::Key>,
+        bits: &mut [u8],
+    ) -> Result<()> {
         let Worker { seen: total, candidates, found: positions, made } = worker;
         let mut seen = Seen::default();
         let mut scan = |data: &[K::Key], and: K::Key, local: usize, bits: &mut [u8]| {
@@ -292,12 +291,13 @@ impl<'a, K: Keys> Engine<'a, K> {
             for (i, bits) in bits.chunks_mut(FILL_ITEMS / 8).enumerate() {
                 let start = i * FILL_ITEMS;
                 let made = &mut made[..FILL_ITEMS.min(len - start)];
-                self.keys.fill(item + start, made);
+                self.keys.fill(item + start, made)?;
                 scan(made, K::Key::MAX, local + start, bits);
             }
         }
-        candidates.end_task(task, seen.equal_hi, seen.equal_lo);
+        candidates.end_task(task, seen.equal_hi, seen.equal_lo)?;
         total.add(&seen);
+        Ok(())
     }
 
     /// Sets the bits of the `kept` largest of the collected items; returns the smallest kept key and how many equal it.
@@ -309,19 +309,19 @@ impl<'a, K: Keys> Engine<'a, K> {
         bits: &mut [u8],
     ) -> Result<(K::Key, usize)> {
         if query.mode == Mode::Edges {
-            self.rewrite(pass, query, |_| Rewrite::Cut(Cut { at: query.hi, ties: true }), bits);
+            self.rewrite(pass, query, |_| Rewrite::Cut(Cut { at: query.hi, ties: true }), bits)?;
         }
         if kept == 0 {
             return Ok((query.hi, 0));
         }
-        let parts: Vec<_> = pass.candidates().collect();
-        let (key, ties) = nth_largest(&parts, kept, self.exec.threads).ok_or(Error::Changed)?;
+        let parts = memory::collect(pass.candidates())?;
+        let (key, ties) = nth_largest(&parts, kept, self.exec.threads)?.ok_or(Error::Changed)?;
         // Ties go to the lower positions: in the order of the tasks.
-        let mut equal = vec![0; self.tasks.count()];
-        for (part, found) in parts.iter().zip(map(self.exec.threads, parts.len(), |i| parts[i].equal(key))) {
+        let mut equal = memory::filled(self.tasks.count(), 0)?;
+        for (part, found) in parts.iter().zip(try_map(self.exec.threads, parts.len(), |i| parts[i].equal(key))?) {
             part.segments.iter().zip(found).for_each(|(segment, found)| equal[segment.task] = found);
         }
-        let quotas = quotas(&equal, ties);
+        let quotas = quotas(&equal, ties)?;
         let shared = SharedMut::new(bits);
         run(self.exec.threads, parts.len(), |i| {
             for segment in &parts[i].segments {
@@ -343,20 +343,20 @@ impl<'a, K: Keys> Engine<'a, K> {
         at: K::Key,
         kept: usize,
         bits: &mut [u8],
-    ) -> usize {
+    ) -> Result<usize> {
         let equal = |segment: &Segment| if at == query.hi { segment.equal_hi } else { segment.equal_lo };
-        let mut counts = vec![0; self.tasks.count()];
+        let mut counts = memory::filled(self.tasks.count(), 0)?;
         for segment in pass.segments() {
             counts[segment.task] = equal(segment);
         }
-        let quotas = quotas(&counts, kept);
+        let quotas = quotas(&counts, kept)?;
         let required = |segment: &Segment| match quotas[segment.task] {
             0 => Rewrite::Cut(Cut { at, ties: false }),
             all if all == equal(segment) => Rewrite::Cut(Cut { at, ties: true }),
             some => Rewrite::FirstTies(at, some),
         };
-        self.rewrite(pass, query, required, bits);
-        pass.segments().map(equal).sum()
+        self.rewrite(pass, query, required, bits)?;
+        Ok(pass.segments().map(equal).sum())
     }
 
     /// Writes the masks of those tasks anew for which the pass wrote another than is required.
@@ -366,14 +366,11 @@ impl<'a, K: Keys> Engine<'a, K> {
         query: &Query<K::Key>,
         required: impl Fn(&Segment) -> Rewrite<K::Key> + Sync,
         bits: &mut [u8],
-    ) {
-        let wrong: Vec<_> = pass
-            .segments()
-            .map(|segment| (segment.task, required(segment)))
-            .filter(|(_, required)| *required != Rewrite::Cut(query.cut))
-            .collect();
+    ) -> Result<()> {
+        let required = pass.segments().map(|segment| (segment.task, required(segment)));
+        let wrong = memory::collect(required.filter(|(_, required)| *required != Rewrite::Cut(query.cut)))?;
         let shared = SharedMut::new(bits);
-        run_with(
+        try_run_with(
             self.exec.threads,
             wrong.len(),
             || self.worker(&Query::cut(query.cut)),
@@ -387,28 +384,30 @@ impl<'a, K: Keys> Engine<'a, K> {
                     Rewrite::FirstTies(at, count) => {
                         let mut with_ties = [0; TASK_BYTES];
                         let with_ties = &mut with_ties[..len];
-                        self.scan_task(worker, task, &Query::cut(Cut { at, ties: true }), with_ties);
-                        self.scan_task(worker, task, &Query::cut(Cut { at, ties: false }), bits);
+                        self.scan_task(worker, task, &Query::cut(Cut { at, ties: true }), with_ties)?;
+                        self.scan_task(worker, task, &Query::cut(Cut { at, ties: false }), bits)?;
                         add_first(bits, with_ties, count);
+                        Ok(())
                     }
                 }
             },
-        );
+        )?;
+        Ok(())
     }
 }
 
 /// How many of its equal items each task keeps, `kept` in all: the first ones.
-fn quotas(equal: &[usize], mut kept: usize) -> Vec<usize> {
+fn quotas(equal: &[usize], mut kept: usize) -> Result<Vec<usize>> {
     let quota = |&equal: &usize| {
         let quota = kept.min(equal);
         kept -= quota;
         quota
     };
-    equal.iter().map(quota).collect()
+    memory::collect(equal.iter().map(quota))
 }
 
 /// Writes the mask of the keys above `at` and of the first `ties` of those equal to it; takes off `ties` what it has found.
-fn write_ties<K: Word>(isa: Isa, keys: &[K], and: K, at: K, ties: &mut usize, bits: &mut [u8]) -> Seen<K> {
+fn write_ties<K: ScanWord>(isa: Isa, keys: &[K], and: K, at: K, ties: &mut usize, bits: &mut [u8]) -> Seen<K> {
     let positions = &mut [0; TIE_ITEMS + 64];
     let mut scan = |keys: &[K], query: &Query<K>, bits: &mut [u8]| {
         ScanWord::scan(isa, keys, and, query, 0, bits, &mut Found { positions, len: 0 })
@@ -453,7 +452,7 @@ fn add_first(bits: &mut [u8], more: &[u8], mut count: usize) {
 }
 
 /// The brackets to try, one after the other.
-struct Guesses<'e, 'a, K: Keys> {
+struct Guesses<'e, 'a, K: ScanKeys> {
     engine: &'e Engine<'a, K>,
     rank: Rank,
     hint: Option<Query<K::Key>>,
@@ -462,7 +461,7 @@ struct Guesses<'e, 'a, K: Keys> {
     sigmas: f64,
 }
 
-impl<'e, 'a, K: Keys> Guesses<'e, 'a, K> {
+impl<'e, 'a, K: ScanKeys> Guesses<'e, 'a, K> {
     fn new(engine: &'e Engine<'a, K>, rank: Rank, hint: Option<Query<K::Key>>) -> Self {
         Guesses { engine, rank, hint, sample: Vec::new(), sigmas: FIRST_SIGMAS }
     }
@@ -472,20 +471,20 @@ impl<'e, 'a, K: Keys> Guesses<'e, 'a, K> {
         self.sigmas = f64::INFINITY;
     }
 
-    fn next(&mut self, bounds: (K::Key, K::Key)) -> Query<K::Key> {
+    fn next(&mut self, bounds: (K::Key, K::Key)) -> Result<Query<K::Key>> {
         if let Some(hint) = self.hint.take() {
-            return hint;
+            return Ok(hint);
         }
         if self.sigmas <= LAST_SIGMAS {
             if self.sample.is_empty() {
-                self.sample = self.engine.sample();
+                self.sample = self.engine.sample()?;
             }
-            let query = query(&self.sample, self.rank, self.sigmas, bounds);
+            let query = query(&self.sample, self.rank, self.sigmas, bounds)?;
             self.sigmas *= 4.0;
-            return query;
+            return Ok(query);
         }
         let middle = K::Key::from_u64(bounds.0.to_u64() + (bounds.1.to_u64() - bounds.0.to_u64()) / 2);
-        Query::value(Cut { at: middle, ties: false })
+        Ok(Query::value(Cut { at: middle, ties: false }))
     }
 }
 

@@ -6,6 +6,7 @@ use super::scalar;
 use super::{avx2, avx512};
 use crate::element::Word;
 use crate::isa::Isa;
+use crate::keys::Keys;
 
 /// Keep what is above `at`, and with `ties` also what equals it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,13 +150,19 @@ impl Compared {
     }
 }
 
+/// Keys whose words can be scanned.
+pub trait ScanKeys: Keys<Key: ScanWord> {}
+
+impl<K: Keys<Key: ScanWord>> ScanKeys for K {}
+
 /// A key word that can be scanned.
-pub trait ScanWord: Sized + 'static {
+pub trait ScanWord: Word {
     /// Where working memory waits between calls.
     fn spare() -> &'static Spare<Self>;
 
-    /// Compares `data & and` with the query, writes the bits of the cut to `bits` (unused bits of the last byte 0), appends the
-    /// positions (`base` + index) of the items to collect. `data` has at most 2^16 items, `bits` a bit for each.
+    /// Compares `data & and` with the query, writes the bits of the cut to `bits` (unused bits of the last byte
+    /// 0), appends the positions (`base` + index) of the items to collect. `data` has at most 2^16 items, `bits`
+    /// a bit for each.
     fn scan(
         isa: Isa,
         data: &[Self],

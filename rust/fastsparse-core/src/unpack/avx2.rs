@@ -10,12 +10,11 @@
 //! A load runs over what follows the values of its byte; where fewer than 64 values are left the scalar form takes over. What is
 //! read is bounded by what was checked, whatever the mask turns into meanwhile.
 
-use std::arch::x86_64::*;
-
 use super::scalar;
 use crate::element::Word;
 use crate::isa::Avx2;
 use crate::matrix::{low, word_at};
+use crate::vector::Fence;
 use crate::vector::avx2::expand;
 
 /// As [`super::rows`]; past the caches if `STREAM`.
@@ -27,6 +26,7 @@ pub fn rows<W: Word, const STREAM: bool>(
     mask: &[u8],
     out: &mut [W],
 ) -> Option<usize> {
+    let _fence = Fence::<STREAM>;
     let mut at = 0;
     for (row, out) in out.chunks_exact_mut(cols).enumerate() {
         let first = row * cols.next_multiple_of(8);
@@ -47,9 +47,6 @@ pub fn rows<W: Word, const STREAM: bool>(
             };
         }
         at += scalar::block_at(values.get(at..)?, word_at(mask, first + end) & low(tail.len()), tail)?;
-    }
-    if STREAM {
-        _mm_sfence();
     }
     Some(at)
 }

@@ -16,6 +16,7 @@ use std::arch::x86_64::*;
 use crate::element::Word;
 use crate::isa::Avx512;
 use crate::matrix::{low, word_at};
+use crate::vector::Fence;
 use crate::vector::avx512::{expand, lanes, load, load_some, store, store_some, zero};
 
 /// As [`super::rows`]; past the caches if `STREAM`.
@@ -27,6 +28,7 @@ pub fn rows<W: Word, const STREAM: bool>(
     mask: &[u8],
     out: &mut [W],
 ) -> Option<usize> {
+    let _fence = Fence::<STREAM>;
     let zero = zero();
     let mut at = 0;
     for (row, out) in out.chunks_exact_mut(cols).enumerate() {
@@ -51,9 +53,6 @@ pub fn rows<W: Word, const STREAM: bool>(
             at += word.count_ones() as usize;
         }
         at += block_at(zero, values.get(at..)?, word_at(mask, first + end) & low(tail.len()), tail)?;
-    }
-    if STREAM {
-        _mm_sfence();
     }
     Some(at)
 }

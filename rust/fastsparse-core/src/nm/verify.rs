@@ -1,7 +1,7 @@
 //! Whether a mask keeps in every group what it should.
 //!
-//! Neighbouring groups of 2^k bits are counted 64 bits at a time, in fields of a word; groups that lie side by side are, too: bit p
-//! of the count of lane l is bit l of word p. All others are counted one by one.
+//! Neighbouring groups of 2^k bits are counted 64 bits at a time, in fields of a word; groups that lie side by
+//! side are, too: bit p of the count of lane l is bit l of word p. All others are counted one by one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,9 +15,9 @@ use crate::parallel::{self, Exec};
 /// Elements for which a second thread pays.
 const ELEMENTS_PER_THREAD: usize = 1 << 20;
 
-/// Checks a mask against the groups it is said to obey: every full group keeps exactly `of − zeros`, a shorter one what the
-/// tail says. Fails with the first group that does not.
-pub fn obeys(shape: Matrix, axis: Axis, groups: Groups, mask: &[u8], exec: Exec) -> Result<()> {
+/// Checks a mask against the groups it is said to obey: every full group keeps exactly `of − zeros`, a shorter
+/// one what the tail says. Fails with the first group that does not.
+pub fn verify(shape: Matrix, axis: Axis, groups: Groups, mask: &[u8], exec: Exec) -> Result<()> {
     assert!(mask.len() == shape.mask_bytes(), "the mask is as large as the tensor");
     assert!(axis.outer * axis.len * axis.inner == shape.len(), "the axis is one of the tensor");
     assert!(groups.zeros <= groups.of && groups.of > 0, "a group has items, and not more zeros than those");
@@ -39,7 +39,7 @@ pub fn obeys(shape: Matrix, axis: Axis, groups: Groups, mask: &[u8], exec: Exec)
     });
     match first.into_inner() {
         usize::MAX => Ok(()),
-        first => Err(Error::Group { first, groups: asked }),
+        first => Err(Error::Group { first, groups: asked.in_words() }),
     }
 }
 
