@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test test-rust test-python test-one lint demo interop bench bench-one build lock clean
+.PHONY: test test-rust test-python test-one sanitize lint demo interop bench bench-one build lock clean
 
 test: lint test-rust test-python
 
@@ -42,6 +42,12 @@ demo: build
 test-one: build
 	cargo test --package fastsparse-core --locked --quiet --test '$(K)*'
 	$(BIN)/pytest --quiet tests -k '$(K)'
+
+# The core under the address sanitizer, for which a stable compiler has to be told that it may: Linux on x86-64.
+sanitize:
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=allocator_may_return_null=1 FASTSPARSE_SHORT_TESTS=1 \
+	cargo test --package fastsparse-core --locked --quiet --lib --tests \
+		--target x86_64-unknown-linux-gnu --target-dir target/sanitize
 
 bench-one:
 	cargo bench --package fastsparse-core --locked --bench '$(K)*'

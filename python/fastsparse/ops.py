@@ -38,7 +38,7 @@ def select(
         What is ranked instead of |w|: shape of `w`, any of its dtypes. Signed: the larger is kept. Blocks rank by their
         mean.
     column_scale : array_like, optional
-        A factor ≥ 0 for each column, multiplied into |w| while ranking (|w|·‖x‖ of Wanda): of length `cols` of the
+        A finite factor ≥ 0 for each column, multiplied into |w| while ranking (|w|·‖x‖ of Wanda): of length `cols` of the
         matrix view, or ``w.shape[1]``. The product is float32, for float64 weights float64.
     threads : int, optional
         Upper bound for this call.
@@ -51,7 +51,10 @@ def select(
     Raises
     ------
     FastSparseError
-        For a NaN in what is ranked (the message has its index), unsupported dtypes and shapes that do not fit.
+        For a NaN in what is ranked (the message has its index), unsupported dtypes, factors that are not finite and
+        shapes that do not fit.
+    MemoryError
+        If there is no memory for the mask, 1/32 of float32 weights, or for the work on it, usually less than that.
 
     Examples
     --------

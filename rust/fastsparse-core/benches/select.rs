@@ -4,8 +4,7 @@
 //! the same bytes as float32, in 32 interleaved sums on one thread, as NumPy's `sum` does it. Probe and kernel take turns; a
 //! figure is the median over the rounds of kernel ÷ probe, and the best kernel time. Each result's count is checked.
 
-use std::hint::black_box;
-use std::time::Instant;
+mod common;
 
 use fastsparse_core::element::{BF16, Element, F32, F64, I8};
 use fastsparse_core::isa::Isa;
@@ -15,48 +14,8 @@ use fastsparse_core::parallel::Exec;
 use fastsparse_core::select::{self, ScanWord};
 
 const SHAPE: Matrix = Matrix { rows: 4096, cols: 11008 };
-const ROUNDS: usize = 9;
 /// Words that choose among the data.
 const CHOICES: [&[&str]; 2] = [&["F32", "BF16", "F64", "I8"], &["normal", "equal", "two", "zeros", "sorted", "int4"]];
-
-/// Standard normal × 0.02, roughly: the sum of twelve uniform numbers.
-fn weights() -> Vec<f32> {
-    let mut state = 88172645463325252u64;
-    let mut uniform = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..SHAPE.len()).map(|_| 0.02 * (0..12).map(|_| uniform()).sum::<f32>()).collect()
-}
-
-/// NumPy's `sum` of a float32 array.
-fn probe(floats: &[f32]) -> f32 {
-    let mut sums = [0.0; 32];
-    for part in floats.as_chunks::<32>().0 {
-        for (sum, x) in sums.iter_mut().zip(part) {
-            *sum += x;
-        }
-    }
-    sums.iter().sum()
-}
-
-fn same_bytes<T>(words: &[T]) -> &[f32] {
-    // SAFETY: the bytes of words are floats, whichever they are; the length rounds down.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words) / 4) }
-}
-
-fn seconds(f: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    f();
-    start.elapsed().as_secs_f64()
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
 
 fn bench<E: Element<Bits: ScanWord>>(words: &[String], kind: &str, data: &[E::Bits]) {
     let mut bits = vec![0u8; SHAPE.mask_bytes()];
@@ -66,31 +25,20 @@ fn bench<E: Element<Bits: ScanWord>>(words: &[String], kind: &str, data: &[E::Bi
             for (what, sparsity) in [("tensor", 0.5), ("tensor", 0.75), ("tensor", 0.9), ("row", 0.5), ("nonzero", 0.0)]
             {
                 let name = format!("{:?} {kind} {what} {sparsity} {} {threads}", E::DTYPE, isa.name());
-                if !words.iter().all(|word| name.split(' ').any(|part| part == word)) {
+                if !common::wanted(words, &name) {
                     continue;
                 }
                 let exec = Exec { isa, threads };
-                let (mut ratios, mut best) = (Vec::new(), f64::MAX);
-                for round in 0..ROUNDS {
-                    let read = seconds(|| {
-                        black_box(probe(same_bytes(data)));
-                    });
-                    let zeros = select::zeros_of(sparsity, SHAPE.len());
-                    let time = seconds(|| match what {
-                        "tensor" => select::smallest(&keys, SHAPE, zeros, exec, &mut bits).unwrap(),
-                        "row" => {
-                            let zeros = select::zeros_of(sparsity, SHAPE.cols);
-                            select::smallest_per_row(&keys, SHAPE, zeros, exec, &mut bits).unwrap()
-                        }
-                        _ => select::nonzero(&keys, SHAPE, exec, &mut bits).unwrap(),
-                    });
-                    assert!(what == "nonzero" || popcount(&bits) == SHAPE.len() - zeros);
-                    if round > 0 {
-                        ratios.push(time / read);
-                        best = best.min(time);
+                let zeros = select::zeros_of(sparsity, SHAPE.len());
+                common::against_reading(&name, data, || match what {
+                    "tensor" => select::smallest(&keys, SHAPE, zeros, exec, &mut bits).unwrap(),
+                    "row" => {
+                        let zeros = select::zeros_of(sparsity, SHAPE.cols);
+                        select::smallest_per_row(&keys, SHAPE, zeros, exec, &mut bits).unwrap()
                     }
-                }
-                println!("{name:44} {:6.2} x read probe, best {:7.2} ms", median(&mut ratios), best * 1e3);
+                    _ => select::nonzero(&keys, SHAPE, exec, &mut bits).unwrap(),
+                });
+                assert!(what == "nonzero" || popcount(&bits) == SHAPE.len() - zeros);
             }
         }
     }
@@ -132,8 +80,7 @@ fn all<E: Element<Bits: ScanWord>>(words: &[String], normal: &[f32], convert: im
 }
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let normal = weights();
+    let (words, normal) = (common::words(), common::normal(SHAPE.len()));
     all::<F32>(&words, &normal, f32::to_bits);
     all::<BF16>(&words, &normal, |x| half::bf16::from_f32(x).to_bits());
     all::<F64>(&words, &normal, |x| (x as f64).to_bits());

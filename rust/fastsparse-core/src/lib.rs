@@ -24,3 +24,8 @@ mod partition;
 pub mod select;
 pub mod unpack;
 mod vector;
+
+/// How many cases the tests take.
+#[cfg(test)]
+#[path = "../tests/common/cases.rs"]
+mod cases;

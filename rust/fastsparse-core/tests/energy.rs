@@ -1,9 +1,13 @@
 //! The sum of squares: exact where it can be, the same bits on every ISA and thread count.
 
+mod common;
+
 use fastsparse_core::element::{BF16, Element, F16, F32, F64, I8, U8};
 use fastsparse_core::energy::sum_of_squares;
 use fastsparse_core::isa::Isa;
 use fastsparse_core::parallel::Exec;
+
+use common::Random;
 
 fn everywhere<E: Element>(weights: &[E::Bits]) -> f64 {
     let expected = sum_of_squares::<E>(weights, Exec::single(Isa::Scalar));
@@ -34,12 +38,8 @@ fn whole_numbers_are_exact_at_every_length() {
 
 #[test]
 fn rounding_is_the_same_everywhere() {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state as f32 / u32::MAX as f32 - 0.5).to_bits()
-    };
-    let weights: Vec<u32> = (0..300_007).map(|_| next()).collect();
+    let mut random = Random(1);
+    let weights: Vec<u32> = (0..300_007).map(|_| (random.uniform() as f32).to_bits()).collect();
     let naive: f64 = weights.iter().map(|&bits| (f32::from_bits(bits) as f64).powi(2)).sum();
     assert!((everywhere::<F32>(&weights) / naive - 1.0).abs() < 1e-12);
 }

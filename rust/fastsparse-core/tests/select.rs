@@ -1,5 +1,7 @@
 //! Exact selection on every ISA and thread count against a stable sort.
 
+mod common;
+
 use fastsparse_core::element::{BF16, Element, F8E4M3, F8E5M2, F16, F32, F64, I8, U8, Word};
 use fastsparse_core::error::Error;
 use fastsparse_core::isa::Isa;
@@ -8,6 +10,8 @@ use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
 use fastsparse_core::select::{self, ScanKeys, ScanWord};
 use proptest::prelude::*;
+
+use common::{Random, some};
 
 fn execs() -> impl Iterator<Item = Exec> {
     Isa::available().into_iter().flat_map(|isa| (1..4).map(move |threads| Exec { isa, threads }))
@@ -33,7 +37,7 @@ fn largest(numbers: &[f64], from: usize, len: usize, zeros: usize) -> impl Itera
 fn check<K: ScanKeys>(keys: &K, numbers: &[f64], grid: Matrix, zeros: &[usize]) {
     // What was there before must not matter.
     let mut bits = vec![0xa5; grid.mask_bytes()];
-    for &zeros in zeros {
+    for &zeros in some(zeros, 2) {
         let expected = mask(grid, largest(numbers, 0, grid.len(), zeros));
         for exec in execs() {
             select::smallest(keys, grid, zeros, exec, &mut bits).unwrap();
@@ -59,13 +63,6 @@ fn check<K: ScanKeys>(keys: &K, numbers: &[f64], grid: Matrix, zeros: &[usize]) 
     }
 }
 
-fn random(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
-
 /// Kinds of data: bits that make no NaN.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -79,9 +76,9 @@ enum Kind {
 const KINDS: [Kind; 5] = [Kind::Any, Kind::Few, Kind::Equal, Kind::MostlyZero, Kind::Sorted];
 
 fn data<E: Element<Bits: ScanWord>>(len: usize, kind: Kind) -> Vec<E::Bits> {
-    let mut state = 0x9e37_79b9_7f4a_7c15 ^ (len as u64 + 1);
+    let mut random = Random(len as u64);
     let mut any = || loop {
-        let bits = E::Bits::from_u64(random(&mut state) >> 3);
+        let bits = E::Bits::from_u64(random.next() >> 3);
         if E::magnitude(bits) <= E::MAX_MAGNITUDE {
             return bits;
         }
@@ -153,7 +150,7 @@ fn lengths_around_every_boundary() {
     every_type(|make| {
         let data = make(2300, Kind::Any);
         let lengths = (0..70).chain([127, 128, 129, 191, 193, 255, 257, 1000, 2047, 2048, 2049]);
-        for len in lengths {
+        for len in some(lengths, 3) {
             data.check(Matrix { rows: 1, cols: len }, len % 7, len < 70);
         }
     });
@@ -174,7 +171,7 @@ fn grids_whose_rows_end_anywhere() {
 #[test]
 fn large_enough_to_be_sampled() {
     every_type(|make| {
-        for kind in KINDS {
+        for kind in some(KINDS, 2) {
             let data = make(70_001, kind);
             data.check(Matrix { rows: 1, cols: 70_001 }, 0, false);
             data.check(Matrix { rows: 5, cols: 13_000 }, 1, false);
@@ -194,12 +191,12 @@ fn rows_longer_than_a_task() {
 #[test]
 fn column_scales() {
     let grid = Matrix { rows: 37, cols: 300 };
-    let mut state = 7;
-    let scale: Vec<f32> = (0..300).map(|_| (random(&mut state) % 1000) as f32 / 37.0).collect();
+    let mut random = Random(7);
+    let scale: Vec<f32> = (0..300).map(|_| (random.next() % 1000) as f32 / 37.0).collect();
     let wide: Vec<f64> = scale.iter().map(|&x| x as f64 / 3.0).collect();
     for repeat in [1, 4] {
         let bits: Vec<u16> = (0..grid.len())
-            .map(|_| (random(&mut state) % 0xbf00) as u16)
+            .map(|_| (random.next() % 0xbf00) as u16)
             .map(|b| if b & 0x7fff > 0x7f00 { 0 } else { b })
             .collect();
         let numbers: Vec<f64> = bits
@@ -225,7 +222,7 @@ fn the_first_nan_is_named() {
             let grid = Matrix { rows, cols };
             let clean = data::<E>(grid.len(), Kind::Any);
             let mut bits = vec![0; grid.mask_bytes()];
-            for first in [0, 1, grid.len() / 2, grid.len() - 1] {
+            for first in some([0, 1, grid.len() / 2, grid.len() - 1], 3) {
                 let mut weights = clean.clone();
                 weights[first] = nan;
                 weights[grid.len() - 1] = nan;
@@ -272,8 +269,8 @@ proptest! {
         share in 0.0f64..=1.0,
     ) {
         let grid = Matrix { rows, cols };
-        let mut state = seed | 1;
-        let numbers: Vec<f64> = (0..grid.len()).map(|_| (random(&mut state) % few as u64) as f64 * 0.37).collect();
+        let mut random = Random(seed);
+        let numbers: Vec<f64> = (0..grid.len()).map(|_| (random.next() % few as u64) as f64 * 0.37).collect();
         let bits: Vec<u32> = numbers.iter().map(|&x| (x as f32).to_bits()).collect();
         let zeros = select::zeros_of(share, grid.len());
         check(&Magnitude::<F32>(&bits), &numbers.iter().map(|&x| x as f32 as f64).collect::<Vec<_>>(), grid, &[zeros]);

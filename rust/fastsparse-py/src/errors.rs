@@ -45,6 +45,14 @@ pub fn kernel(py: Python<'_>, error: Error, name: &str, shape: &[usize]) -> PyEr
     }
 }
 
+/// The exception for an error of a check of argument `name`.
+pub fn check(py: Python<'_>, error: Error, name: &str) -> PyErr {
+    match error {
+        Error::OutOfMemory { .. } => PyMemoryError::new_err(error.to_string()),
+        other => format(py, format!("{name}: {other}")),
+    }
+}
+
 /// The multi-index of a flat, row-major one, as Python prints it.
 pub fn index_text(mut index: usize, shape: &[usize]) -> String {
     let mut indices = vec![0; shape.len()];

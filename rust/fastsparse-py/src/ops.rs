@@ -12,7 +12,7 @@ use fastsparse_core::{block, dispatch, nm, pack as packing, unpack as unpacking,
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{IntoPyDict, PyTuple};
 
 use crate::array::{self, Input, Output, dtype_text, shape_text};
 use crate::errors;
@@ -130,6 +130,17 @@ fn f64s(words: &[u64]) -> &[f64] {
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
 }
 
+/// `array.astype(dtype)` without a warning of numbers that it does not hold.
+fn cast<'py>(array: &Array<'py>, dtype: &str) -> PyResult<Array<'py>> {
+    let py = array.py();
+    let ignore = [("over", "ignore")].into_py_dict(py)?;
+    let quiet = py.import(intern!(py, "numpy"))?.call_method(intern!(py, "errstate"), (), Some(&ignore))?;
+    quiet.call_method0(intern!(py, "__enter__"))?;
+    let cast = array.call_method1(intern!(py, "astype"), (dtype,));
+    quiet.call_method1(intern!(py, "__exit__"), (py.None(), py.None(), py.None()))?;
+    Ok(cast?.cast_into()?)
+}
+
 impl<'py> Scale<'py> {
     fn new(object: &Bound<'py, PyAny>, weights: &Input<'py>) -> PyResult<Scale<'py>> {
         let py = object.py();
@@ -153,7 +164,7 @@ impl<'py> Scale<'py> {
             return Err(errors::general(py, message));
         }
         let target = if weights.dtype == DType::F64 { "float64" } else { "float32" };
-        let values = array::contiguous(given.call_method1(intern!(py, "astype"), (target,))?.cast_into()?)?;
+        let values = array::contiguous(cast(&given, target)?)?;
         let fits = |x: f64| x >= 0.0 && x.is_finite();
         let bad = if weights.dtype == DType::F64 {
             f64s(array::words(&values)).iter().position(|&x| !fits(x))
@@ -489,7 +500,7 @@ pub fn check_bits<'py>(py: Python<'py>, bits: &Bound<'py, PyAny>, shape: Vec<usi
     let view = checked_view(py, &shape)?;
     let bits = array::frozen_view(&mask_bits(&array::as_array(bits, "bits")?, "bits", view)?)?;
     let mask = array::words(&bits);
-    matrix::check_padding(view, mask).map_err(|error| errors::format(py, format!("bits: {error}")))?;
+    matrix::check_padding(view, mask).map_err(|error| errors::check(py, error, "bits"))?;
     let count = matrix::count_ones(mask, exec);
     Ok((shape_tuple(py, &shape)?, bits, count))
 }
@@ -522,7 +533,7 @@ pub fn check_parts<'py>(
             found => Err(Error::ValueCount { found, expected }),
         }
     });
-    found.map_err(|error| errors::format(py, format!("bitmask: {error}")))?;
+    found.map_err(|error| errors::check(py, error, "bitmask"))?;
     array::freeze(&offsets);
     let (values, bits) = (array::frozen_view(&values.array)?, array::frozen_view(&bits)?);
     Ok((shape_tuple(py, &shape)?, values, bits, offsets))
@@ -545,7 +556,7 @@ pub fn check_pattern(py: Python<'_>, shape: Vec<usize>, bits: &Array<'_>, spec: 
             return Err(errors::general(py, format!("pattern: expected an n:m, top-k or block pattern, got {kind}")));
         }
     }
-    .map_err(|error| errors::format(py, format!("pattern: {error}")))
+    .map_err(|error| errors::check(py, error, "pattern"))
 }
 
 /// The mask of a bool array.
