@@ -144,8 +144,8 @@ fn measure<E: Element<Bits: ScanWord>>(
                 let exec = Exec { isa, threads };
                 let (out, values, bools, bits) = (&out_at, &values_at, &bools, &bits);
                 // Checked at each call, as callers do.
-                let offsets = starts.as_slice();
-                let starts = move || RowOffsets::new(offsets, shape, kept, exec).unwrap();
+                let ascending = starts.as_slice();
+                let starts = move || RowOffsets::new(ascending, shape, kept, exec).unwrap();
                 let mut counts = vec![0; shape.rows + 1];
                 cases.push((
                     format!("{op} {} t{threads}", isa.name()),
@@ -164,7 +164,7 @@ fn measure<E: Element<Bits: ScanWord>>(
                         "tobool" => to_bool(shape, mask, exec, &mut bools.borrow_mut()),
                         "frombool" => from_bool(shape, &bools.borrow(), exec, &mut bits.borrow_mut()),
                         "offsets" => assert_eq!(offsets(shape, mask, exec, &mut counts), kept),
-                        _ => check_parts(kept, shape, mask, offsets).unwrap(),
+                        _ => check_parts(kept, shape, mask, ascending).unwrap(),
                     }),
                 ));
             }
