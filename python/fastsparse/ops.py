@@ -38,8 +38,8 @@ def select(
         What is ranked instead of |w|: shape of `w`, any of its dtypes. Signed: the larger is kept. Blocks rank by their
         mean.
     column_scale : array_like, optional
-        A finite factor ≥ 0 for each column, multiplied into |w| while ranking (|w|·‖x‖ of Wanda): of length `cols` of the
-        matrix view, or ``w.shape[1]``. The product is float32, for float64 weights float64.
+        A finite factor ≥ 0 for each column, multiplied into |w| while ranking (|w|·‖x‖ of Wanda): of length `cols` of
+        the matrix view, or ``w.shape[1]``. The product is float32, for float64 weights float64.
     threads : int, optional
         Upper bound for this call.
 
