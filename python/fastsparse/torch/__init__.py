@@ -2,6 +2,7 @@
 
 from fastsparse.torch._linear import SparseLinear
 from fastsparse.torch._load import load
+from fastsparse.torch._model import LayerReport, ModelReport, prune_model
 from fastsparse.torch._pruning import PatternPruning, PatternSparsifier, prune_module
 from fastsparse.torch._sparsify import sparsify, to_dense
 from fastsparse.torch._tensors import (
@@ -20,6 +21,8 @@ from fastsparse.torch._tensors import (
 from fastsparse.torch._threads import adopt_threads
 
 __all__ = [
+    "LayerReport",
+    "ModelReport",
     "PatternPruning",
     "PatternSparsifier",
     "SparseLinear",
@@ -32,6 +35,7 @@ __all__ = [
     "load",
     "pack",
     "prune",
+    "prune_model",
     "prune_module",
     "select",
     "sparsify",

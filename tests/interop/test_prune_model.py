@@ -1,0 +1,235 @@
+"""Whole models pruned with calibration data: what a plain hook sees is what each layer is pruned on."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import transformers as T
+from torch import nn
+
+import fastsparse as fs
+import fastsparse.torch as fst
+from fastsparse import calibration
+from fastsparse.torch._blocks import stacks_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*tokens are few for:RuntimeWarning")
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+T5 = {"vocab_size": 64, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+WHISPER = {"vocab_size": 64, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "num_mel_bins": 16}
+WHISPER |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
+WHISPER |= {"max_source_positions": 50, "max_target_positions": 64, "pad_token_id": 0, "decoder_start_token_id": 1}
+OPT = {"vocab_size": 64, "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+OPT |= {"word_embed_proj_dim": 64, "max_position_embeddings": 128}
+
+
+def ids(rows=1):
+    return [torch.randint(3, 60, (rows, 64)) for _ in range(4)]
+
+
+def pairs():
+    return [{"input_ids": x, "decoder_input_ids": y} for x, y in zip(ids(), ids(), strict=True)]
+
+
+def heard():
+    return [{"input_features": torch.randn(1, 16, 100), "decoder_input_ids": x} for x in ids()]
+
+
+# The model, its batches, and how many layers are pruned.
+MODELS = {
+    "Llama": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**SIZES, num_key_value_heads=4)), ids, 21),
+    "Qwen2": (lambda: T.Qwen2ForCausalLM(T.Qwen2Config(**SIZES, num_key_value_heads=4)), ids, 21),
+    "GPT-2": (lambda: T.GPT2LMHeadModel(T.GPT2Config(vocab_size=64, n_embd=64, n_layer=3, n_head=4)), ids, 12),
+    "OPT": (lambda: T.OPTForCausalLM(T.OPTConfig(**OPT)), ids, 18),
+    "BERT": (lambda: T.BertModel(T.BertConfig(**SIZES)), ids, 19),
+    "T5": (lambda: T.T5ForConditionalGeneration(T.T5Config(**T5, decoder_start_token_id=0)), pairs, 32),
+    "ViT": (
+        lambda: T.ViTModel(T.ViTConfig(**{**SIZES, "image_size": 32, "patch_size": 4})),
+        lambda: [torch.randn(2, 3, 32, 32) for _ in range(3)],
+        20,
+    ),
+    "Whisper": (lambda: T.WhisperModel(T.WhisperConfig(**WHISPER)), heard, 34),
+    "Mixtral": (
+        lambda: T.MixtralForCausalLM(
+            T.MixtralConfig(**SIZES, num_key_value_heads=4, num_local_experts=4, num_experts_per_tok=2)
+        ),
+        ids,
+        48,
+    ),
+    "Sequential": (
+        lambda: nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)),
+        lambda: [torch.randn(256, 64)],
+        2,
+    ),
+    "convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(8, 64, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(64, 32, (1, 3), dilation=2, padding="same")
+        ),
+        lambda: [torch.randn(4, 8, 16, 16) for _ in range(3)],
+        2,
+    ),
+}
+
+
+def make(name):
+    torch.manual_seed(0)
+    model, batches, pruned = MODELS[name]
+    return model().eval(), batches(), pruned
+
+
+def outputs(model, batch):
+    with torch.no_grad():
+        out = model(**batch) if isinstance(batch, dict) else model(batch)
+    return out[0] if not isinstance(out, torch.Tensor) else out
+
+
+def gram_of(model, name, batches):
+    """What goes into a layer, by a plain hook, summed in float64."""
+    seen = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for batch in batches:
+        outputs(model, batch)
+    handle.remove()
+    gram = calibration.Gram(seen[0].shape[-1])
+    for x in seen:
+        gram.update(x.numpy())
+    return gram
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_all_kinds_are_pruned_exactly(name):
+    model, batches, pruned = make(name)
+    dense = copy.deepcopy(model)
+    report = fst.prune_model(model, "50%", batches)
+    assert len(report.pruned) == pruned, [(row.name, row.reason) for row in report.layers if row.method is None]
+    for row in report.pruned:
+        w = model.get_parameter(row.name)
+        assert row.sparsity == pytest.approx(0.5, abs=0.01)
+        assert int((w == 0).sum()) == round(row.sparsity * w.numel())
+        assert row.layer_error is None or 0 < row.layer_error < 1
+    rest = {row.name for row in report.layers} - {row.name for row in report.pruned}
+    assert all(torch.equal(model.get_parameter(other), dense.get_parameter(other)) for other in rest)
+    assert all(not module._forward_pre_hooks and not module._forward_hooks for module in model.modules())
+    expected = outputs(model, batches[0])
+    packed = fst.sparsify(model, "nonzero")
+    assert packed.packed or name in ("GPT-2", "convolutions")
+    assert torch.allclose(outputs(model, batches[0]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_layer_is_pruned_on_what_goes_into_it(sequential):
+    model, batches, _ = make("Llama")
+    dense = copy.deepcopy(model)
+    fst.prune_model(model, "2:4", batches, refine=0, sequential=sequential)
+    # In turn the blocks before the one at hand are those of the pruned model.
+    for block, layer in ((0, "self_attn.q_proj"), (1, "mlp.up_proj"), (2, "mlp.gate_proj")):
+        name = f"model.layers.{block}.{layer}"
+        seen = copy.deepcopy(dense)
+        if sequential:
+            for before in range(block):
+                seen.model.layers[before].load_state_dict(model.model.layers[before].state_dict())
+        w = dense.get_submodule(name).weight.detach().numpy()
+        expected, mask = calibration.sparsegpt(w, gram_of(seen, name, batches), "2:4")
+        found = model.get_submodule(name).weight.detach().numpy()
+        assert np.mean((found != 0) == mask.to_bool()) > 0.999
+        assert np.allclose(found, expected, atol=1e-4)
+
+
+def test_calibration_beats_magnitude_and_padding_does_not_count():
+    errors = {}
+    for method in ("magnitude", "wanda", "sparsegpt", "alps"):
+        model, batches, _ = make("BERT")
+        report = fst.prune_model(model, "50%", batches, method=method)
+        errors[method] = np.mean([row.layer_error for row in report.pruned])
+    assert errors["alps"] < errors["sparsegpt"] < errors["magnitude"]
+    assert errors["wanda"] < errors["magnitude"]
+
+    model, batches, _ = make("BERT")
+    mask = torch.ones(1, 64, dtype=torch.int64)
+    mask[:, 40:] = 0
+    report = fst.prune_model(model, "50%", [{"input_ids": x, "attention_mask": mask} for x in batches])
+    assert {row.tokens for row in report.pruned if "encoder" in row.name} == {4 * 40}
+
+
+@pytest.mark.parametrize("allocation", ["owl", "loss"])
+def test_ratios_over_the_layers_sum_up(allocation):
+    model, batches, _ = make("Llama")
+    report = fst.prune_model(model, "60%", batches, method="wanda", refine=0, allocation=allocation)
+    sizes = [np.prod(row.shape) for row in report.pruned]
+    assert len({round(row.sparsity, 3) for row in report.pruned}) > 3
+    # Wanda counts by rows, so each layer is off by half a weight in each row at most.
+    rows = sum(row.shape[0] for row in report.pruned)
+    assert abs(report.sparsity * sum(sizes) - 0.6 * sum(sizes)) <= rows / 2
+    exact, batches, _ = make("Llama")
+    report = fst.prune_model(exact, "60%", batches, method="magnitude", allocation=allocation)
+    zeros = sum(int((exact.get_parameter(row.name) == 0).sum()) for row in report.pruned)
+    assert zeros == round(0.6 * sum(sizes))
+
+
+def test_layers_that_see_too_little_say_so():
+    model, batches, _ = make("Mixtral")
+    report = fst.prune_model(model, "50%", batches)
+    few = [row for row in report.pruned if "experts" in row.name and row.reason]
+    assert few
+    assert all(row.method in ("wanda", "magnitude") for row in few)
+    with pytest.warns(RuntimeWarning, match=r"layer 'model\.layers.*: 256 tokens are few for 128 columns"):
+        fst.prune_model(*make("Llama")[:1], "50%", batches)
+
+
+def test_stacks_are_found_without_names():
+    found = {name: [len(stack.blocks) for stack in stacks_of(make(name)[0])] for name in MODELS}
+    assert found["Llama"] == found["GPT-2"] == found["BERT"] == found["ViT"] == found["Mixtral"] == [3]
+    assert found["T5"] == found["Whisper"] == [2, 2]
+    assert found["Sequential"] == found["convolutions"] == []
+
+
+def test_bad_input_is_named():
+    model, batches, _ = make("Llama")
+    for options, message in (
+        ({"method": "sparsegtp"}, "method: expected one of magnitude, wanda, sparsegpt, alps"),
+        ({"allocation": "owls"}, "allocation: expected one of"),
+        ({"refine": -1}, "refine: expected"),
+        ({"exclude": ["q_prj"]}, "exclude: 'q_prj' matches no tensor"),
+    ):
+        with pytest.raises(fs.FastSparseError, match=message):
+            fst.prune_model(model, "50%", batches, **options)
+    with pytest.raises(fs.FastSparseError, match='allocation: "owl" spreads an unstructured sparsity, not "2:4"'):
+        fst.prune_model(model, "2:4", batches, allocation="owl")
+    with pytest.raises(fs.FastSparseError, match="batches: there are none"):
+        fst.prune_model(model, "50%", [])
+    with pytest.raises(fs.FastSparseError, match=r"pattern: .* does not rank"):
+        fst.prune_model(model, "nonzero", batches)
+    with pytest.raises(fs.FastSparseError, match="no weight that is pruned"):
+        fst.prune_model(nn.Sequential(nn.LayerNorm(8)), "50%", [torch.ones(1, 8)])
+    with pytest.raises(fs.FastSparseError, match=r"tensor '0\.weight': x: nan at index"):
+        fst.prune_model(nn.Sequential(nn.Linear(64, 64)), "50%", [torch.full((2, 64), torch.nan)])
+
+
+class Crossed(nn.Module):
+    """Something happens between its blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64)) for _ in range(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x) + 1
+        return x
+
+
+def test_blocks_that_cannot_be_run_one_by_one():
+    torch.manual_seed(0)
+    model, batches = Crossed(), [torch.randn(300, 64)]
+    with pytest.raises(fs.FastSparseError, match=r"block 'blocks\.1' is not given the output .* sequential=False"):
+        fst.prune_model(model, "50%", batches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fst.prune_model(model, "50%", batches, sequential=False).sparsity == 0.5
