@@ -11,13 +11,16 @@ from fastsparse.cli.bench import bench
 from fastsparse.cli.compress import compress
 from fastsparse.cli.convert import convert
 from fastsparse.cli.decompress import decompress
+from fastsparse.cli.eval import evaluate
 from fastsparse.cli.inspect import inspect
+from fastsparse.cli.prune import prune
 from fastsparse.cli.verify import verify
 
 __all__ = ["run"]
 
-for _command in (compress, decompress, convert, inspect, verify, bench):
+for _command in (compress, prune, decompress, convert, inspect, verify, bench):
     app.command()(_command)
+app.command("eval")(evaluate)
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -1,0 +1,29 @@
+"""`fastsparse eval`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastsparse.cli._options import Json
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a language model, dense or packed.")],
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="A text, or .safetensors with input_ids.")],
+    samples: Annotated[int, typer.Option(min=1, help="Pieces of the text.")] = 8,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of each piece.")] = 512,
+    as_json: Json = False,
+) -> None:
+    """Perplexity of a language model on a text that was not used for calibration."""
+    from fastsparse.torch import _language  # with torch, which the other commands do not need
+
+    texts = _language.read_tokens(data, model, samples, length)
+    found = _language.perplexity(_language.load_language_model(model), texts)
+    if as_json:
+        print(json.dumps({"perplexity": found, "tokens": samples * length}))
+    else:
+        print(f"perplexity {found:.3f} over {samples} pieces of {length} tokens")
