@@ -174,10 +174,12 @@ def test_a_run_that_is_killed_leaves_the_old_or_the_new(tmp_path, folder, kind):
 COMPRESS = """
 import signal
 import sys
-from fastsparse.cli import _commands
-from fastsparse.cli import main
+from fastsparse.cli import _commands, main
+def run(arguments, run=_commands.run):
+    print("started", flush=True)  # within what main takes an interrupt in
+    return run(arguments)
+_commands.run = run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background hands it down as ignored
-print("started", flush=True)
 sys.exit(main(["compress", sys.argv[1], sys.argv[2], "--pattern", "50%"]))
 """
 
