@@ -72,7 +72,7 @@ def check_target(source: Reader, dst: StrPath, overwrite: bool) -> None:
         return
     inner, outer = (os.path.join(os.path.realpath(path), "") for path in (source.path, target))
     if inner.startswith(outer) or outer.startswith(inner):
-        raise FastSparseError(f"{target}: source and target lie in each other")
+        raise FastSparseError(f"{target}: one of source and target is inside the other")
     if os.path.isdir(dst) and os.listdir(dst):
         try:
             found = read_folder(target)

@@ -1,7 +1,8 @@
 //! Telling whether bytes are the same as before: XXH3, 128 bits.
 //!
-//! It is to notice damage and change, not forgery, and has to cost nothing beside writing the same bytes to a disk: it runs at the
-//! speed of memory, where a cryptographic hash or a plain CRC takes one second for a gigabyte.
+//! It is to notice damage and change, not forgery, and has to cost nothing beside writing the same
+//! bytes to a disk: it runs at the speed of memory, where a cryptographic hash or a plain CRC takes
+//! one second for a gigabyte.
 
 /// The digest of these bytes.
 pub fn digest(bytes: &[u8]) -> u128 {

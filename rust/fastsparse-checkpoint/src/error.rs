@@ -61,7 +61,7 @@ pub enum Error {
     /// Bytes that belong to no tensor.
     #[error("tensor {name:?}: {bytes} bytes before its data belong to no tensor")]
     Hole {
-        /// The tensor behind the hole.
+        /// The tensor after the hole.
         name: String,
         /// Size of the hole.
         bytes: u64,
@@ -69,7 +69,7 @@ pub enum Error {
     /// A range beyond the end of the file.
     #[error("tensor {0:?}: its data lies beyond the end of the file, which is cut short or damaged: fetch it again")]
     BeyondEnd(String),
-    /// Bytes behind the last tensor.
+    /// Bytes after the last tensor.
     #[error("{0} bytes behind the last tensor")]
     Trailing(u64),
     /// The file became shorter after it was opened.

@@ -1,9 +1,11 @@
-//! Writing a folder: filled under a temporary name, then renamed, in exchange for an older one where that is asked for.
+//! Writing a folder: filled under a temporary name, then renamed, in exchange for an older one
+//! where that is asked for.
 //!
-//! The temporary folder is `.NAME.partial` beside the target and locked while its [`Folder`] lives. What a killed run leaves
-//! behind is therefore not locked, and the next run finds it: what it has no use for goes with [`Folder::retain`]. It is for this
-//! user only, so that nobody else had a hand in what is found there, and belongs to the process that made it: a forked child
-//! can neither rename nor remove it.
+//! The temporary folder is `.NAME.partial` beside the target and locked while its [`Folder`] lives.
+//! What a killed run leaves behind is therefore not locked, and the next run finds it: what it has
+//! no use for goes with [`Folder::retain`]. It is for this user only, so that nobody else had a
+//! hand in what is found there, and belongs to the process that made it: a forked child can neither
+//! rename nor remove it.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -27,9 +29,10 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Makes the temporary folder, or takes over what a killed run of this user left; where others could enter that, nothing in it
-    /// is kept. An existing `target` is an error unless `overwrite` and a folder, and stays as it is until [`Folder::finish`],
-    /// which gives the folder its `mode` (as of Unix).
+    /// Makes the temporary folder, or takes over what a killed run of this user left; where others
+    /// could enter that, nothing in it is kept. An existing `target` is an error unless `overwrite`
+    /// and a folder, and stays as it is until [`Folder::finish`], which gives the folder its `mode`
+    /// (as of Unix).
     pub fn create(target: &Path, overwrite: bool, mode: u32) -> Result<Folder> {
         match std::fs::symlink_metadata(target) {
             Ok(_) if !overwrite => return Err(Error::Exists),
@@ -93,8 +96,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Gives the folder its mode and its name, in one step for whoever looks at the target. The files in it have been flushed by
-    /// who wrote them.
+    /// Gives the folder its mode and its name, in one step for whoever looks at the target. The
+    /// files in it have been flushed by who wrote them.
     pub fn finish(mut self) -> Result<()> {
         system::check_process(self.process)?;
         sync_tree(&self.path)?;
@@ -108,7 +111,8 @@ impl Folder {
         Ok(system::sync_folder(&self.target)?)
     }
 
-    /// Exchanges the folder with the target and removes the older one, unless another run has taken that over already.
+    /// Exchanges the folder with the target and removes the older one, unless another run has taken
+    /// that over already.
     fn replace(&mut self) -> Result<()> {
         system::exchange(&self.path, &self.target)?;
         self.renamed = true;

@@ -1,8 +1,8 @@
 //! The header of a safetensors file: strict parsing, layout, writing.
 //!
-//! What is refused beyond invalid JSON: names that occur twice, shapes of more than 64 dimensions or whose size overflows, data
-//! that disagrees with shape and dtype, overlaps, holes, bytes behind the last tensor. What passes describes every byte of the
-//! file exactly once.
+//! What is refused beyond invalid JSON: names that occur twice, shapes of more than 64 dimensions
+//! or whose size overflows, data that disagrees with shape and dtype, overlaps, holes, bytes behind
+//! the last tensor. What passes describes every byte of the file exactly once.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -22,11 +22,13 @@ pub const PREFIX: u64 = 8;
 /// The longest header, the same limit as in the reference implementation.
 pub const MAX_HEADER: u64 = 100_000_000;
 
-/// The data starts on a multiple of this, and tensors are sorted by the size of their elements: with a header that is padded
-/// with spaces every tensor is aligned for its type, and the first for whole vectors.
+/// The data starts on a multiple of this, and tensors are sorted by the size of their elements:
+/// with a header that is padded with spaces every tensor is aligned for its type, and the first for
+/// whole vectors.
 const ALIGNMENT: u64 = 64;
 
-/// The most dimensions that a tensor may have, as in NumPy and torch. Held while parsing: a short header could claim millions.
+/// The most dimensions that a tensor may have, as in NumPy and torch. Held while parsing: a short
+/// header could claim millions.
 const MAX_DIMENSIONS: usize = 64;
 
 const METADATA: &str = "__metadata__";
@@ -49,7 +51,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Bytes of the data. The dimensions that are not zero have to fit too: nobody could make an array of such a shape.
+    /// Bytes of the data. The dimensions that are not zero have to fit too: nobody could make an
+    /// array of such a shape.
     fn size(&self) -> Result<u64> {
         let mut filled = self.shape.iter().filter(|&&dim| dim != 0);
         let bits = filled
@@ -105,8 +108,8 @@ impl Header {
         Ok(Header { metadata: raw.metadata.into_iter().collect(), tensors, file_size })
     }
 
-    /// Gives every tensor its place, largest elements first, then by name. Returns the header and the bytes that a file starts
-    /// with.
+    /// Gives every tensor its place, largest elements first, then by name. Returns the header and
+    /// the bytes that a file starts with.
     pub fn lay_out(mut entries: Vec<Entry>, metadata: BTreeMap<String, String>) -> Result<(Header, Vec<u8>)> {
         entries.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
         let mut names = HashSet::new();
@@ -138,7 +141,8 @@ impl Header {
     }
 }
 
-/// Turns the offsets of a header into ranges of the file, in order; every byte of the data belongs to exactly one tensor.
+/// Turns the offsets of a header into ranges of the file, in order; every byte of the data belongs
+/// to exactly one tensor.
 fn locate(tensors: Vec<(String, Info)>, data_start: u64, data_size: u64) -> Result<Vec<Tensor>> {
     let mut found = Vec::with_capacity(tensors.len());
     for (name, info) in tensors {

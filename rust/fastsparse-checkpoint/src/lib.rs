@@ -1,7 +1,8 @@
 //! Checkpoint files: reading by memory map, writing at offsets. No Python, no kernel.
 //!
-//! The container is safetensors: eight bytes with the length of a JSON header, the header, the tensors without a gap. The
-//! header comes from strangers, so [`header::Header::parse`] trusts nothing in it before it was held against the file's size.
+//! The container is safetensors: eight bytes with the length of a JSON header, the header, the
+//! tensors without a gap. The header comes from strangers, so [`header::Header::parse`] trusts
+//! nothing in it before it was held against the file's size.
 
 pub mod digest;
 pub mod error;

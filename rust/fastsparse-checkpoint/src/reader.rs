@@ -47,8 +47,9 @@ impl Deref for Bytes {
 }
 
 impl Reader {
-    /// Opens a file and checks its header. With `mmap` the tensors are parts of a memory map, and somebody who cuts the file
-    /// short meanwhile ends the process (SIGBUS); without, every tensor is read when asked for and that is an error.
+    /// Opens a file and checks its header. With `mmap` the tensors are parts of a memory map, and
+    /// somebody who cuts the file short meanwhile ends the process (SIGBUS); without, every tensor
+    /// is read when asked for and that is an error.
     pub fn open(path: &Path, mmap: bool) -> Result<Reader> {
         // Before opening: to open a pipe would wait for its writer.
         if !std::fs::metadata(path)?.is_file() {
@@ -64,9 +65,10 @@ impl Reader {
         let json = read_range(&file, PREFIX, Header::length(prefix, size)?)?;
         let header = Header::parse(&json, size)?;
         let source = if mmap {
-            // SAFETY: the map is private and read-only, and is only handed out as bytes, of which every value is valid. A file
-            // that another process changes meanwhile changes these bytes; that this is undefined for a `&[u8]` is the price of
-            // every memory map, and `mmap = false` is there for files that others may touch.
+            // SAFETY: the map is private and read-only, and is only handed out as bytes, of which
+            // every value is valid. A file that another process changes meanwhile changes these
+            // bytes; that this is undefined for a `&[u8]` is the price of every memory map, and
+            // `mmap = false` is there for files that others may touch.
             Source::Map(Arc::new(unsafe { Mmap::map(&file)? }))
         } else {
             Source::File(file)
@@ -99,8 +101,8 @@ impl Reader {
         }))
     }
 
-    /// Gives the memory of a tensor's mapped pages back; whoever touches them again reads them again. Systems without such a
-    /// call (Windows) take it back by themselves when they need it.
+    /// Gives the memory of a tensor's mapped pages back; whoever touches them again reads them
+    /// again. Systems without such a call (Windows) take it back by themselves when they need it.
     pub fn release(&self, index: usize) -> Result<()> {
         let range = &self.tensor(index)?.range;
         #[cfg(unix)]
@@ -108,7 +110,8 @@ impl Reader {
             && !range.is_empty()
         {
             let (start, len) = (range.start as usize, (range.end - range.start) as usize);
-            // SAFETY: the map is private, read-only and backed by a file, so dropped pages come back with the same content.
+            // SAFETY: the map is private, read-only and backed by a file, so dropped pages come
+            // back with the same content.
             unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)? };
         }
         #[cfg(not(unix))]

@@ -1,5 +1,5 @@
-//! What systems do differently: reading and writing at offsets, claiming space, locking, renaming without replacing or in
-//! exchange.
+//! What systems do differently: reading and writing at offsets, claiming space, locking, renaming
+//! without replacing or in exchange.
 
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -27,8 +27,8 @@ pub fn partial(target: &Path) -> Option<PathBuf> {
     Some(target.with_file_name(name))
 }
 
-/// Refuses a process that is not the one with this id: a forked child, which has its parent's open files and must not write,
-/// rename or remove them.
+/// Refuses a process that is not the one with this id: a forked child, which has its parent's open
+/// files and must not write, rename or remove them.
 pub fn check_process(id: u32) -> std::result::Result<(), Error> {
     if id == std::process::id() { Ok(()) } else { Err(Error::OtherProcess) }
 }
@@ -50,7 +50,8 @@ fn exchange_slowly(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(&aside, from)
 }
 
-/// Renames by a hard link, which refuses an existing name; folders, and files where there are no links, by a placeholder.
+/// Renames by a hard link, which refuses an existing name; folders, and files where there are no
+/// links, by a placeholder.
 fn link_new(from: &Path, to: &Path) -> Result<()> {
     if !from.is_dir() {
         match std::fs::hard_link(from, to) {
@@ -96,7 +97,8 @@ mod unix {
         file.write_all_at(bytes, offset)
     }
 
-    /// Makes a file, an error where the name is taken; a `private` one is for this user only, whatever the umask allows.
+    /// Makes a file, an error where the name is taken; a `private` one is for this user only,
+    /// whatever the umask allows.
     pub fn create_file(path: &Path, private: bool) -> Result<File> {
         let mode = if private { 0o600 } else { 0o666 };
         OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
@@ -141,7 +143,8 @@ mod unix {
         Ok(std::fs::symlink_metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())))
     }
 
-    /// Claims the whole size at once, so that a full disk shows now; some file systems can only set the length.
+    /// Claims the whole size at once, so that a full disk shows now; some file systems can only set
+    /// the length.
     #[cfg(target_os = "linux")]
     pub fn claim(file: &File, size: u64) -> Result<()> {
         match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
@@ -263,8 +266,8 @@ mod windows {
         Ok(())
     }
 
-    /// Locks a folder as long as the result lives. Folders cannot be locked here, so a file beside it that nobody else may open is
-    /// the lock; the system removes it with its handle.
+    /// Locks a folder as long as the result lives. Folders cannot be locked here, so a file beside
+    /// it that nobody else may open is the lock; the system removes it with its handle.
     pub fn lock_folder(path: &Path) -> std::result::Result<File, Failure> {
         const DELETE_ON_CLOSE: u32 = 0x0400_0000;
         const SHARING_VIOLATION: i32 = 32;

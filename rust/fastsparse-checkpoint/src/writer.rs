@@ -1,9 +1,10 @@
-//! Writing: a file of known size under a temporary name, tensors at their final places in any order, each in as many pieces as
-//! its writer likes, then one rename.
+//! Writing: a file of known size under a temporary name, tensors at their final places in any
+//! order, each in as many pieces as its writer likes, then one rename.
 //!
-//! The temporary file is `.NAME.partial` beside the target and locked while its writer lives. What a killed run leaves behind is
-//! therefore not locked, and the next run replaces it. It belongs to the process that made it: a forked child, which has the
-//! same open file, can neither write nor remove it.
+//! The temporary file is `.NAME.partial` beside the target and locked while its writer lives. What
+//! a killed run leaves behind is therefore not locked, and the next run replaces it. It belongs to
+//! the process that made it: a forked child, which has the same open file, can neither write nor
+//! remove it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,9 +28,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Lays the tensors out, claims the space for all of them and writes the header. An existing `target` is an error unless
-    /// `overwrite`, and stays as it is until [`Writer::finish`]. With a `mode` (as of Unix) the file is for this user only until it
-    /// is finished, and then gets that mode; without, it has the mode of every new file.
+    /// Lays the tensors out, claims the space for all of them and writes the header. An existing
+    /// `target` is an error unless `overwrite`, and stays as it is until [`Writer::finish`]. With a
+    /// `mode` (as of Unix) the file is for this user only until it is finished, and then gets that
+    /// mode; without, it has the mode of every new file.
     pub fn create(
         target: &Path,
         entries: Vec<Entry>,
@@ -72,13 +74,14 @@ impl Writer {
         }
     }
 
-    /// Hands what was written so far to the disk, so that [`Writer::finish`] waits for little. Any thread, beside writes.
+    /// Hands what was written so far to the disk, so that [`Writer::finish`] waits for little. Any
+    /// thread, beside writes.
     pub fn flush(&self) -> Result<()> {
         Ok(self.partial.file.sync_data()?)
     }
 
-    /// Empties the file that will never be finished, so that a flush under way on another thread ends: what is still in memory
-    /// need not go to the disk.
+    /// Empties the file that will never be finished, so that a flush under way on another thread
+    /// ends: what is still in memory need not go to the disk.
     pub fn discard(&self) {
         if system::check_process(self.partial.process).is_ok() {
             // Dropping the writer removes the file whether or not this worked.
@@ -114,8 +117,8 @@ struct Partial {
 }
 
 impl Partial {
-    /// Makes and locks the temporary file of `target`. One that a killed run of this user left is removed: others may have it
-    /// open, or know it by another name.
+    /// Makes and locks the temporary file of `target`. One that a killed run of this user left is
+    /// removed: others may have it open, or know it by another name.
     fn create(target: &Path, mode: Option<u32>) -> Result<Partial> {
         let path = system::partial(target).ok_or(Error::NotAFile)?;
         let process = std::process::id();
@@ -146,8 +149,9 @@ impl Partial {
             }
             let file = system::open_old(path)?;
             system::lock(&file)?;
-            // Between opening and locking, the run that held the lock may have renamed or removed this file: then the path
-            // leads elsewhere, and the lock is one on somebody's finished work.
+            // Between opening and locking, the run that held the lock may have renamed or removed
+            // this file: then the path leads elsewhere, and the lock is one on somebody's finished
+            // work.
             if system::is_at(&file, path)? { Ok(std::fs::remove_file(path)?) } else { Ok(()) }
         };
         match removed() {

@@ -1,10 +1,12 @@
 //! Block pruning against reading the weights.
 //!
-//! `cargo bench -p fastsparse-core --bench block [-- WORD…]`; each word, a list separated by commas, selects parts, types, blocks, norms,
-//! ISAs or threads, as a case's name has them. `keys` makes the keys of all blocks, `select` is all of it at 50 %, `verify` the check
-//! of that mask. The probe is the sum of the same bytes as float32 on one thread, in interleaved sums as NumPy's `sum` has them.
-//! Probe and kernels take turns; times are medians over the rounds. On a machine that does something else too the work says
-//! more: processor time of all threads, the least of the rounds.
+//! `cargo bench -p fastsparse-core --bench block [-- WORD…]`; each word, a list separated by
+//! commas, selects parts, types, blocks, norms, ISAs or threads, as a case's name has them. `keys`
+//! makes the keys of all blocks, `select` is all of it at 50 %, `verify` the check of that mask.
+//! The probe is the sum of the same bytes as float32 on one thread, in interleaved sums as NumPy's
+//! `sum` has them. Probe and kernels take turns; times are medians over the rounds. On a machine
+//! that does something else too the work says more: processor time of all threads, the least of the
+//! rounds.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,8 +1,9 @@
 //! The sweep over a block of columns and a step of refinement.
 //!
-//! `cargo bench -p fastsparse-core --bench calibration [-- WORD…]`; each word, a list separated by commas, selects kernels, shapes,
-//! ISAs or threads, as a case's name has them. GFLOP/s count what the definition of the sweep multiplies and subtracts, kept
-//! weights included; for the refinement GB/s of what it must read and write. Times are medians.
+//! `cargo bench -p fastsparse-core --bench calibration [-- WORD…]`; each word, a list separated by
+//! commas, selects kernels, shapes, ISAs or threads, as a case's name has them. GFLOP/s count what
+//! the definition of the sweep multiplies and subtracts, kept weights included; for the refinement
+//! GB/s of what it must read and write. Times are medians.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,11 +1,12 @@
 //! Linear layers against reading the dense weights once.
 //!
-//! `cargo bench -p fastsparse-core --bench linear [-- WORD…]`; words select dtypes (`f32`, `bf16`, `f16`, activations of the same),
-//! batches (`b1` …), sparsities (`50` …), ISAs (scalar up to `b4`, it takes seconds) and threads (`t1`, `t2`). 24 layers of 4096 × 11008 take turns (12 in f32), as in a real
-//! model, so that no cache holds them. They share one mask, which is small, and have values of their own.
-//! The probe sums the dense weights of such a layer on as many threads: no dense product is quicker. Probe and kernels take
-//! turns; a figure is the least time of a layer, and the probe's ÷ that.
-//! Every result is checked.
+//! `cargo bench -p fastsparse-core --bench linear [-- WORD…]`; words select dtypes (`f32`, `bf16`,
+//! `f16`, activations of the same), batches (`b1` …), sparsities (`50` …), ISAs (scalar up to `b4`,
+//! it takes seconds) and threads (`t1`, `t2`). 24 layers of 4096 × 11008 take turns (12 in f32), as
+//! in a real model, so that no cache holds them. They share one mask, which is small, and have
+//! values of their own. The probe sums the dense weights of such a layer on as many threads: no
+//! dense product is faster. Probe and kernels take turns; a figure is the least time of a layer,
+//! and the probe's ÷ that. Every result is checked.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,8 +1,9 @@
 //! n:m on 4096 × 11008 weights: time over that of reading the same bytes once, on one thread, in turns.
 //!
-//! `cargo bench --bench nm -- [THREADS [ROWS]] [NAME …]`: names are ISAs and element types to keep to, "axis0", "axis1", groups
-//! like "4:8", or "thousand" (weights) and "3x3" (a convolution's, along its channels). Each figure is
-//! the best of its rounds, and every mask is checked for its number of kept weights.
+//! `cargo bench --bench nm -- [THREADS [ROWS]] [NAME …]`: names are ISAs and element types to keep
+//! to, "axis0", "axis1", groups like "4:8", or "thousand" (weights) and "3x3" (a convolution's,
+//! along its channels). Each figure is the best of its rounds, and every mask is checked for its
+//! number of kept weights.
 
 use std::hint::black_box;
 use std::time::Instant;

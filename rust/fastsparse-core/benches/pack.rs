@@ -1,9 +1,9 @@
 //! Packing (under a mask, and what is not zero), unpacking and masking against a copy of the dense tensor.
 //!
-//! `cargo bench -p fastsparse-core --bench pack [-- WORD…]`; words select operations, widths, ISAs and `small`. The probe is `memcpy`
-//! of the dense tensor on one thread. Probe and kernels take turns; a figure is the least time of the kernel
-//! ÷ the least of the probe: others may use the machine.
-//! Every result is checked.
+//! `cargo bench -p fastsparse-core --bench pack [-- WORD…]`; words select operations, widths, ISAs
+//! and `small`. The probe is `memcpy` of the dense tensor on one thread. Probe and kernels take
+//! turns; a figure is the least time of the kernel ÷ the least of the probe: others may use the
+//! machine. Every result is checked.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,8 @@ fn zeros<W: Word>(len: usize) -> &'static mut [W] {
     }
     const HUGE: usize = 2 << 20;
     let layout = std::alloc::Layout::from_size_align((len * W::BYTES).next_multiple_of(HUGE) + 64, HUGE).unwrap();
-    // SAFETY: the layout is not empty; the advice (14: huge pages) changes no content; zeroed words are words. 16 bytes in, as
-    // NumPy's allocations begin.
+    // SAFETY: the layout is not empty; the advice (14: huge pages) changes no content; zeroed words
+    // are words. 16 bytes in, as NumPy's allocations begin.
     unsafe {
         let start = std::alloc::alloc_zeroed(layout);
         assert!(!start.is_null());

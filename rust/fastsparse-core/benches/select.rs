@@ -1,8 +1,9 @@
 //! Exact selection against reading the weights.
 //!
-//! `cargo bench -p fastsparse-core --bench select [-- WORD…]`; each word must occur in a case's name. The probe is the sum of
-//! the same bytes as float32, in 32 interleaved sums on one thread, as NumPy's `sum` does it. Probe and kernel take turns; a
-//! figure is the median over the rounds of kernel ÷ probe, and the best kernel time. Each result's count is checked.
+//! `cargo bench -p fastsparse-core --bench select [-- WORD…]`; each word must occur in a case's
+//! name. The probe is the sum of the same bytes as float32, in 32 interleaved sums on one thread,
+//! as NumPy's `sum` does it. Probe and kernel take turns; a figure is the median over the rounds of
+//! kernel ÷ probe, and the best kernel time. Each result's count is checked.
 
 mod common;
 

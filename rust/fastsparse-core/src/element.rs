@@ -1,7 +1,8 @@
 //! Element types: bits, magnitudes and orders.
 //!
-//! Weights are handled as their bits. For all IEEE-like formats the bits without the sign, read as an unsigned integer, order
-//! the magnitudes: finite numbers first, then infinity, then the NaNs. That integer is the *magnitude key*.
+//! Weights are handled as their bits. For all IEEE-like formats the bits without the sign, read as
+//! an unsigned integer, order the magnitudes: finite numbers first, then infinity, then the NaNs.
+//! That integer is the *magnitude key*.
 
 mod sealed {
     pub trait Sealed {}
@@ -138,9 +139,10 @@ float_element!(/** float8_e5m2: the upper byte of a float16. */ F8E5M2, u8, F8E5
     |b: u8| f16_to_f64((b as u16) << 8));
 float_element!(/** float8_e4m3fn. */ F8E4M3, u8, F8E4M3, 0x7e, e4m3_to_f64);
 
-// The narrow floats are widened without branches and without subnormal operands, so that a loop of this vectorises and runs
-// at one speed: exponent and mantissa move into float32's fields and the exponent's bias is mended by an addition. For a
-// subnormal number the same with an exponent of one, whose implicit leading bit is subtracted again.
+// The narrow floats are widened without branches and without subnormal operands, so that a loop of
+// this vectorises and runs at one speed: exponent and mantissa move into float32's fields and the
+// exponent's bias is mended by an addition. For a subnormal number the same with an exponent of
+// one, whose implicit leading bit is subtracted again.
 
 #[inline(always)]
 fn f16_to_f64(bits: u16) -> f64 {

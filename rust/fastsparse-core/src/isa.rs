@@ -1,7 +1,8 @@
 //! Instruction sets: the only place that asks the CPU.
 //!
-//! An [`Isa`] is a small value that is made by detection and handed down. The variants carry proof tokens with a private
-//! field, so whoever holds an `Isa::Avx512(_)` may call the functions compiled for those features: detection has seen them.
+//! An [`Isa`] is a small value that is made by detection and handed down. The variants carry proof
+//! tokens with a private field, so whoever holds an `Isa::Avx512(_)` may call the functions
+//! compiled for those features: detection has seen them.
 
 use crate::error::{Error, Result};
 
@@ -76,8 +77,9 @@ impl Isa {
         found
     }
 
-    /// The best ISA that is not above the one called `name`, if this machine runs that. NEON has no kernels of its own: below it is what
-    /// its target guarantees. Where the system does not give the tiles of AMX to this process, what is below them is taken.
+    /// The best ISA that is not above the one called `name`, if this machine runs that. NEON has no
+    /// kernels of its own: below it is what its target guarantees. Where the system does not give
+    /// the tiles of AMX to this process, what is below them is taken.
     pub fn up_to(name: &str) -> Result<Isa> {
         match name {
             // Without asking the system for more than was named.
@@ -131,7 +133,8 @@ impl Isa {
     }
 }
 
-/// Whether there is AMX with bfloat16 and int8, and the system lets this process use it: it is asked once, and a refusal means no.
+/// Whether there is AMX with bfloat16 and int8, and the system lets this process use it: it is
+/// asked once, and a refusal means no.
 #[cfg(target_arch = "x86_64")]
 static TILES: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| amx_instructions() && amx_permission());
 
@@ -159,8 +162,9 @@ fn amx_permission() -> bool {
     false
 }
 
-/// Work in plain Rust that the compiler vectorises as well as the instruction set allows. `run`, and everything hot below it,
-/// must be `#[inline(always)]`: only what is inlined into the function that names the features is compiled for them.
+/// Work in plain Rust that the compiler vectorises as well as the instruction set allows. `run`,
+/// and everything hot below it, must be `#[inline(always)]`: only what is inlined into the function
+/// that names the features is compiled for them.
 pub trait Kernel {
     /// What it returns.
     type Output;

@@ -1,9 +1,10 @@
 //! What is ranked, as unsigned keys: the one interface between the selection algorithms and the data.
 //!
-//! A [`Keys`] gives, for every item, an unsigned word whose order is the order of importance: magnitudes, magnitudes times a
-//! column scale, signed scores, or the norms of blocks. Nothing is materialised: `fill` makes a stretch of keys in a buffer
-//! that stays in the first-level cache. Where the keys are the weights' bits under a mask, `masked` offers those, so that a
-//! kernel can load them itself.
+//! A [`Keys`] gives, for every item, an unsigned word whose order is the order of importance:
+//! magnitudes, magnitudes times a column scale, signed scores, or the norms of blocks. Nothing is
+//! materialised: `fill` makes a stretch of keys in a buffer that stays in the first-level cache.
+//! Where the keys are the weights' bits under a mask, `masked` offers those, so that a kernel can
+//! load them itself.
 
 use std::ops::Range;
 
@@ -115,7 +116,8 @@ impl<E: Element> Keys for Ordered<'_, E> {
     }
 }
 
-/// A factor for each column of the matrix view: column `j` takes `values[j / repeat]`. All factors are ≥ 0 and not NaN.
+/// A factor for each column of the matrix view: column `j` takes `values[j / repeat]`. All factors
+/// are ≥ 0 and not NaN.
 #[derive(Debug, Clone, Copy)]
 pub struct ColumnScale<'a, T> {
     /// The factors.

@@ -84,8 +84,9 @@ fn pool(threads: usize) -> Option<Arc<rayon::ThreadPool>> {
     current.clone()
 }
 
-/// Calls `task(i)` once for every `i < tasks`, on up to `threads` threads, the calling one among them, and no more than the OpenMP team
-/// that was adopted has; tasks are taken in increasing order. Where no pool can be had (the system refuses threads) the caller does all of it.
+/// Calls `task(i)` once for every `i < tasks`, on up to `threads` threads, the calling one among
+/// them, and no more than the OpenMP team that was adopted has; tasks are taken in increasing
+/// order. Where no pool can be had (the system refuses threads) the caller does all of it.
 pub fn run(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
     let team = openmp::team();
     let most = team.map_or(usize::MAX, |team| team.max_threads());
@@ -174,7 +175,8 @@ impl Failures {
     }
 }
 
-/// [`run`] over the disjoint pieces of `out`: piece `i` is `out[i * piece .. (i + 1) * piece]`, the last one may be shorter.
+/// [`run`] over the disjoint pieces of `out`: piece `i` is `out[i * piece .. (i + 1) * piece]`, the
+/// last one may be shorter.
 pub fn run_chunks<T: Send>(threads: usize, out: &mut [T], piece: usize, task: impl Fn(usize, &mut [T]) + Sync) {
     let len = out.len();
     let base = SharedMut::new(out);
@@ -204,7 +206,8 @@ pub struct SharedMut<'a, T> {
     life: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it only hands out parts through `slice`, whose contract forbids overlap, so this is sending `&mut [T]` around.
+// SAFETY: it only hands out parts through `slice`, whose contract forbids overlap, so this is
+// sending `&mut [T]` around.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for SharedMut<'_, T> {}
@@ -293,7 +296,8 @@ pub fn try_run_with<S: Send>(
     Ok(states.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// [`run`] with a state for each thread, made by `init` at its first task. Returns the states, in no particular order.
+/// [`run`] with a state for each thread, made by `init` at its first task. Returns the states, in
+/// no particular order.
 pub fn run_with<S: Send>(
     threads: usize,
     tasks: usize,

@@ -1,5 +1,5 @@
-//! The sweep over columns and the steps that refine kept weights, against their definitions in plain loops; the same bits on
-//! every ISA and thread count.
+//! The sweep over columns and the steps that refine kept weights, against their definitions in
+//! plain loops; the same bits on every ISA and thread count.
 
 use fastsparse_core::calibration::{Choice, Columns, Groups, Refinement, prune_columns, refine_step};
 use fastsparse_core::isa::Isa;

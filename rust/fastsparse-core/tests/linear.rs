@@ -161,7 +161,8 @@ fn densities_and_batches() {
     }
 }
 
-/// Blocks of rows that share a mask, wide blocks, and n:m with and without the promise that all groups are full.
+/// Blocks of rows that share a mask, wide blocks, and n:m with and without the promise that all
+/// groups are full.
 #[test]
 fn structured_masks() {
     fn same<E: Real, X: Real>(shape: Matrix, groups: Option<Groups>, keep: impl Fn(usize, usize) -> bool + Copy) {
@@ -310,7 +311,7 @@ fn special_weights() {
 #[test]
 fn parts_that_disagree() {
     parts_of_shape_disagree(Matrix { rows: 9, cols: 131 });
-    // Most rows have more values behind them than they have columns, and are read without a look at the end.
+    // Most rows have more values after them than they have columns, and are read without a look at the end.
     parts_of_shape_disagree(Matrix { rows: 33, cols: 1100 });
 }
 

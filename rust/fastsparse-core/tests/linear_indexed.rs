@@ -174,7 +174,8 @@ fn disagree<C: Column>() {
     }
 }
 
-/// Groups that would overlap, begin before the values or end beyond them are refused before anything is written.
+/// Groups that would overlap, begin before the values or end beyond them are refused before
+/// anything is written.
 #[test]
 fn starts_that_do_not_ascend() {
     let exec = Exec { isa: Isa::detect(), threads: 2 };

@@ -80,7 +80,8 @@ fn a_panic_comes_out_and_the_team_works_on() {
 
 #[test]
 fn what_is_not_loaded_or_has_no_team_is_not_adopted() {
-    // The team of another test of this process may be there already, so what is asked is only that nothing is loaded.
+    // The team of another test of this process may be there already, so what is asked is only that
+    // nothing is loaded.
     let _ = openmp::adopt(c"/no/such/library.so");
     let _ = openmp::adopt(c"");
     assert_eq!(counted(2, 10), vec![1; 10]);

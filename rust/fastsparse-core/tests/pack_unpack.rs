@@ -187,7 +187,8 @@ fn every_count_in_a_vector() {
 
 #[test]
 fn threads_do_not_show() {
-    // Beyond what is split over threads: whole rows, rows that begin anywhere in a byte, one long row, few long rows.
+    // Beyond what is split over threads: whole rows, rows that begin anywhere in a byte, one long
+    // row, few long rows.
     fn run<W: Word>() {
         let mut random = Random(7);
         for (rows, cols) in [(700, 1000), (1000, 701), (200_001, 3), (1, 700_001), (3, 200_003), (2, 263_168)] {
@@ -391,7 +392,8 @@ mod guarded {
 
     impl Memory {
         fn new() -> Memory {
-            // SAFETY: a fresh private mapping without a file (2 | 0x20); its middle is made readable and writable (1 | 2).
+            // SAFETY: a fresh private mapping without a file (2 | 0x20); its middle is made
+            // readable and writable (1 | 2).
             unsafe {
                 let start: *mut u8 = mmap(std::ptr::null_mut(), 3 * PAGE, 0, 0x22, -1, 0).cast();
                 assert_eq!(mprotect(start.add(PAGE).cast(), PAGE, 3), 0);
@@ -399,10 +401,11 @@ mod guarded {
             }
         }
 
-        /// `len` words that touch the guard behind them, or the one before.
+        /// `len` words that touch the guard after them, or the one before.
         fn words<W: Word>(&mut self, len: usize, behind: bool) -> &mut [W] {
             let skip = if behind { PAGE - len * W::BYTES } else { 0 };
-            // SAFETY: within the accessible page, aligned since the page and its length are; borrowed from `self`.
+            // SAFETY: within the accessible page, aligned since the page and its length are;
+            // borrowed from `self`.
             unsafe { std::slice::from_raw_parts_mut(self.0.add(PAGE + skip).cast(), len) }
         }
 

@@ -26,7 +26,8 @@ fn mask(grid: Matrix, kept: impl IntoIterator<Item = usize>) -> Vec<u8> {
     bits
 }
 
-/// The items of `from .. from + len` that a stable sort by number, largest first, puts before the last `zeros`.
+/// The items of `from .. from + len` that a stable sort by number, largest first, puts before the
+/// last `zeros`.
 fn largest(numbers: &[f64], from: usize, len: usize, zeros: usize) -> impl Iterator<Item = usize> {
     let mut order: Vec<usize> = (from..from + len).collect();
     order.sort_by(|&a, &b| numbers[b].partial_cmp(&numbers[a]).unwrap());

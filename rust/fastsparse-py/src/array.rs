@@ -1,7 +1,7 @@
 //! NumPy arrays in and out: what is accepted, borrowed as elements, and allocated as results.
 //!
-//! bfloat16 and the fp8 types are user-defined dtypes of `ml_dtypes`; they are told apart by their type numbers, which NumPy
-//! hands out when `ml_dtypes` is imported.
+//! bfloat16 and the fp8 types are user-defined dtypes of `ml_dtypes`; they are told apart by their
+//! type numbers, which NumPy hands out when `ml_dtypes` is imported.
 
 use fastsparse_core::element::{DType, Elements, Word};
 use numpy::npyffi::{NPY_ARRAY_WRITEABLE, NPY_ORDER, PY_ARRAY_API, PyArray_Dims};
@@ -38,7 +38,8 @@ fn type_numbers(py: Python<'_>) -> PyResult<&'static [(i32, DType); 8]> {
     })
 }
 
-/// `numpy.asarray(object)`, or `numpy.from_dlpack(object)` of what has nothing else; an array is passed through.
+/// `numpy.asarray(object)`, or `numpy.from_dlpack(object)` of what has nothing else; an array is
+/// passed through.
 pub fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
     if let Ok(array) = object.cast::<PyUntypedArray>() {
         return Ok(array.clone());
@@ -106,7 +107,8 @@ impl<'py> Input<'py> {
         self.array.shape()
     }
 
-    /// The elements, borrowed from the array. Another thread may write to them meanwhile; the kernels are written for that.
+    /// The elements, borrowed from the array. Another thread may write to them meanwhile; the
+    /// kernels are written for that.
     pub fn elements(&self) -> Elements<'_> {
         match self.dtype {
             DType::F64 => Elements::F64(words(&self.array)),
@@ -163,7 +165,8 @@ pub fn is_plain<T: numpy::Element>(array: &Bound<'_, PyUntypedArray>) -> bool {
         && array.is_aligned()
 }
 
-/// Start of a contiguous, aligned array of words. Callers have refused or copied others; whoever has not panics.
+/// Start of a contiguous, aligned array of words. Callers have refused or copied others; whoever
+/// has not panics.
 fn start<W: Word>(array: &Bound<'_, PyUntypedArray>) -> *mut W {
     let (data, bytes) = extent(array);
     assert!(array.is_c_contiguous() && bytes == array.len() * W::BYTES && data.cast::<W>().is_aligned());
@@ -176,7 +179,8 @@ pub fn words<'a, W: Word>(array: &'a Bound<'_, PyUntypedArray>) -> &'a [W] {
         return &[];
     }
     let data = start(array);
-    // SAFETY: `start` has checked that the array is contiguous, aligned, and of words; it lives as long as the borrow.
+    // SAFETY: `start` has checked that the array is contiguous, aligned, and of words; it lives as
+    // long as the borrow.
     unsafe { std::slice::from_raw_parts(data, array.len()) }
 }
 
@@ -202,7 +206,8 @@ pub fn empty<'py>(descr: Bound<'py, PyArrayDescr>, shape: &[usize]) -> PyResult<
     for (dim, &size) in dims.iter_mut().zip(shape) {
         *dim = size as isize;
     }
-    // SAFETY: `dims` holds as many sizes as are announced; the call takes over the reference to the descriptor.
+    // SAFETY: `dims` holds as many sizes as are announced; the call takes over the reference to the
+    // descriptor.
     let array = unsafe {
         let array = PY_ARRAY_API.PyArray_Empty(py, dims.len() as i32, dims.as_mut_ptr(), descr.into_dtype_ptr(), 0);
         Bound::from_owned_ptr_or_err(py, array)?
@@ -210,7 +215,8 @@ pub fn empty<'py>(descr: Bound<'py, PyArrayDescr>, shape: &[usize]) -> PyResult<
     Ok(array.cast_into()?)
 }
 
-/// Shortens an array of one dimension, made here and not yet handed out. What is cut off goes back to the system.
+/// Shortens an array of one dimension, made here and not yet handed out. What is cut off goes back
+/// to the system.
 pub fn shorten(array: &Bound<'_, PyUntypedArray>, len: usize) -> PyResult<()> {
     let py = array.py();
     let mut len = len as isize;

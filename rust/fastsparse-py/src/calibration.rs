@@ -91,7 +91,8 @@ pub fn refine_step<'py>(
         array::Output::new(Some(array.as_any()), dtype.clone(), shape, false, &others)
             .map_err(|error| errors::general(py, format!("{name}: {}", error.value(py))))?;
     }
-    // SAFETY: writeable, contiguous and apart from each other and from what is read, as was checked; the caller made them.
+    // SAFETY: writeable, contiguous and apart from each other and from what is read, as was
+    // checked; the caller made them.
     let all = unsafe {
         Refinement {
             shape: view,

@@ -1,5 +1,5 @@
-//! Checkpoint files: the reader and the writers as Python classes, and the sums and counts that pruning them needs. The GIL is
-//! released wherever a file is touched.
+//! Checkpoint files: the reader and the writers as Python classes, and the sums and counts that
+//! pruning them needs. The GIL is released wherever a file is touched.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsString, c_int};
@@ -60,8 +60,8 @@ fn contiguous<'a>(py: Python<'_>, data: &'a PyBuffer<u8>, name: &str) -> PyResul
     Ok(if data.len_bytes() == 0 {
         &[]
     } else {
-        // SAFETY: the buffer is contiguous and outlives the slice. Another thread may change what is in it; every value is a valid
-        // byte, and nothing depends on reading the same one twice.
+        // SAFETY: the buffer is contiguous and outlives the slice. Another thread may change what
+        // is in it; every value is a valid byte, and nothing depends on reading the same one twice.
         unsafe { std::slice::from_raw_parts(data.buf_ptr() as *const u8, data.len_bytes()) }
     })
 }
@@ -91,7 +91,8 @@ pub fn count_magnitudes<'py>(py: Python<'py>, w: &Bound<'py, PyAny>, low: u64, s
     Ok((counts.below, bins, elements))
 }
 
-/// How many |w| are below the number whose float64 has the bits `low`, how many equal it, and how many are zero.
+/// How many |w| are below the number whose float64 has the bits `low`, how many equal it, and how
+/// many are zero.
 #[pyfunction]
 pub fn rank_magnitudes(py: Python<'_>, w: &Bound<'_, PyAny>, low: u64) -> PyResult<(u64, u64, u64)> {
     let input = Input::new(w, "w")?;
@@ -158,8 +159,9 @@ impl TensorBytes {
     /// Called by Python only, with a `view` to fill.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let bytes: &[u8] = &slf.get().0;
-        // SAFETY: `view` is Python's. The bytes live as long as the object, which never changes and to which the view then holds
-        // a reference; the view is read-only, a request to write is refused in this call.
+        // SAFETY: `view` is Python's. The bytes live as long as the object, which never changes and
+        // to which the view then holds a reference; the view is read-only, a request to write is
+        // refused in this call.
         let filled = unsafe {
             ffi::PyBuffer_FillInfo(view, slf.as_ptr(), bytes.as_ptr() as *mut _, bytes.len() as isize, 1, flags)
         };

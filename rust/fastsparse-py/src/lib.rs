@@ -1,4 +1,5 @@
-//! Python bindings of fastsparse: converts, releases the GIL, maps errors, reads the environment. No algorithm.
+//! Python bindings of fastsparse: converts, releases the GIL, maps errors, reads the environment.
+//! No algorithm.
 
 mod array;
 mod calibration;

@@ -12,7 +12,8 @@ use crate::errors;
 use crate::ops::{Array, checked_view, f32s, int64s, mask_bits, without_gil};
 use crate::runtime;
 
-/// `x @ weights.T + bias`; int8 weights times a scale. `groups` are (kept, of): so many of those neighbours of a row at most.
+/// `x @ weights.T + bias`; int8 weights times a scale. `groups` are (kept, of): so many of those
+/// neighbours of a row at most.
 #[pyfunction]
 #[pyo3(signature = (values, bitmask, row_offsets, shape, x, bias, weight_scale, out, groups=None))]
 #[expect(clippy::too_many_arguments, reason = "the interface that both backends have")]
@@ -42,7 +43,8 @@ pub fn linear<'py>(
         ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
             let weights = Weights { shape: view, values: array::words::<$W>(&values.array), mask, offsets, groups };
             let x = array::words::<$Y>(&x.array);
-            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
+            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart
+            // from every input.
             let out = unsafe { array::words_mut::<$Y>(output.array()) };
             without_gil(py, *work, || kernel::<$E, $X>(weights, x, bias, exec, out))
         }};

@@ -286,8 +286,8 @@ fn check_shape(py: Python<'_>, name: &str, got: &[usize], want: &[usize]) -> PyR
 /// Writes `weights` under the mask to `output`.
 fn mask_into(py: Python<'_>, weights: &Input<'_>, view: Matrix, mask: &[u8], output: &Output<'_>, exec: Exec) {
     by_size!(weights.dtype, W => {
-        // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input; in place
-        // the input is not read through another reference.
+        // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from
+        // every input; in place the input is not read through another reference.
         let out = unsafe { array::words_mut::<W>(output.array()) };
         if matches!(output, Output::InPlace(_)) {
             without_gil(py, view.len(), || packing::apply_mask_in_place(out, view, mask, exec));

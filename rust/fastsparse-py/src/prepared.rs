@@ -184,7 +184,8 @@ pub fn linear_indexed<'py>(
     macro_rules! compute {
         ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
             let x = array::words::<$Y>(&call.x.array);
-            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
+            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart
+            // from every input.
             let out = unsafe { array::words_mut::<$Y>(call.output.array()) };
             if checked.in_bytes {
                 let weights = checked.layout::<$W, u8>();
@@ -363,7 +364,8 @@ pub fn linear_blocks<'py>(
     macro_rules! compute {
         ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
             let x = array::words::<$Y>(&call.x.array);
-            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
+            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart
+            // from every input.
             let out = unsafe { array::words_mut::<$Y>(call.output.array()) };
             let weights = checked.layout::<$W>();
             without_gil(py, call.work, || blocks::linear_blocks::<$E, $X>(weights, x, bias, exec, out))

@@ -102,7 +102,8 @@ pub fn set_num_threads(py: Python<'_>, threads: Option<&Bound<'_, PyAny>>) -> Py
     Ok(())
 }
 
-/// Sets the most threads of the calls that this thread makes without naming a number; None: no limit. Returns the limit before.
+/// Sets the most threads of the calls that this thread makes without naming a number; None: no
+/// limit. Returns the limit before.
 #[pyfunction]
 pub fn limit_threads(py: Python<'_>, threads: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {
     let limit = threads.map_or(Ok(usize::MAX), |value| positive(py, value))?;

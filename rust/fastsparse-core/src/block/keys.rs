@@ -18,9 +18,9 @@ use crate::vector::prefetch;
 /// Weights that are widened or scaled at a time: 8 KiB of float32.
 const MADE: usize = 2048;
 
-/// `with_weights!(elements, weights => expression)`: the expression with `weights` the [`Weights`] that serve
-/// best. Narrow types other than bfloat16, which takes a shift, become float32 first: that costs little and saves
-/// a copy of all kernels each.
+/// `with_weights!(elements, weights => expression)`: the expression with `weights` the [`Weights`]
+/// that serve best. Narrow types other than bfloat16, which takes a shift, become float32 first:
+/// that costs little and saves a copy of all kernels each.
 macro_rules! with_weights {
     ($elements:expr, $weights:ident => $body:expr) => {
         match $elements {
@@ -48,7 +48,8 @@ pub struct BlockKeys<'a> {
 }
 
 impl<'a> BlockKeys<'a> {
-    /// The keys of `blocks`, one after the other, in the tensor that `ranking` holds and `shape` is the matrix view of.
+    /// The keys of `blocks`, one after the other, in the tensor that `ranking` holds and `shape` is
+    /// the matrix view of.
     pub fn new(ranking: Ranking<'a>, shape: Matrix, blocks: Blocks, norm: Norm, isa: Isa) -> Result<Self> {
         let blocks = blocks.normal(shape);
         let norms = match ranking {

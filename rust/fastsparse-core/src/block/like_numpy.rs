@@ -1,4 +1,5 @@
-//! The l2 norms of blocks along an axis, to the bit as NumPy gives them in the dtype of the weights: what coremltools ranks by.
+//! The l2 norms of blocks along an axis, to the bit as NumPy gives them in the dtype of the
+//! weights: what coremltools ranks by.
 //!
 //! ```text
 //! square(w)           rounded to the dtype
@@ -76,7 +77,8 @@ fn round<E: Element>(x: f32) -> f32 {
     if size_of::<E::Bits>() > 2 {
         return x;
     }
-    // Beside 2^13 times its power of two, a float32 has the eleven bits of a float16 left; below 2^-14 always the same ones.
+    // Beside 2^13 times its power of two, a float32 has the eleven bits of a float16 left; below
+    // 2^-14 always the same ones.
     let power = (x.to_bits() & 0x7f80_0000).max((127 - 14) << 23).wrapping_add(13 << 23);
     let power = f32::from_bits(power);
     let rounded = (x + power) - power;

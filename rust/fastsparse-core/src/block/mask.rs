@@ -1,6 +1,7 @@
 //! From a bit for each block to a bit for each weight, and back.
 //!
-//! A line of the tensor (`inner` neighbours) has a row of the block mask, each bit of which stands for `wide` weights:
+//! A line of the tensor (`inner` neighbours) has a row of the block mask, each bit of which stands
+//! for `wide` weights:
 //!
 //! ```text
 //! expand:   spread some block bits to every `wide`-th bit of a word, times 2^wide − 1 (copies do not overlap: no carry)
@@ -248,7 +249,7 @@ fn low_bits(count: usize) -> u64 {
     u64::MAX >> (64 - count)
 }
 
-/// At least [`READ`] bits from bit `at` on, zeros behind the end.
+/// At least [`READ`] bits from bit `at` on, zeros after the end.
 #[inline(always)]
 fn bits_at(bytes: &[u8], at: usize) -> u64 {
     let bytes = &bytes[at / 8..];

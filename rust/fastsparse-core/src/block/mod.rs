@@ -1,10 +1,11 @@
 //! Blocks: weights that live or die together.
 //!
-//! Contract. The tensor is `outer × len × inner`; a block is `tall` neighbours along `len` times `wide` along
-//! `inner`, those at the ends may be smaller. A block's key is the mean over its real elements of |w| (`l1`), w²
-//! (`l2`) or a signed score, or the largest |w| (`max`), in float64. The sum has one order: elements row-major,
-//! padded with zeros to a power of two, upper half added onto the lower half until one is left. Exactly
-//! `round(sparsity · blocks)` blocks are dropped, the smallest, of equal ones those with the higher index.
+//! Contract. The tensor is `outer × len × inner`; a block is `tall` neighbours along `len` times
+//! `wide` along `inner`, those at the ends may be smaller. A block's key is the mean over its real
+//! elements of |w| (`l1`), w² (`l2`) or a signed score, or the largest |w| (`max`), in float64. The
+//! sum has one order: elements row-major, padded with zeros to a power of two, upper half added
+//! onto the lower half until one is left. Exactly `round(sparsity · blocks)` blocks are dropped,
+//! the smallest, of equal ones those with the higher index.
 
 mod keys;
 mod like_numpy;
@@ -52,8 +53,9 @@ impl Blocks {
         Matrix { rows: self.axis.outer * self.axis.len.div_ceil(self.tall), cols: self.axis.inner.div_ceil(self.wide) }
     }
 
-    /// The same blocks in the same order, without what makes them look more complicated: blocks as wide as the tensor are
-    /// stretches of one line, where the lines do not go beyond a row of the matrix view.
+    /// The same blocks in the same order, without what makes them look more complicated: blocks as
+    /// wide as the tensor are stretches of one line, where the lines do not go beyond a row of the
+    /// matrix view.
     fn normal(self, shape: Matrix) -> Blocks {
         let Axis { outer, len, inner } = self.axis;
         let (tall, wide) = (self.tall.min(len).max(1), self.wide.min(inner).max(1));

@@ -165,7 +165,8 @@ impl<T> Default for Scratch<T> {
     }
 }
 
-/// Writes the keys of the blocks of `region`, which are `region.lines` tall and `wide` wide; the last may be narrower.
+/// Writes the keys of the blocks of `region`, which are `region.lines` tall and `wide` wide; the
+/// last may be narrower.
 pub(super) fn keys<E: Element, M: Measure<E>>(
     isa: Isa,
     region: Region<'_, E::Bits>,
@@ -376,8 +377,8 @@ impl<E: Element, M: Measure<E>> Kernel for Join<'_, E, M> {
     }
 }
 
-/// `fold` over each group of `wide` elements or sums, a power of two from 2 to [`GROUP`]. Groups larger than four are folded to
-/// four first, in vectors of neighbours.
+/// `fold` over each group of `wide` elements or sums, a power of two from 2 to [`GROUP`]. Groups
+/// larger than four are folded to four first, in vectors of neighbours.
 struct Across<'a, E, M, T, F> {
     from: &'a [T],
     term: F,
@@ -420,8 +421,9 @@ fn to_four<E: Element, M: Measure<E>, T: Word, const WIDE: usize, const SHARE: u
     out: &mut [u64],
 ) {
     for (out, group) in out.as_chunks_mut::<4>().0.iter_mut().zip(from.as_chunks::<WIDE>().0) {
-        // Vectors of groups would need gathering loads here, which take four times as long as vectors inside a group. The compiler
-        // makes no vectors of groups out of a loop with assembly in it.
+        // Vectors of groups would need gathering loads here, which take four times as long as
+        // vectors inside a group. The compiler makes no vectors of groups out of a loop with
+        // assembly in it.
         // SAFETY: no instruction is executed.
         unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) };
         *out = std::array::from_fn(|i| fold::<E, M, SHARE>(std::array::from_fn(|j| term(group[i + 4 * j]))));

@@ -1,7 +1,8 @@
 //! Narrow elements as float32, exactly.
 //!
-//! float16 has instructions for that, which the compiler does not find in the arithmetic of [`Element::to_f64`]; the 8-bit floats
-//! become float16 by shifts, float8_e4m3fn with an exponent that is 8 too small.
+//! float16 has instructions for that, which the compiler does not find in the arithmetic of
+//! [`Element::to_f64`]; the 8-bit floats become float16 by shifts, float8_e4m3fn with an exponent
+//! that is 8 too small.
 
 use crate::element::{BF16, Element, F8E4M3, F8E5M2, F16, F32, F64, I8, U8};
 use crate::isa::{Avx2, Isa, Kernel};

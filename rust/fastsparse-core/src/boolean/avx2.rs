@@ -1,5 +1,5 @@
-//! 32 elements a vector: compared with zero and their top bits collected; a mask spread over lanes. Both wait for memory already,
-//! AVX-512 has nothing to add.
+//! 32 elements a vector: compared with zero and their top bits collected; a mask spread over lanes.
+//! Both wait for memory already, AVX-512 has nothing to add.
 
 use std::arch::x86_64::*;
 

@@ -1,7 +1,7 @@
 //! Masks as arrays of a byte an element, and back.
 //!
-//! Contract. In an array any byte other than 0 is true; true is written as 1. Padding bits are written as 0 and not looked at.
-//! Slices of a wrong length are a bug of the caller and panic.
+//! Contract. In an array any byte other than 0 is true; true is written as 1. Padding bits are
+//! written as 0 and not looked at. Slices of a wrong length are a bug of the caller and panic.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

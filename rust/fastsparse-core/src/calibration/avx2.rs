@@ -13,7 +13,8 @@ struct Ymm(__m256);
 /// An expression of intrinsics.
 macro_rules! avx2 {
     ($e:expr) => {
-        // SAFETY: an `Avx2` or a `Ymm` is at hand, which exists only where the CPU runs these; nothing else is required.
+        // SAFETY: an `Avx2` or a `Ymm` is at hand, which exists only where the CPU runs these;
+        // nothing else is required.
         unsafe { $e }
     };
 }

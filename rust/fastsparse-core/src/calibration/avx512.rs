@@ -13,7 +13,8 @@ struct Zmm(__m512);
 /// An expression of intrinsics.
 macro_rules! avx512 {
     ($e:expr) => {
-        // SAFETY: an `Avx512` or a `Zmm` is at hand, which exists only where the CPU runs these; nothing else is required.
+        // SAFETY: an `Avx512` or a `Zmm` is at hand, which exists only where the CPU runs these;
+        // nothing else is required.
         unsafe { $e }
     };
 }

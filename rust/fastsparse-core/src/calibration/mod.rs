@@ -1,9 +1,9 @@
-//! Pruning with what is known of a layer's inputs: the sweep of SparseGPT over a block of columns, and the steps that refine
-//! kept weights.
+//! Pruning with what is known of a layer's inputs: the sweep of SparseGPT over a block of columns,
+//! and the steps that refine kept weights.
 //!
-//! Contract. Everything is float32, without NaN. Results are the same bits on every ISA and for any number of threads: each
-//! element takes its updates one by one in the order of the columns, nothing fuses a product into a difference, and sums
-//! are float64 in eight lanes.
+//! Contract. Everything is float32, without NaN. Results are the same bits on every ISA and for any
+//! number of threads: each element takes its updates one by one in the order of the columns,
+//! nothing fuses a product into a difference, and sums are float64 in eight lanes.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -33,8 +33,8 @@ pub struct Columns<'a> {
     pub shape: Matrix,
     /// The weights.
     pub weights: &'a [f32],
-    /// The upper triangle U, `[cols, cols]`: column j passes `U[j, k]` of its error on to column k. Only what is above the
-    /// diagonal counts.
+    /// The upper triangle U, `[cols, cols]`: column j passes `U[j, k]` of its error on to column k.
+    /// Only what is above the diagonal counts.
     pub inverse: &'a [f32],
     /// `1 / U[j, j]`: the error of column j is what it loses, times this.
     pub scale: &'a [f32],
@@ -45,8 +45,8 @@ pub struct Columns<'a> {
 pub enum Choice<'a> {
     /// What this mask does not keep.
     Mask(&'a [u8]),
-    /// The weights with the smallest `|w| · scale` of each group of columns, ranked when the sweep arrives there; of equal
-    /// ones those with the higher index.
+    /// The weights with the smallest `|w| · scale` of each group of columns, ranked when the sweep
+    /// arrives there; of equal ones those with the higher index.
     Groups(Groups),
 }
 
@@ -61,8 +61,8 @@ pub struct Groups {
     pub zeros_at_end: usize,
 }
 
-/// Prunes the columns of a block from left to right; each makes those after it take over what it loses. Writes the weights,
-/// 0 where they are pruned, and the mask of what is kept.
+/// Prunes the columns of a block from left to right; each makes those after it take over what it
+/// loses. Writes the weights, 0 where they are pruned, and the mask of what is kept.
 pub fn prune_columns(columns: Columns<'_>, choice: Choice<'_>, exec: Exec, out: &mut [f32], bits: &mut [u8]) {
     let Columns { shape, weights, inverse, scale } = columns;
     assert!(weights.len() == shape.len() && out.len() == shape.len() && bits.len() == shape.mask_bytes());

@@ -1,4 +1,5 @@
-//! Vectors without instructions of their own: arrays, which the compiler turns into what the target guarantees.
+//! Vectors without instructions of their own: arrays, which the compiler turns into what the target
+//! guarantees.
 
 use super::sweep::{Tile, Work, rows};
 use super::vector::Vector;

@@ -42,8 +42,8 @@ pub(super) struct Tile {
     padded: Vec<f32>,
 }
 
-/// Prunes rows; `bits` is their mask, which is read where it is given and written where it is not. `WIDE` columns are updated
-/// together.
+/// Prunes rows; `bits` is their mask, which is read where it is given and written where it is not.
+/// `WIDE` columns are updated together.
 #[inline(always)]
 pub(super) fn rows<V: Vector, const WIDE: usize>(
     proof: V::Proof,
@@ -101,7 +101,8 @@ pub(super) fn rows<V: Vector, const WIDE: usize>(
 unsafe fn load_tile<V: Vector>(proof: V::Proof, from: *const f32, width: usize, tile: &mut [f32]) {
     for (quad, columns) in tile.chunks_exact_mut(4 * VECTORS * V::LANES).enumerate() {
         for half in 0..VECTORS {
-            // SAFETY: the rows from `half · LANES` on, from column 4 · `quad` on: inside what the caller promises.
+            // SAFETY: the rows from `half · LANES` on, from column 4 · `quad` on: inside what the
+            // caller promises.
             let loaded = unsafe { V::load_columns(proof, from.add(half * V::LANES * width + 4 * quad), width) };
             for (c, column) in loaded.iter().enumerate() {
                 column.store(&mut columns[(VECTORS * c + half) * V::LANES..]);
@@ -151,8 +152,8 @@ fn sweep<V: Vector, const WIDE: usize>(proof: V::Proof, work: &Work<'_>, tile: &
     }
 }
 
-/// Passes the errors of all columns before `first` on to `WIDE` columns from `k` on. Loops by index: they are unrolled whole,
-/// and the sums stay in registers.
+/// Passes the errors of all columns before `first` on to `WIDE` columns from `k` on. Loops by
+/// index: they are unrolled whole, and the sums stay in registers.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors are not always inlined")]
 fn update<V: Vector, const WIDE: usize>(proof: V::Proof, work: &Work<'_>, tile: &mut Tile, first: usize, k: usize) {
@@ -203,8 +204,8 @@ fn prune_column<V: Vector>(proof: V::Proof, work: &Work<'_>, tile: &mut Tile, j:
     }
 }
 
-/// Chooses the pruned lanes of the group that begins at column `first`. A weight is pruned if fewer than `zeros` others come
-/// before it: smaller ones, and equal ones with a higher index.
+/// Chooses the pruned lanes of the group that begins at column `first`. A weight is pruned if fewer
+/// than `zeros` others come before it: smaller ones, and equal ones with a higher index.
 #[inline(always)]
 fn choose<V: Vector>(proof: V::Proof, work: &Work<'_>, tile: &mut Tile, groups: Groups, first: usize) {
     let height = VECTORS * V::LANES;
@@ -261,7 +262,8 @@ fn rows_of_lanes(lanes: &[u32], row_bytes: usize, bits: &mut [u8]) {
     }
 }
 
-/// Bit c of byte r becomes bit r of byte c: squares of 1, 2 and 4 bits on either side of the diagonal change places.
+/// Bit c of byte r becomes bit r of byte c: squares of 1, 2 and 4 bits on either side of the
+/// diagonal change places.
 fn transpose_bits(mut square: u64) -> u64 {
     for (shift, upper) in [(7, 0x00aa_00aa_00aa_00aa), (14, 0x0000_cccc_0000_cccc), (28, 0x0000_0000_f0f0_f0f0)] {
         let swapped = (square ^ square >> shift) & upper;

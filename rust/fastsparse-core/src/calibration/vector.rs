@@ -1,7 +1,7 @@
 //! Vectors of float32, a lane a row: what the sweep needs of an instruction set.
 
-/// `LANES` numbers. The values of a vector type are made from a proof that the CPU runs it, so whoever holds one may compute
-/// with it. Lanes as bits: lane l is bit l.
+/// `LANES` numbers. The values of a vector type are made from a proof that the CPU runs it, so
+/// whoever holds one may compute with it. Lanes as bits: lane l is bit l.
 pub(super) trait Vector: Copy {
     /// What proves that the CPU runs the instructions.
     type Proof: Copy;

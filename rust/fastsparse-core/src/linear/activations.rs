@@ -25,7 +25,7 @@ pub(super) struct Block<T>(pub [T; BLOCK]);
 
 /// The columns of some blocks.
 pub(super) fn flat<T>(blocks: &[Block<T>]) -> &[T] {
-    // SAFETY: a block of 64 numbers of 64, 128 or 256 bytes is those numbers: there is no padding behind them.
+    // SAFETY: a block of 64 numbers of 64, 128 or 256 bytes is those numbers: there is no padding after them.
     unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), blocks.len() * BLOCK) }
 }
 
@@ -35,8 +35,8 @@ pub(super) fn flat_mut<T>(blocks: &mut [Block<T>]) -> &mut [T] {
     unsafe { std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast(), blocks.len() * BLOCK) }
 }
 
-/// A converted copy: the first chunk of all rows, then the second …, so that what is read together lies together. Zeros behind the
-/// last column, so that kernels need no masks there.
+/// A converted copy: the first chunk of all rows, then the second …, so that what is read together
+/// lies together. Zeros after the last column, so that kernels need no masks there.
 pub(super) struct Activations<T> {
     blocks: Vec<Block<T>>,
     /// Blocks of a row.
@@ -46,8 +46,8 @@ pub(super) struct Activations<T> {
 }
 
 impl<T: Copy + Default + Send> Activations<T> {
-    /// The rows of `cols` elements that `row` gives, `len` of them; zeros for those it does not. Element `i` of a block becomes
-    /// element `place(i)`.
+    /// The rows of `cols` elements that `row` gives, `len` of them; zeros for those it does not.
+    /// Element `i` of a block becomes element `place(i)`.
     pub fn new<'a, W: Word>(
         row: impl Fn(usize) -> Option<&'a [W]> + Copy + Sync,
         len: usize,
@@ -76,7 +76,7 @@ impl<T: Copy + Default + Send> Activations<T> {
         self.each.div_ceil(CHUNK)
     }
 
-    /// Blocks of a chunk in each row, and the chunk of all rows, one behind the other.
+    /// Blocks of a chunk in each row, and the chunk of all rows, one after the other.
     #[inline(always)]
     pub fn chunk(&self, chunk: usize) -> (usize, &[Block<T>]) {
         let width = CHUNK.min(self.each - chunk * CHUNK);

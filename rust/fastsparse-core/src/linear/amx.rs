@@ -50,12 +50,14 @@ pub(super) trait Numbers: Copy + Send + Sync {
 
     /// What the features were proven by.
     fn token(self) -> Amx;
-    /// The next elements at `from` in the columns that the low bits of `keep` select, zeros elsewhere; all 64 bytes are written to `to`.
+    /// The next elements at `from` in the columns that the low bits of `keep` select, zeros
+    /// elsewhere; all 64 bytes are written to `to`.
     ///
     /// # Safety
     /// `from` is valid for reading and `to` for writing 64 bytes.
     unsafe fn expand(self, from: *const Self::Bits, keep: u64, to: *mut u8);
-    /// Adds the products of `count` tiles of weights, whose numbers `steps` gives, and those of activations to `tiles` tiles of sums.
+    /// Adds the products of `count` tiles of weights, whose numbers `steps` gives, and those of
+    /// activations to `tiles` tiles of sums.
     ///
     /// # Safety
     /// `tiles` is 1 to 4. For each step `i` the 16 rows of 64 bytes at `weights + 64 i`, `stride` apart, and the `tiles` tiles at
@@ -147,7 +149,7 @@ impl<K: Numbers> Scratch<K> {
 /// Takes (row, batch, sums of the rows from there on).
 type Emit<'a, S> = dyn Fn(usize, usize, &[S]) + 'a;
 
-/// A task on its way into a function that names the features. Answers whether mask and offsets agree.
+/// A task on its way into a function that names the features. Returns whether mask and offsets agree.
 pub(super) struct Work<'a, K: Numbers> {
     pub numbers: K,
     pub task: &'a Task<'a, K::Bits>,
@@ -203,7 +205,8 @@ impl<K: Numbers> Work<'_, K> {
                     x_step,
                 };
                 let sums = flat_mut(&mut self.scratch.sums)[some * ROWS * ROWS..].as_mut_ptr();
-                // SAFETY: steps of this chunk, whose weights are expanded; the tiles of these rows of activations and of their sums.
+                // SAFETY: steps of this chunk, whose weights are expanded; the tiles of these rows
+                // of activations and of their sums.
                 unsafe { self.numbers.multiply(TILES.min(tiles - some), used, panel, sums) };
             }
         }
@@ -225,7 +228,8 @@ impl<K: Numbers> Work<'_, K> {
         agreed
     }
 
-    /// Expands `len` steps of a chunk of the rows, which have `passed` so many values. Returns the steps that hold anything.
+    /// Expands `len` steps of a chunk of the rows, which have `passed` so many values. Returns the
+    /// steps that hold anything.
     #[inline(always)]
     fn expand<'b>(
         &mut self,
@@ -249,7 +253,8 @@ impl<K: Numbers> Work<'_, K> {
                     2 => u32::from_le_bytes(mask.as_chunks().0[step]) as u64,
                     _ => u64::from_le_bytes(mask.as_chunks().0[step]),
                 };
-                // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a step of the row.
+                // SAFETY: as many bits as columns have been passed at most, and 512 values are
+                // there; a step of the row.
                 unsafe { self.numbers.expand(from, keep, to.add(step * LINE)) };
                 prefetch(from.wrapping_byte_add(AHEAD));
                 from = from.wrapping_add(keep.count_ones() as usize);
@@ -341,8 +346,8 @@ macro_rules! product {
             if steps.is_empty() {
                 return;
             }
-            // SAFETY: the token proves the features; what is read and written is the caller's promise. The compiler itself never uses
-            // the tile registers.
+            // SAFETY: the token proves the features; what is read and written is the caller's
+            // promise. The compiler itself never uses the tile registers.
             unsafe {
                 match tiles {
                     1 => multiply!($product, steps, panel, sums, "0" "5" "0"),

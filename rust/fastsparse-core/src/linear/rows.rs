@@ -1,4 +1,5 @@
-//! Tasks: some rows each, several for each thread, so that threads share the kept weights evenly however they lie.
+//! Tasks: some rows each, several for each thread, so that threads share the kept weights evenly
+//! however they lie.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +18,10 @@ const ELEMENTS: usize = 1 << 16;
 /// What a row costs at least, in elements.
 const ROW_COST: usize = 16;
 
-/// How far ahead of their use values are fetched, in bytes, at most a row: rows are too short for hardware to see streams. Measured on Zen 3
-/// with AVX2, two threads, one row of activations, nanoseconds a weight of bfloat16 at 50 %, rows of 2048 and of 4096 columns: 0.071 and
-/// 0.073 with 1024, 0.063 and 0.069 with 2048, 0.062 and 0.061 with 3072, 0.061 and 0.066 with 4096.
+/// How far ahead of their use values are fetched, in bytes, at most a row: rows are too short for
+/// hardware to see streams. Measured on Zen 3 with AVX2, two threads, one row of activations,
+/// nanoseconds a weight of bfloat16 at 50 %, rows of 2048 and of 4096 columns: 0.071 and 0.073 with
+/// 1024, 0.063 and 0.069 with 2048, 0.062 and 0.061 with 3072, 0.061 and 0.066 with 4096.
 const AHEAD: usize = 3072;
 
 /// Bytes of a cache line.
@@ -30,8 +32,8 @@ pub(super) fn rows(shape: Matrix, together: usize) -> usize {
     (ELEMENTS / shape.cols.max(ROW_COST)).max(1).next_multiple_of(together)
 }
 
-/// Calls `kernel(state, task)` for every task of `rows` rows, with a state for each thread. Returns whether all calls agreed; an error where
-/// a state could not be made.
+/// Calls `kernel(state, task)` for every task of `rows` rows, with a state for each thread. Returns
+/// whether all calls agreed; an error where a state could not be made.
 pub(super) fn each_task<W: Word, S: Send>(
     weights: Weights<'_, W>,
     rows: usize,
@@ -74,7 +76,7 @@ impl<'a, W: Word> Task<'a, W> {
         Task { weights, rows, chunks, chunk_values, later }
     }
 
-    /// A row of the matrix from its first column on; one without weights behind the end.
+    /// A row of the matrix from its first column on; one without weights after the end.
     #[inline(always)]
     pub fn row(&self, row: usize) -> Row<'a, W> {
         let Weights { shape, values, mask, offsets, .. } = self.weights;
@@ -85,8 +87,9 @@ impl<'a, W: Word> Task<'a, W> {
         Row { bits, values, at: offsets[row] as usize, end: offsets[row + 1] as usize }
     }
 
-    /// How far behind the values of `chunk` those are that are to be fetched while it is computed, in bytes, where `together` rows from
-    /// `first` on are read at a time. Behind the last chunk of a row comes the first of the one that is read in its place.
+    /// How far after the values of `chunk` those are that are to be fetched while it is computed,
+    /// in bytes, where `together` rows from `first` on are read at a time. Behind the last chunk of
+    /// a row comes the first of the one that is read in its place.
     #[inline(always)]
     pub fn ahead(&self, chunk: usize, first: usize, together: usize) -> usize {
         let Task { chunks, later, chunk_values, .. } = *self;
@@ -113,7 +116,7 @@ pub(super) struct Row<'a, W> {
 }
 
 impl<'a, W: Word> Row<'a, W> {
-    /// Mask of a block; 0 behind the end. `cols` are those of the matrix.
+    /// Mask of a block; 0 after the end. `cols` are those of the matrix.
     #[inline(always)]
     pub fn word(&self, block: usize, cols: usize) -> u64 {
         let rest = self.bits.get(8 * block..).unwrap_or_default();
@@ -124,7 +127,7 @@ impl<'a, W: Word> Row<'a, W> {
         word & low(cols.saturating_sub(BLOCK * block))
     }
 
-    /// Mask of a chunk of columns, put into `buffer` where it is not whole: bits behind the end are 0.
+    /// Mask of a chunk of columns, put into `buffer` where it is not whole: bits after the end are 0.
     #[inline(always)]
     pub fn mask<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask
     where
@@ -138,7 +141,8 @@ impl<'a, W: Word> Row<'a, W> {
         self.partial(chunk, cols, buffer)
     }
 
-    /// Whether, whatever the mask holds, there are as many values as a chunk has columns at the start of each of its chunks.
+    /// Whether, whatever the mask holds, there are as many values as a chunk has columns at the
+    /// start of each of its chunks.
     #[inline(always)]
     pub fn has_full_chunks(&self, cols: usize) -> bool {
         !self.bits.is_empty() && self.at.saturating_add(cols).saturating_add(CHUNK_COLS) <= self.values.len()
@@ -191,8 +195,8 @@ impl<'a, W: Word> Row<'a, W> {
         self.values.get(self.at..)?.get(..len)
     }
 
-    /// Asks for the mask that follows that of a chunk of columns by two, where `together` rows are read at a time: rows of masks are too
-    /// short for hardware to see a stream.
+    /// Asks for the mask that follows that of a chunk of columns by two, where `together` rows are
+    /// read at a time: rows of masks are too short for hardware to see a stream.
     #[inline(always)]
     pub fn prefetch_mask(&self, chunk: usize, together: usize) {
         prefetch(self.later_bits(chunk, together));
@@ -206,8 +210,8 @@ impl<'a, W: Word> Row<'a, W> {
         self.bits.as_ptr().wrapping_add(at)
     }
 
-    /// Asks for the lines that hold the last of the next `blocks` words of the mask, from `block` on, and the next `len` values: what is
-    /// before them in the first line is being used.
+    /// Asks for the lines that hold the last of the next `blocks` words of the mask, from `block`
+    /// on, and the next `len` values: what is before them in the first line is being used.
     #[inline(always)]
     pub fn prefetch(&self, block: usize, blocks: usize, len: usize) {
         prefetch(self.bits.as_ptr().wrapping_add(8 * (block + blocks) - 1));
@@ -236,7 +240,7 @@ impl<'a, W: Word> Row<'a, W> {
     }
 }
 
-/// `rest` and zeros behind it. Only the last rows of a matrix come here.
+/// `rest` and zeros after it. Only the last rows of a matrix come here.
 #[cold]
 fn fill<'b, W: Word, const N: usize>(rest: &[W], buffer: &'b mut [W; N]) -> &'b [W; N] {
     buffer.fill(W::default());

@@ -17,8 +17,9 @@ pub struct Weights<'a, W> {
     pub groups: Option<Groups>,
 }
 
-/// Of each `of` neighbouring columns of a row, from the first on, `keep` are kept: at least one column, no more kept than there are.
-/// Where the mask does not keep to it the result is unspecified.
+/// Of each `of` neighbouring columns of a row, from the first on, `keep` are kept: at least one
+/// column, no more kept than there are. Where the mask does not keep to it the result is
+/// unspecified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Groups {
     /// Weights kept in each group.
@@ -28,7 +29,8 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// The groups of a matrix with `kept` weights, where each has at most that many: it has as many if the sum is that of full groups.
+    /// The groups of a matrix with `kept` weights, where each has at most that many: it has as many
+    /// if the sum is that of full groups.
     pub fn equal(keep: usize, of: usize, shape: Matrix, kept: usize) -> Option<Groups> {
         let full = of > 0 && keep <= of && shape.cols.is_multiple_of(of) && kept == shape.len() / of * keep;
         full.then_some(Groups { keep, of })
@@ -38,7 +40,8 @@ impl Groups {
 /// [`work`] below which a second thread costs more than it saves: some 10 µs, twice what waking it takes.
 pub(super) const WORK_PER_THREAD: usize = 1 << 18;
 
-/// Multiplications with `batch` rows of activations, and, as half of one for each weight, going through the mask, however little is kept.
+/// Multiplications with `batch` rows of activations, and, as half of one for each weight, going
+/// through the mask, however little is kept.
 pub(super) fn work<W>(weights: Weights<'_, W>, batch: usize) -> usize {
     weights.values.len() * batch + weights.shape.len() / 2
 }

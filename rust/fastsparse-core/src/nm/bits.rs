@@ -1,7 +1,7 @@
 //! Bits of a mask at any position: writing into a cleared one, and reading.
 
-/// Sets the bits of `value`, which has no bit from `count ≤ 64` upwards, from bit `at` on. Touches no byte but those that the
-/// `count` bits lie in.
+/// Sets the bits of `value`, which has no bit from `count ≤ 64` upwards, from bit `at` on. Touches
+/// no byte but those that the `count` bits lie in.
 #[inline(always)]
 pub(super) fn put(mask: &mut [u8], at: usize, value: u64, count: usize) {
     let (first, shift) = (at / 8, at % 8);

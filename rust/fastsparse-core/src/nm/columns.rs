@@ -1,4 +1,5 @@
-//! Groups whose neighbours lie apart, side by side with other groups: a vector is a row of groups as it lies in memory.
+//! Groups whose neighbours lie apart, side by side with other groups: a vector is a row of groups
+//! as it lies in memory.
 
 use super::bits;
 use super::geometry::{Item, Slabs};

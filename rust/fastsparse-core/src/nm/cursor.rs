@@ -26,7 +26,7 @@ pub(super) struct Cursor<'a> {
 
 /// Some groups.
 enum Batch {
-    /// One behind the other: their first key and bit, and how many.
+    /// One after the other: their first key and bit, and how many.
     Run { start: usize, bit: usize, count: usize },
     /// From several lines: how many.
     Scattered { count: usize },

@@ -1,7 +1,7 @@
 //! Which groups there are, where their keys and their bits lie, and how the work is cut into units.
 //!
-//! A unit is what one task does: no byte of the mask belongs to two. Bits of neighbouring groups share bytes, and mask rows
-//! start on bytes, so units are whole bytes of a row or whole rows.
+//! A unit is what one task does: no byte of the mask belongs to two. Bits of neighbouring groups
+//! share bytes, and mask rows start on bytes, so units are whole bytes of a row or whole rows.
 
 use std::ops::Range;
 
@@ -56,7 +56,8 @@ pub(super) struct Lines {
     groups_per_unit: usize,
 }
 
-/// Some lines, and some full groups of each: all of them unless it is one line. The tail belongs to the last full group.
+/// Some lines, and some full groups of each: all of them unless it is one line. The tail belongs to
+/// the last full group.
 #[derive(Debug, Clone)]
 pub(super) struct Stretch {
     /// The lines.
@@ -116,7 +117,7 @@ impl Lines {
         line / self.lines_per_row * self.row_bits + line % self.lines_per_row * self.line
     }
 
-    /// First byte of a unit. Those behind the last one belong to it.
+    /// First byte of a unit. Those after the last one belong to it.
     pub fn byte(&self, unit: usize) -> usize {
         let stretch = self.unit(unit);
         (self.bit(stretch.lines.start) + stretch.groups.start * self.of) / 8
@@ -138,7 +139,8 @@ impl Lines {
         self.line - self.groups * self.of
     }
 
-    /// The stretch in parts of at most `limit` elements and a tail, cut at lines or at multiples of eight groups.
+    /// The stretch in parts of at most `limit` elements and a tail, cut at lines or at multiples of
+    /// eight groups.
     pub fn parts(&self, whole: Stretch, limit: usize) -> impl Iterator<Item = Stretch> {
         let complete = whole.groups.len() == self.groups;
         let lines = if complete { (limit / self.line).max(1) } else { 1 };

@@ -36,7 +36,7 @@ pub(super) struct Work<'a, W: Word> {
     pub geometry: Geometry,
     /// For full groups of up to [`LARGEST`].
     pub full: Plan,
-    /// For the shorter ones behind them.
+    /// For the shorter ones after them.
     pub tail: Plan,
     /// The mask.
     pub mask: SharedMut<'a, u8>,

@@ -1,4 +1,5 @@
-//! Groups of more than 64: the smallest kept key by bisection of the numbers between the smallest and the largest key.
+//! Groups of more than 64: the smallest kept key by bisection of the numbers between the smallest
+//! and the largest key.
 //!
 //! ```text
 //! low = min, high = max + 1                  count(key ≥ low) ≥ keep > count(key ≥ high)

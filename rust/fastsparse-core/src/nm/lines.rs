@@ -97,8 +97,9 @@ fn select<W: Word, V: Vector<W>>(
     } else {
         (source.keys, starts)
     };
-    // SAFETY: the pieces of the last group end within the keys, as just checked, and so do those of the others. A padded group
-    // of up to LARGEST keys has LARGEST places, a multiple of the length of a piece.
+    // SAFETY: the pieces of the last group end within the keys, as just checked, and so do those of
+    // the others. A padded group of up to LARGEST keys has LARGEST places, a multiple of the length
+    // of a piece.
     unsafe { load(proof, keys.as_ptr(), source.and, starts, plan.length, state) };
     let (smallest, excess) = state.rank(proof, plan);
     let ties = V::bits(excess.nonzero_where(excess.equal(excess))) != 0;

@@ -1,8 +1,9 @@
 //! Groups: keep the largest few of each run along an axis (n:m and top-k).
 //!
-//! Contract. The tensor is `outer × len × inner`; a group is `of` neighbours along `len`, the last one may be
-//! shorter. Of each full group exactly `zeros` items are dropped, of a shorter one as many as [`Tail`] says: the
-//! smallest, of equal items those with the higher index. `bits` is the mask of the matrix view, padding bits 0.
+//! Contract. The tensor is `outer × len × inner`; a group is `of` neighbours along `len`, the last
+//! one may be shorter. Of each full group exactly `zeros` items are dropped, of a shorter one as
+//! many as [`Tail`] says: the smallest, of equal items those with the higher index. `bits` is the
+//! mask of the matrix view, padding bits 0.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -134,7 +135,8 @@ pub fn select<K: Keys>(keys: &K, shape: Matrix, axis: Axis, groups: Groups, exec
     let nan = AtomicBool::new(false);
     let threads = exec.for_work(shape.len(), KEYS_PER_THREAD).threads;
     parallel::try_run(threads, work.geometry.units(), |i| {
-        // SAFETY: `run` takes each unit once; a token proves that the CPU runs what its function is compiled for.
+        // SAFETY: `run` takes each unit once; a token proves that the CPU runs what its function is
+        // compiled for.
         let largest = unsafe {
             match exec.isa {
                 #[cfg(target_arch = "x86_64")]

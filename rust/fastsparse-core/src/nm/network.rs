@@ -1,7 +1,9 @@
-//! The key of a given rank in groups of up to 64, a lane a group: sorting networks of 4, 8 and 16 places, and merging.
+//! The key of a given rank in groups of up to 64, a lane a group: sorting networks of 4, 8 and 16
+//! places, and merging.
 //!
-//! A comparator puts the smaller of two keys on the first place, the larger on the second. Up to 16 keys are sorted where they
-//! are, in registers. Longer groups are sorted by 16; of two sorted halves A and B of n keys each, the r-th key (from 0) is
+//! A comparator puts the smaller of two keys on the first place, the larger on the second. Up to 16
+//! keys are sorted where they are, in registers. Longer groups are sorted by 16; of two sorted
+//! halves A and B of n keys each, the r-th key (from 0) is
 //!
 //! ```text
 //! min over i + j = r + 1 of max(A[i − 1], B[j − 1])
@@ -52,7 +54,8 @@ impl Plan {
         Plan { length, keep, smallest }
     }
 
-    /// The smallest kept key of every lane, among the first `length` of `keys`. Uses the places behind those, and `sorted`.
+    /// The smallest kept key of every lane, among the first `length` of `keys`. Uses the places
+    /// behind those, and `sorted`.
     #[inline(always)]
     pub fn smallest<W: Word, V: Vector<W>>(
         &self,
@@ -93,7 +96,8 @@ fn compare<W: Word, V: Vector<W>, const N: usize>(keys: &mut [V; N], low: usize,
     (keys[low], keys[high]) = (keys[low].min(keys[high]), keys[low].max(keys[high]));
 }
 
-/// The first `N` keys of `from`, in order, to the first places of `to`: Batcher's merge exchange (Knuth, The Art of Computer Programming 5.2.2, algorithm M).
+/// The first `N` keys of `from`, in order, to the first places of `to`: Batcher's merge exchange
+/// (Knuth, The Art of Computer Programming 5.2.2, algorithm M).
 #[inline(always)]
 fn sort<W: Word, V: Vector<W>, const N: usize>(from: &[V], to: &mut [V]) {
     let mut keys: [V; N] = std::array::from_fn(|i| from[i]);

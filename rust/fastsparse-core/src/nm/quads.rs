@@ -21,7 +21,7 @@ pub(super) fn can<W: Word>(work: &Work<W>, geometry: &Lines) -> bool {
     geometry.of == 4 && (1..4).contains(&work.full.keep) && work.keys.max_key() < W::MAX && geometry.start_on_bytes()
 }
 
-/// The mask bits of the groups in `keys`, one behind the other.
+/// The mask bits of the groups in `keys`, one after the other.
 #[inline(always)]
 pub(super) fn line<W: Word, V: Vector<W>>(
     proof: V::Proof,

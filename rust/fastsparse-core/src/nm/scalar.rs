@@ -1,4 +1,5 @@
-//! Vectors without instructions of their own: arrays, which the compiler turns into what the target guarantees.
+//! Vectors without instructions of their own: arrays, which the compiler turns into what the target
+//! guarantees.
 
 use super::kernel::Work;
 use super::vector::Vector;

@@ -2,8 +2,8 @@
 
 use crate::element::Word;
 
-/// `LANES` keys. Unsigned order throughout. The values of a vector type are made from a proof that the CPU runs it, so
-/// whoever holds one may compute with it.
+/// `LANES` keys. Unsigned order throughout. The values of a vector type are made from a proof that
+/// the CPU runs it, so whoever holds one may compute with it.
 pub(super) trait Vector<W: Word>: Copy {
     /// What proves that the CPU runs the instructions.
     type Proof: Copy;
@@ -19,12 +19,13 @@ pub(super) trait Vector<W: Word>: Copy {
     /// # Safety
     /// `LANES` keys can be read at `keys`, at any alignment.
     unsafe fn load(proof: Self::Proof, keys: *const W) -> Self;
-    /// `count` keys, zeros behind them.
+    /// `count` keys, zeros after them.
     ///
     /// # Safety
     /// `count < LANES` keys can be read at `keys`, at any alignment.
     unsafe fn load_some(proof: Self::Proof, keys: *const W, count: usize) -> Self;
-    /// The pieces at `keys + starts[p]`, `keys + starts[PIECE + p]`, `keys + starts[2 · PIECE + p]`, … side by side.
+    /// The pieces at `keys + starts[p]`, `keys + starts[PIECE + p]`, `keys + starts[2 · PIECE +
+    /// p]`, … side by side.
     ///
     /// # Safety
     /// `PIECE` keys can be read at `keys + starts[q · PIECE + p]` for every `q < LANES / PIECE`.
@@ -79,10 +80,12 @@ pub(super) trait Vector<W: Word>: Copy {
     }
 }
 
-/// `PIECE` vectors of pieces become the keys of their groups by position: lane l of vector c is key c of the piece of lane l.
+/// `PIECE` vectors of pieces become the keys of their groups by position: lane l of vector c is key
+/// c of the piece of lane l.
 ///
-/// With `PIECE` = 2^k, interleaving vector v with vector v + PIECE/2 moves the top bit of v to the bottom of the position, and
-/// the top bit of the position to the bottom of v; k times over, the two have changed places.
+/// With `PIECE` = 2^k, interleaving vector v with vector v + PIECE/2 moves the top bit of v to the
+/// bottom of the position, and the top bit of the position to the bottom of v; k times over, the
+/// two have changed places.
 #[inline(always)]
 pub(super) fn transpose<W: Word, V: Vector<W>>(tile: &mut [V; 16]) {
     let mut span = 1;

@@ -57,7 +57,8 @@ fn in_lines(geometry: &Lines, groups: Groups, mask: &[u8], unit: usize) -> Optio
     })
 }
 
-/// First bit, from bit `at` on, of the first of the next `number` groups that does not keep `keep` of its `of` bits.
+/// First bit, from bit `at` on, of the first of the next `number` groups that does not keep `keep`
+/// of its `of` bits.
 fn in_run(mask: &[u8], at: usize, number: usize, of: usize, keep: usize) -> Option<usize> {
     let mut done = 0;
     if of.is_power_of_two() && of <= 64 {

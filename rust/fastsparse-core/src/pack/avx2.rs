@@ -73,7 +73,8 @@ pub fn apply_rows<W: Word, const STREAM: bool>(_: Avx2, from: Option<&[W]>, cols
         for col in (start..end).step_by(64) {
             let word = word_at(mask, first + col);
             for i in (0..64).step_by(32 / W::BYTES) {
-                // SAFETY: `from` and `to` hold `cols` elements and `col + 64 <= cols`; `to.add(start)` is aligned if `STREAM`.
+                // SAFETY: `from` and `to` hold `cols` elements and `col + 64 <= cols`;
+                // `to.add(start)` is aligned if `STREAM`.
                 unsafe {
                     let v = _mm256_loadu_si256(from.add(col + i).cast());
                     store::<STREAM>(to.add(col + i).cast(), _mm256_and_si256(v, lane_mask::<W>(word >> i)));

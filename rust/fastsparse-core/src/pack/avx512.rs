@@ -61,8 +61,8 @@ fn whole_block<W: Word>(zero: __m512i, block: &[W; 64], word: u64, values: &mut 
     }
 }
 
-/// Packs up to 64 elements, touching the kept ones only; `None` where they do not fit. `word` has no bits behind the end of
-/// `block`.
+/// Packs up to 64 elements, touching the kept ones only; `None` where they do not fit. `word` has
+/// no bits after the end of `block`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 fn block_at<W: Word>(zero: __m512i, block: &[W], word: u64, values: &mut [W]) -> Option<()> {
@@ -71,7 +71,8 @@ fn block_at<W: Word>(zero: __m512i, block: &[W], word: u64, values: &mut [W]) ->
         let keep = word >> from & low(lanes::<W>());
         let kept = keep.count_ones() as usize;
         let room = values.get_mut(at..at + kept)?;
-        // SAFETY: the bits of `keep` belong to elements of the block; as many places as it has bits were checked.
+        // SAFETY: the bits of `keep` belong to elements of the block; as many places as it has bits
+        // were checked.
         unsafe {
             let packed = compress::<W>(zero, keep, load_some(keep, block.as_ptr().add(from)));
             store_some(room.as_mut_ptr(), low(kept), packed);

@@ -1,10 +1,10 @@
 //! Packing: the kept elements, row after row.
 //!
 //! Contract. `mask` is the mask of `shape` with padding bits 0, `offsets` its exclusive prefix sum
-//! ([`offsets`]). `pack` writes the elements whose bit is set to `values`, in order. Whatever `mask` and
-//! `offsets` hold, nothing is read or written out of bounds. What is written never depends on `offsets`: where
-//! they disagree with `mask` the result is an error, or the row in question needed no offset. Slices of a wrong
-//! length are a bug of the caller and panic.
+//! ([`offsets`]). `pack` writes the elements whose bit is set to `values`, in order. Whatever
+//! `mask` and `offsets` hold, nothing is read or written out of bounds. What is written never
+//! depends on `offsets`: where they disagree with `mask` the result is an error, or the row in
+//! question needed no offset. Slices of a wrong length are a bug of the caller and panic.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -22,7 +22,7 @@ pub fn rows<W: Word>(weights: &[W], cols: usize, mask: &[u8], values: &mut [W]) 
 }
 
 /// Packs up to 64 elements and returns how many were kept; `None`, and nothing written, where `values` is too short.
-/// `word` has no bits behind the end of `block`.
+/// `word` has no bits after the end of `block`.
 pub fn block_at<W: Word>(block: &[W], mut word: u64, values: &mut [W]) -> Option<usize> {
     let kept = word.count_ones() as usize;
     let values = values.get_mut(..kept)?;

@@ -155,7 +155,8 @@ macro_rules! width {
                 total
             }
 
-            // Loops, here and below: a closure that is given to a function of the standard library is compiled without AVX2.
+            // Loops, here and below: a closure that is given to a function of the standard library
+            // is compiled without AVX2.
             #[inline]
             #[target_feature(enable = "avx2")]
             fn above(mut keys: [__m256i; 32 / $lanes], edge: __m256i) -> u64 {

@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::keys::Keys;
 use crate::memory;
 
-/// Most keys of a sample. The rank of a sample of this size is off by 0.2 % of the data (one standard deviation, at the
-/// median), so a bracket of 3.5 of them on either side holds 1.4 %.
+/// Most keys of a sample. The rank of a sample of this size is off by 0.2 % of the data (one
+/// standard deviation, at the median), so a bracket of 3.5 of them on either side holds 1.4 %.
 const SAMPLE: usize = 1 << 16;
 
 /// Fewest keys of a sample.
@@ -22,7 +22,8 @@ const NEIGHBOURS: usize = 4;
 /// Bins by leading bits that a sample is sorted into: a quarter of a binade in float32 and bfloat16.
 const BINS: usize = 1024;
 
-/// Places of a sample that are asked for ahead of their turn: they are far apart, and each would be waited for.
+/// Places of a sample that are asked for ahead of their turn: they are far apart, and each would be
+/// waited for.
 const AHEAD: usize = 16;
 
 /// The rank that is looked for: `keep` of `items` are to be at it or above.
@@ -71,7 +72,8 @@ fn random(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The keys of two ranks (from 0, upwards) of a sample, each looked for among those that share its leading bits only.
+/// The keys of two ranks (from 0, upwards) of a sample, each looked for among those that share its
+/// leading bits only.
 fn at_ranks<K: Word>(sample: &[K], max: K, ranks: [usize; 2]) -> Result<[K; 2]> {
     let shift = (64 - max.to_u64().leading_zeros()).saturating_sub(BINS.ilog2());
     let bin = |key: K| (key.to_u64() >> shift).min(BINS as u64 - 1) as usize;
@@ -91,7 +93,8 @@ fn at_ranks<K: Word>(sample: &[K], max: K, ranks: [usize; 2]) -> Result<[K; 2]> 
     Ok([at_rank(ranks[0])?, at_rank(ranks[1])?])
 }
 
-/// The query for the bracket that reaches `sigmas` standard deviations to either side of the wanted rank, inside `bounds`.
+/// The query for the bracket that reaches `sigmas` standard deviations to either side of the wanted
+/// rank, inside `bounds`.
 pub fn query<K: Word>(sample: &[K], rank: Rank, sigmas: f64, bounds: (K, K)) -> Result<Query<K>> {
     let size = sample.len() as f64;
     let kept = rank.keep as f64 / rank.items as f64;

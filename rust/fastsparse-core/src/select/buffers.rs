@@ -1,8 +1,8 @@
 //! Working memory of the passes, kept from one call to the next.
 //!
-//! A pass over a large tensor collects some megabytes. Memory of that size goes back to the system when it is freed and comes
-//! as fresh pages the next time, and those page faults cost more than the scan of the data (measured: 12 % of a call
-//! against 9 %). So a few buffers wait here.
+//! A pass over a large tensor collects some megabytes. Memory of that size goes back to the system
+//! when it is freed and comes as fresh pages the next time, and those page faults cost more than
+//! the scan of the data (measured: 12 % of a call against 9 %). So a few buffers wait here.
 
 use std::sync::Mutex;
 
@@ -29,7 +29,8 @@ pub struct Buffers<K> {
     pub made: Vec<K>,
 }
 
-/// Where the buffers of a key type wait. Never waited for: whoever finds it in use (or was forked while it was) allocates.
+/// Where the buffers of a key type wait. Never waited for: whoever finds it in use (or was forked
+/// while it was) allocates.
 pub type Spare<K> = Mutex<Vec<Buffers<K>>>;
 
 impl<K: ScanWord> Buffers<K> {

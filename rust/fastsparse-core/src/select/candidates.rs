@@ -12,7 +12,8 @@ use crate::parallel::try_map;
 /// Bins of the histogram over the bracket: the wanted key is looked for in one of them only.
 const BINS: usize = 64;
 
-/// Neighbouring candidates count in different tables: keys of few values would make each addition wait for the one before.
+/// Neighbouring candidates count in different tables: keys of few values would make each addition
+/// wait for the one before.
 const TABLES: usize = 4;
 
 /// What one task left behind.
@@ -112,7 +113,8 @@ impl<K: Word> Candidates<K> {
         memory::collect(self.segments.iter().map(equal))
     }
 
-    /// Sets the bits of those of a segment's candidates that are above `key`, and of the first `ties` of the `equal` ones.
+    /// Sets the bits of those of a segment's candidates that are above `key`, and of the first
+    /// `ties` of the `equal` ones.
     pub fn set(&self, segment: &Segment, key: K, ties: usize, equal: usize, tasks: &Tasks, bits: &mut [u8]) {
         // No branch: which of the candidates are kept is as random as can be.
         let kept = |candidate: K| candidate > key || (ties > 0 && ties == equal && candidate == key);

@@ -1,4 +1,5 @@
-//! The cut found by counting, where the keys are in a cache: they are read several times and nothing is collected.
+//! The cut found by counting, where the keys are in a cache: they are read several times and
+//! nothing is collected.
 //!
 //! The cut is the largest key that at least `keep` keys reach.
 //!
@@ -56,8 +57,8 @@ pub struct Counted<K> {
     pub near: Near,
 }
 
-/// The cut of `keys & and` that at least `keep` of them reach, `keep` from 1 to their number. None is above `max`, or
-/// it does not matter.
+/// The cut of `keys & and` that at least `keep` of them reach, `keep` from 1 to their number. None
+/// is above `max`, or it does not matter.
 pub fn cut<K: ScanWord>(isa: Isa, keys: &[K], and: K, keep: usize, max: K, near: Option<Near>) -> Counted<K> {
     let (mut lo, mut hi) = ((0, keys.len()), (max.to_u64() + 1, 0));
     let guess = near.unwrap_or(Near { key: 0, reach: 1 });

@@ -28,8 +28,9 @@ const FILL_ITEMS: usize = 2048;
 /// Reach of the first bracket, in standard deviations of the sample's rank: it misses once in 2,000 times.
 const FIRST_SIGMAS: f64 = 3.5;
 
-/// Reach of the bracket that one row hands to the next, in standard deviations of the difference of two rows' ranks: it
-/// misses once in 80 rows, and looking again in a row that is in the cache costs less than collecting more in every row.
+/// Reach of the bracket that one row hands to the next, in standard deviations of the difference of
+/// two rows' ranks: it misses once in 80 rows, and looking again in a row that is in the cache
+/// costs less than collecting more in every row.
 const HINT_SIGMAS: f64 = 2.5;
 
 /// Reach of the last bracket before bisection.
@@ -187,7 +188,8 @@ impl<'a, K: ScanKeys> Engine<'a, K> {
         }
     }
 
-    /// Whether the items are so few, or their codes and the bytes they take, that counting finds the cut sooner.
+    /// Whether the items are so few, or their codes and the bytes they take, that counting finds
+    /// the cut sooner.
     fn counts(&self) -> bool {
         let bytes = self.tasks.items() * K::Key::BYTES;
         self.tasks.items() <= SMALL || K::Key::BYTES <= 2 && self.exec.threads == 1 && bytes <= CACHED_BYTES
@@ -300,7 +302,8 @@ impl<'a, K: ScanKeys> Engine<'a, K> {
         Ok(())
     }
 
-    /// Sets the bits of the `kept` largest of the collected items; returns the smallest kept key and how many equal it.
+    /// Sets the bits of the `kept` largest of the collected items; returns the smallest kept key
+    /// and how many equal it.
     fn finish_collected(
         &self,
         pass: &Pass<K::Key>,
@@ -335,7 +338,8 @@ impl<'a, K: ScanKeys> Engine<'a, K> {
         Ok((key, equal))
     }
 
-    /// Keeps what is above `at`, an edge of the bracket, and the first `kept` of the items equal to it; returns how many are.
+    /// Keeps what is above `at`, an edge of the bracket, and the first `kept` of the items equal to
+    /// it; returns how many are.
     fn finish_edge(
         &self,
         pass: &Pass<K::Key>,
@@ -406,7 +410,8 @@ fn quotas(equal: &[usize], mut kept: usize) -> Result<Vec<usize>> {
     memory::collect(equal.iter().map(quota))
 }
 
-/// Writes the mask of the keys above `at` and of the first `ties` of those equal to it; takes off `ties` what it has found.
+/// Writes the mask of the keys above `at` and of the first `ties` of those equal to it; takes off
+/// `ties` what it has found.
 fn write_ties<K: ScanWord>(isa: Isa, keys: &[K], and: K, at: K, ties: &mut usize, bits: &mut [u8]) -> Seen<K> {
     let positions = &mut [0; TIE_ITEMS + 64];
     let mut scan = |keys: &[K], query: &Query<K>, bits: &mut [u8]| {

@@ -1,16 +1,16 @@
 //! Exact selection of the items to keep: over everything, in each row, or above a value.
 //!
-//! Contract. `keys` holds the items of a grid row by row; a set bit in `bits` (mask layout of the grid, padding
-//! bits 0) is an item that is kept. Exactly `zeros` items are dropped; they are the smallest, and of equal items
-//! those with the higher index. The result does not depend on the ISA or the number of threads. A NaN among the
-//! keys is an error that names the first one.
+//! Contract. `keys` holds the items of a grid row by row; a set bit in `bits` (mask layout of the
+//! grid, padding bits 0) is an item that is kept. Exactly `zeros` items are dropped; they are the
+//! smallest, and of equal items those with the higher index. The result does not depend on the ISA
+//! or the number of threads. A NaN among the keys is an error that names the first one.
 //!
-//! Method. A random sample brackets the wanted key between `lo` and `hi`, 3.5 standard deviations of the sample's
-//! rank around it. One pass over the data then writes the mask of what is above the bracket, counts it, and
-//! collects the items inside (about two per cent); the wanted key is found among those, and their bits are set.
-//! Counting makes it exact: a bracket that misses is seen to miss, and the next one is wider, at last a bisection
-//! that cannot miss. The bisection collects nothing, so it also serves where there is no memory for the
-//! candidates.
+//! Method. A random sample brackets the wanted key between `lo` and `hi`, 3.5 standard deviations
+//! of the sample's rank around it. One pass over the data then writes the mask of what is above the
+//! bracket, counts it, and collects the items inside (about two per cent); the wanted key is found
+//! among those, and their bits are set. Counting makes it exact: a bracket that misses is seen to
+//! miss, and the next one is wider, at last a bisection that cannot miss. The bisection collects
+//! nothing, so it also serves where there is no memory for the candidates.
 //!
 //! ```text
 //! loop:
@@ -111,8 +111,8 @@ fn floor_key<K: ScanKeys>(keys: &K, value: f64) -> Option<K::Key> {
     if keys.value(K::Key::from_u64(high)) <= value {
         return Some(keys.max_key());
     }
-    // Invariant: value(high) > value; everything below `low` is ≤ value. Keys below that of the smallest number stand for NaN;
-    // they do not occur, and `!(x > value)` puts them below.
+    // Invariant: value(high) > value; everything below `low` is ≤ value. Keys below that of the
+    // smallest number stand for NaN; they do not occur, and `!(x > value)` puts them below.
     while low < high {
         let middle = low + (high - low) / 2;
         if keys.value(K::Key::from_u64(middle)) > value { high = middle } else { low = middle + 1 }

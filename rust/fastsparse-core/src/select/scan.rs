@@ -160,9 +160,9 @@ pub trait ScanWord: Word {
     /// Where working memory waits between calls.
     fn spare() -> &'static Spare<Self>;
 
-    /// Compares `data & and` with the query, writes the bits of the cut to `bits` (unused bits of the last byte
-    /// 0), appends the positions (`base` + index) of the items to collect. `data` has at most 2^16 items, `bits`
-    /// a bit for each.
+    /// Compares `data & and` with the query, writes the bits of the cut to `bits` (unused bits of
+    /// the last byte 0), appends the positions (`base` + index) of the items to collect. `data` has
+    /// at most 2^16 items, `bits` a bit for each.
     fn scan(
         isa: Isa,
         data: &[Self],

@@ -32,7 +32,8 @@ pub struct Piece {
 }
 
 impl Tasks {
-    /// Cuts `grid`. With `join`, rows that fill their bytes make one long row: for keys that do not mind where a row ends.
+    /// Cuts `grid`. With `join`, rows that fill their bytes make one long row: for keys that do not
+    /// mind where a row ends.
     pub fn new(grid: Matrix, start: usize, join: bool) -> Tasks {
         let grid = if join && grid.cols.is_multiple_of(8) && grid.rows > 1 {
             Matrix { rows: 1, cols: grid.len() }

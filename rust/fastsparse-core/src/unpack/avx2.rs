@@ -41,7 +41,8 @@ pub fn rows<W: Word, const STREAM: bool>(
             let word = word_at(mask, first + start + 64 * i);
             let left = values.get(at..)?;
             at += match left.first_chunk() {
-                // SAFETY: blocks begin a multiple of 64 bytes apart, the first one at an aligned address if `STREAM`.
+                // SAFETY: blocks begin a multiple of 64 bytes apart, the first one at an aligned
+                // address if `STREAM`.
                 Some(left) => unsafe { whole_block::<W, STREAM>(left, word, block) },
                 None => scalar::block_at(left, word, block)?,
             };
@@ -61,7 +62,8 @@ unsafe fn whole_block<W: Word, const STREAM: bool>(values: &[W; 64], word: u64, 
     for to in (0..64).step_by(16) {
         // At most `to`, so that the loads end within the 64.
         let from = (word & low(to)).count_ones() as usize;
-        // SAFETY: `from + 16` and `to + 16` are at most 64; sixteen elements of an aligned block are aligned as they have to be.
+        // SAFETY: `from + 16` and `to + 16` are at most 64; sixteen elements of an aligned block
+        // are aligned as they have to be.
         unsafe {
             expand::<W, STREAM>(values.as_ptr().add(from), (word >> to) as u16, block.as_mut_ptr().add(to));
         }

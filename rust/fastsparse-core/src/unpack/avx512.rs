@@ -44,7 +44,8 @@ pub fn rows<W: Word, const STREAM: bool>(
             let word = word_at(mask, first + start + 64 * i);
             let left = values.get(at..)?;
             match left.first_chunk() {
-                // SAFETY: blocks begin a multiple of 64 bytes apart, the first one at an aligned address if `STREAM`.
+                // SAFETY: blocks begin a multiple of 64 bytes apart, the first one at an aligned
+                // address if `STREAM`.
                 Some(left) => unsafe { whole_block::<W, STREAM>(zero, left, word, block) },
                 None => {
                     block_at(zero, left, word, block)?;
@@ -75,8 +76,8 @@ unsafe fn whole_block<W: Word, const STREAM: bool>(zero: __m512i, values: &[W; 6
     }
 }
 
-/// Unpacks up to 64 elements, touching nothing else, and returns how many values they took; `None` where there are not enough.
-/// `word` has no bits behind the end of `block`.
+/// Unpacks up to 64 elements, touching nothing else, and returns how many values they took; `None`
+/// where there are not enough. `word` has no bits after the end of `block`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 fn block_at<W: Word>(zero: __m512i, values: &[W], word: u64, block: &mut [W]) -> Option<usize> {
@@ -85,7 +86,8 @@ fn block_at<W: Word>(zero: __m512i, values: &[W], word: u64, block: &mut [W]) ->
         let keep = word >> to & low(lanes::<W>());
         let kept = keep.count_ones() as usize;
         let taken = values.get(at..at + kept)?;
-        // SAFETY: as many values as `keep` has bits were checked; lanes behind the end of the block are not stored.
+        // SAFETY: as many values as `keep` has bits were checked; lanes after the end of the block
+        // are not stored.
         unsafe {
             let v = expand::<W>(zero, keep, load_some(low(kept), taken.as_ptr()));
             store_some(block.as_mut_ptr().add(to), low(block.len() - to), v);

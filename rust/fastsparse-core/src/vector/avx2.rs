@@ -1,14 +1,15 @@
 //! Compress, expand and masks as vectors, for elements of any width.
 //!
-//! AVX2 has no compress: a table indexed by eight mask bits holds the shuffle, applied by `vpermd` to 32-bit lanes (two of which
-//! make a 64-bit one) and by `pshufb` to bytes.
+//! AVX2 has no compress: a table indexed by eight mask bits holds the shuffle, applied by `vpermd`
+//! to 32-bit lanes (two of which make a 64-bit one) and by `pshufb` to bytes.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use crate::element::Word;
 
-/// An index whose lane becomes zero: `pshufb` looks at the top bit of a byte, `vblendvps` at that of a 32-bit lane.
+/// An index whose lane becomes zero: `pshufb` looks at the top bit of a byte, `vblendvps` at that
+/// of a 32-bit lane.
 const ZERO: u8 = 0x80;
 
 /// An entry for each eight mask bits. Aligned, so that none lies across two cache lines.
@@ -39,8 +40,8 @@ static EXPAND_UPPER: Table<8> = {
 static COMPRESS_PAIRS: Table<16> = Table(in_bytes(&compress_table()));
 pub(crate) static EXPAND_PAIRS: Table<16> = Table(in_bytes(&expand_table()));
 
-/// For eight mask bits, where the bytes of each 32-bit lane come from, or [`ZERO`]: the upper four begin again, as those of a load of
-/// their own.
+/// For eight mask bits, where the bytes of each 32-bit lane come from, or [`ZERO`]: the upper four
+/// begin again, as those of a load of their own.
 pub(crate) static EXPAND_QUADS: Table<32> = Table(in_quads(4, true));
 
 /// The same where the upper four go on, for four bits at most.
@@ -143,8 +144,9 @@ fn doubled(nibble: u8) -> usize {
     TABLE[nibble as usize & 15] as usize
 }
 
-/// Loads 32 bytes into a register, which the compiler cannot fold into the instruction that uses them: on Zen 3 `vpermd` takes two cycles
-/// where it loads what it permutes, and one where that is in a register.
+/// Loads 32 bytes into a register, which the compiler cannot fold into the instruction that uses
+/// them: on Zen 3 `vpermd` takes two cycles where it loads what it permutes, and one where that is
+/// in a register.
 ///
 /// # Safety
 /// `from` is valid for reading 32 bytes.
@@ -155,16 +157,16 @@ unsafe fn load_unfused(from: *const u8) -> __m256i {
     _mm256_castps_si256(opt_barrier(unsafe { _mm256_loadu_ps(from.cast()) }))
 }
 
-/// Writes the elements among `from[0..8]` that `keep` selects to `to`, side by side; what follows them there, up to eight
-/// elements in all, is overwritten.
+/// Writes the elements among `from[0..8]` that `keep` selects to `to`, side by side; what follows
+/// them there, up to eight elements in all, is overwritten.
 ///
 /// # Safety
 /// `from` is valid for reading and `to` for writing eight elements.
 #[target_feature(enable = "avx2,popcnt")]
 #[inline]
 pub(crate) unsafe fn compress<W: Word>(from: *const W, keep: u8, to: *mut W) {
-    // SAFETY: eight elements are readable at `from` and writable at `to` (the caller's promise). For eight-byte elements the
-    // second store begins at most four elements in and writes four.
+    // SAFETY: eight elements are readable at `from` and writable at `to` (the caller's promise).
+    // For eight-byte elements the second store begins at most four elements in and writes four.
     unsafe {
         match W::BYTES {
             1 => {
@@ -191,8 +193,8 @@ pub(crate) unsafe fn compress<W: Word>(from: *const W, keep: u8, to: *mut W) {
     }
 }
 
-/// Writes `(first + i) * scale` for each set bit `i` of the word, side by side, and something behind them, up to seven numbers. Returns
-/// the number of bits.
+/// Writes `(first + i) * scale` for each set bit `i` of the word, side by side, and something
+/// after them, up to seven numbers. Returns the number of bits.
 ///
 /// # Safety
 /// `to` is valid for writing that many numbers and eight.
@@ -212,9 +214,11 @@ pub(crate) unsafe fn set_bit_offsets(word: u64, first: u16, scale: u16, to: *mut
     count
 }
 
-/// Writes sixteen elements to `to`: the next of `from` where `keep` has a bit, zero elsewhere; past the caches if `STREAM`.
+/// Writes sixteen elements to `to`: the next of `from` where `keep` has a bit, zero elsewhere; past
+/// the caches if `STREAM`.
 ///
-/// Sixteen, so that no store is shorter than 16 bytes: streaming single bytes eight at a time takes twice as long on Zen 4.
+/// Sixteen, so that no store is shorter than 16 bytes: streaming single bytes eight at a time takes
+/// twice as long on Zen 4.
 ///
 /// # Safety
 /// `from` and `from.add(bits in the low half of keep)` are valid for reading eight elements, `to` for writing sixteen; if
@@ -223,8 +227,9 @@ pub(crate) unsafe fn set_bit_offsets(word: u64, first: u16, scale: u16, to: *mut
 #[inline]
 pub(crate) unsafe fn expand<W: Word, const STREAM: bool>(from: *const W, keep: u16, to: *mut W) {
     let [low, high] = keep.to_le_bytes();
-    // SAFETY: eight elements are readable at `from` and at `next`, sixteen writable at `to`, aligned where that matters (the caller's
-    // promise). For eight-byte elements a second load begins at most four elements in and reads four.
+    // SAFETY: eight elements are readable at `from` and at `next`, sixteen writable at `to`,
+    // aligned where that matters (the caller's promise). For eight-byte elements a second load
+    // begins at most four elements in and reads four.
     unsafe {
         let next = from.add(low.count_ones() as usize);
         match W::BYTES {
@@ -301,8 +306,8 @@ pub(crate) unsafe fn expand_pairs(from: *const u8, keep: usize) -> __m128i {
     unsafe { _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), _mm_load_si128(entry(&EXPAND_PAIRS, keep))) }
 }
 
-/// Eight 32-bit lanes with two-byte elements in their upper halves: the next of `from` where `keep`, 32 times the mask bits, has a bit;
-/// zero elsewhere.
+/// Eight 32-bit lanes with two-byte elements in their upper halves: the next of `from` where
+/// `keep`, 32 times the mask bits, has a bit; zero elsewhere.
 ///
 /// # Safety
 /// `from` is valid for reading 16 bytes. `keep` is 32 times a byte.
@@ -326,7 +331,8 @@ pub(crate) unsafe fn expand_upper_pairs(from: *const u8, keep: usize) -> __m256i
 #[inline]
 pub(crate) unsafe fn expand_lanes(from: *const u8, keep: usize) -> __m256i {
     let half = (keep & (15 * 32)).count_ones() as usize;
-    // SAFETY: 32 readable bytes in the table and at `from` (the caller's promise), of which the second load begins in the middle at most.
+    // SAFETY: 32 readable bytes in the table and at `from` (the caller's promise), of which the
+    // second load begins in the middle at most.
     unsafe {
         let low = _mm256_castsi128_si256(_mm_loadu_si128(from.cast()));
         let both = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(from.add(4 * half).cast()));

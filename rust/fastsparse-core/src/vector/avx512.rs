@@ -1,7 +1,7 @@
 //! 64-byte vectors of words of any width.
 //!
-//! A block is 64 elements, one mask word: `W::BYTES` vectors of `lanes::<W>()` elements. Masks are the low bits of a `u64`;
-//! bits behind the last lane are ignored.
+//! A block is 64 elements, one mask word: `W::BYTES` vectors of `lanes::<W>()` elements. Masks are
+//! the low bits of a `u64`; bits after the last lane are ignored.
 
 use std::arch::x86_64::*;
 
@@ -14,8 +14,8 @@ pub(crate) const fn lanes<W: Word>() -> usize {
 
 /// A zero that the compiler does not know to be one.
 ///
-/// Compress and expand that zero the other lanes wait for the last use of their destination on Zen 4 and 5; the merging forms
-/// into this register do not, and the compiler cannot turn them back.
+/// Compress and expand that zero the other lanes wait for the last use of their destination on Zen
+/// 4 and 5; the merging forms into this register do not, and the compiler cannot turn them back.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(crate) fn zero() -> __m512i {
@@ -27,7 +27,7 @@ pub(crate) fn zero() -> __m512i {
     zero
 }
 
-/// The elements of `v` selected by `keep`, side by side, zeros behind them.
+/// The elements of `v` selected by `keep`, side by side, zeros after them.
 #[target_feature(enable = "avx512f,avx512vbmi2")]
 #[inline]
 pub(crate) fn compress<W: Word>(zero: __m512i, keep: u64, v: __m512i) -> __m512i {
@@ -62,8 +62,8 @@ pub(crate) unsafe fn load<W: Word>(from: *const W) -> __m512i {
     unsafe { _mm512_loadu_si512(from.cast()) }
 }
 
-/// Loads 64 bytes into a register, which the compiler cannot fold into the instruction that uses them: with expand from memory
-/// linear layers take one and a half to two times as long on Zen 4.
+/// Loads 64 bytes into a register, which the compiler cannot fold into the instruction that uses
+/// them: with expand from memory linear layers take one and a half to two times as long on Zen 4.
 ///
 /// # Safety
 /// `from` is valid for reading 64 bytes.
@@ -71,7 +71,8 @@ pub(crate) unsafe fn load<W: Word>(from: *const W) -> __m512i {
 #[inline]
 pub(crate) unsafe fn load_unfused<W: Word>(from: *const W) -> __m512i {
     let loaded;
-    // SAFETY: reads 64 bytes, which are there (the caller's promise), into one register; AVX-512 F is enabled here.
+    // SAFETY: reads 64 bytes, which are there (the caller's promise), into one register; AVX-512 F
+    // is enabled here.
     unsafe {
         std::arch::asm!("vmovdqu64 {0}, [{1}]", out(zmm_reg) loaded, in(reg) from,
             options(pure, readonly, nostack, preserves_flags));

@@ -11,7 +11,8 @@ pub(crate) mod avx512;
 /// level at 16 MiB, 0.7 – 0.9 from 24 MiB on.
 const STREAM_BYTES: usize = 16 << 20;
 
-/// Bytes of a row below which it is not: both its ends, where lines are shared with other rows, go through the caches.
+/// Bytes of a row below which it is not: both its ends, where lines are shared with other rows, go
+/// through the caches.
 const STREAM_ROW_BYTES: usize = 4096;
 
 /// Whether an output of `bytes`, in rows of `row_bytes`, is written past the caches.

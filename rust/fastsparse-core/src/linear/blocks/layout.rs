@@ -23,8 +23,8 @@ pub fn count(shape: Matrix, block: Matrix, mask: &[u8], starts: &mut [i64]) {
     }
 }
 
-/// Writes values and numbers of blocks, given the starts that [`count`] found. A block that is neither kept nor dropped as a whole is an
-/// error.
+/// Writes values and numbers of blocks, given the starts that [`count`] found. A block that is
+/// neither kept nor dropped as a whole is an error.
 pub fn lay<W: Word>(
     weights: Weights<'_, W>,
     block: Matrix,

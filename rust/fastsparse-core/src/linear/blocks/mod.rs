@@ -1,9 +1,12 @@
-//! Packed weights as dense blocks, for masks that keep or drop whole blocks: nothing is spent on finding what is kept.
+//! Packed weights as dense blocks, for masks that keep or drop whole blocks: nothing is spent on
+//! finding what is kept.
 //!
-//! A *band* is as many rows as a block has. The kept blocks of a band, side by side, are a dense matrix of that many rows, which is cut into
-//! *panels* of 16 columns; panels lie one after the other, each by rows. Of a block the layout has its number among those of the band. So that
-//! panels are whole, a band ends with blocks of zeros whose number is one beyond the last: activations are followed by zeros there, and
-//! padding adds nothing whatever x holds. Blocks that reach beyond the matrix are filled up with zeros.
+//! A *band* is as many rows as a block has. The kept blocks of a band, side by side, are a dense
+//! matrix of that many rows, which is cut into *panels* of 16 columns; panels lie one after the
+//! other, each by rows. Of a block the layout has its number among those of the band. So that
+//! panels are whole, a band ends with blocks of zeros whose number is one beyond the last:
+//! activations are followed by zeros there, and padding adds nothing whatever x holds. Blocks that
+//! reach beyond the matrix are filled up with zeros.
 //!
 //! ```text
 //! few rows of activations:   sums[row][lane] += panel[row][lane] · x[columns of the panel]

@@ -25,8 +25,8 @@ const BATCH: usize = 1024;
 /// Rows of activations of a pass with sums by columns at most.
 const PASS: usize = 4;
 
-/// How far ahead values are fetched: so many panels, and bytes at least. Some rows of each panel are read at a time, which hardware does not see
-/// as a stream.
+/// How far ahead values are fetched: so many panels, and bytes at least. Some rows of each panel
+/// are read at a time, which hardware does not see as a stream.
 const PANELS_AHEAD: usize = 8;
 const AHEAD: usize = 2048;
 
@@ -137,7 +137,8 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         Ok(rows)
     }
 
-    /// Activations as float32 in tiles of some of their rows, in each tile by columns, of which there are `cols`, zeros beyond the last.
+    /// Activations as float32 in tiles of some of their rows, in each tile by columns, of which
+    /// there are `cols`, zeros beyond the last.
     fn by_columns<V: FloatVector>(&self, _: V, cols: usize) -> Result<Vec<f32>> {
         const PIECE: usize = 64;
         let all = self.weights.shape.cols;
@@ -216,14 +217,16 @@ impl<V: FloatVector, E: Real> Work<'_, V, E> {
         (self.band.index[block] as usize).min(blocks_of_row(self.shape, self.block)) * self.block.cols
     }
 
-    /// Puts the activations of the columns of the band side by side. `WIDTH` is that of a block, or 0 where it is not a constant.
+    /// Puts the activations of the columns of the band side by side. `WIDTH` is that of a block, or
+    /// 0 where it is not a constant.
     #[inline(always)]
     fn gather<const WIDTH: usize>(&self, row: &[f32], to: *mut f32) {
         let all = blocks_of_row(self.shape, self.block);
         let width = if WIDTH > 0 { WIDTH } else { self.block.cols };
         assert!((all + 1) * width <= row.len());
         for (block, &number) in self.band.index.iter().enumerate() {
-            // SAFETY: no column is beyond those of the block behind the last (checked above); the caller has room for all blocks.
+            // SAFETY: no column is beyond those of the block after the last (checked above); the
+            // caller has room for all blocks.
             unsafe {
                 let from = row.as_ptr().add((number as usize).min(all) * width);
                 from.copy_to_nonoverlapping(to.add(block * width), width);
@@ -332,7 +335,8 @@ impl<V: FloatVector, E: Real> ByRows<'_, V, E> {
             if const { V::LANES == PANEL } {
                 let mut loaded = [vectors.zero(); B];
                 for i in 0..B {
-                    // SAFETY: 16 numbers from any column of a block on, and of those that were put side by side.
+                    // SAFETY: 16 numbers from any column of a block on, and of those that were put
+                    // side by side.
                     loaded[i] = unsafe { vectors.load(x[i].add(at)) };
                 }
                 for r in 0..R {
@@ -396,7 +400,8 @@ impl<V: FloatVector, E: Real> Kernel for ByColumns<'_, V, E> {
 
 #[expect(clippy::needless_range_loop, reason = "the indices are those of registers")]
 impl<V: FloatVector, E: Real> ByColumns<'_, V, E> {
-    /// `A` vectors of activations from row `first` on, with so many chains of sums where four rows of weights are taken at a time, and one.
+    /// `A` vectors of activations from row `first` on, with so many chains of sums where four rows
+    /// of weights are taken at a time, and one.
     #[inline(always)]
     fn tile<const A: usize, const OF_FOUR: usize, const OF_ONE: usize>(&mut self, first: usize) {
         let width = A * V::LANES;

@@ -33,8 +33,8 @@ impl<E: Real> Engine for Floats<E> {
     /// Entries of the tables have 16 and 32 bytes.
     const SHIFT: u32 = if matches!(E::DTYPE, DType::F16) { 4 } else { 5 };
     const FEW_UP_TO: usize = if matches!(E::DTYPE, DType::F32) { AVX2_FEW_UP_TO } else { 0 };
-    /// Measured on Zen 3, one row of activations, 2:4, nanoseconds a weight of bfloat16: 0.059, and 0.075 without; of float16 no less, as it is
-    /// the conversion that takes time.
+    /// Measured on Zen 3, one row of activations, 2:4, nanoseconds a weight of bfloat16: 0.059, and
+    /// 0.075 without; of float16 no less, as it is the conversion that takes time.
     const PAIRS: bool = matches!(E::DTYPE, DType::BF16);
     /// Twelve sums, three of x and a weight are all 16 registers.
     const BATCH: usize = 3;

@@ -5,13 +5,15 @@ use std::arch::x86_64::*;
 
 use crate::vector::avx2::{EXPAND_FEW, EXPAND_PAIRS, EXPAND_QUADS, EXPAND_UPPER_PAIRS};
 
-/// A function that makes eight lanes of float32 with a table: the next elements at `from` where byte `I` of `word` has a bit, zero
-/// elsewhere. It also returns where the elements behind are: by `kept` elements further or, if `None`, by as many as there are bits. And a
-/// function for the table's address, which the compiler is not to know: it would fetch it anew for each vector.
+/// A function that makes eight lanes of float32 with a table: the next elements at `from` where
+/// byte `I` of `word` has a bit, zero elsewhere. It also returns where the elements behind are: by
+/// `kept` elements further or, if `None`, by as many as there are bits. And a function for the
+/// table's address, which the compiler is not to know: it would fetch it anew for each vector.
 ///
-/// In assembly, as the compiler moves parts of several vectors past each other until registers no longer suffice. Measured on Zen 3 in the
-/// product of one row, nanoseconds a weight of float32 and of bfloat16 at 50 %: 0.107 and 0.074, and 0.135 and 0.090 with what the compiler
-/// makes of the same.
+/// In assembly, as the compiler moves parts of several vectors past each other until registers no
+/// longer suffice. Measured on Zen 3 in the product of one row, nanoseconds a weight of float32 and
+/// of bfloat16 at 50 %: 0.107 and 0.074, and 0.135 and 0.090 with what the compiler makes of the
+/// same.
 macro_rules! lanes {
     (
         $(#[$doc:meta])* $name:ident, $address:ident, $table:ident, $bytes:literal, $shift:literal,
@@ -128,8 +130,9 @@ lanes!(
     ]
 );
 
-/// What [`next_bfloats`] makes of bytes `I` and `I + 1` of `word`, which take `kept` elements each, no more than four: one load serves both,
-/// with `2 * kept` added to the second entry, whose zeros remain zeros.
+/// What [`next_bfloats`] makes of bytes `I` and `I + 1` of `word`, which take `kept` elements each,
+/// no more than four: one load serves both, with `2 * kept` added to the second entry, whose zeros
+/// remain zeros.
 ///
 /// # Safety
 /// `table` is that of [`next_bfloats`]; eight elements are readable at `from`.

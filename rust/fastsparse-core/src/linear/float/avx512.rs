@@ -64,7 +64,8 @@ impl<E: Real> Engine for Floats<E> {
 
     #[inline(always)]
     unsafe fn compress(self, from: *const f32, keep: u32, to: *mut f32) {
-        // SAFETY: the token proves the features; sixteen elements are readable and writable (the caller's promise).
+        // SAFETY: the token proves the features; sixteen elements are readable and writable (the
+        // caller's promise).
         unsafe { _mm512_storeu_ps(to, _mm512_maskz_compress_ps(keep as u16, _mm512_loadu_ps(from))) }
     }
 
@@ -117,8 +118,8 @@ unsafe fn used_32(mask: &ChunkMask) -> u64 {
     }
 }
 
-/// float16 and bfloat16 weights, widened to float32 times float32. Those of bfloat16 are taken as the two halves of 32 bits, so that
-/// even columns come first in each 32.
+/// float16 and bfloat16 weights, widened to float32 times float32. Those of bfloat16 are taken as
+/// the two halves of 32 bits, so that even columns come first in each 32.
 #[derive(Clone, Copy)]
 pub struct Halves<E>(Avx512, PhantomData<E>);
 

@@ -7,7 +7,7 @@
 //! ```
 //! The multiplications are those of the kept weights, where the other kernels have those of a dense layer; each of them costs a place
 //! in a list made from the mask, the broadcast of a value and a load of activations. So it takes a few rows of activations until this is
-//! quicker, the fewer the more zeros there are.
+//! faster, the fewer the more zeros there are.
 //!
 //! The activations of a chunk stay in the nearer caches while the rows of a task go over them. The sum of a chunk has a few chains, by
 //! turns, which are added up before the chunk is added to the row.
@@ -36,10 +36,12 @@ const FEW: usize = 250;
 // A place in a chunk is a u16.
 const _: () = assert!(CHUNK_BYTES <= 1 << 16);
 
-/// Blocks of a chunk at most. Measured on Zen 3: with 32, 8 rows at 25 % took 0.058 ns a weight and row, with 8 0.043.
+/// Blocks of a chunk at most. Measured on Zen 3: with 32, 8 rows at 25 % took 0.058 ns a weight and
+/// row, with 8 0.043.
 const BLOCKS: usize = 8;
 
-/// Rows of weights of a task at most, so that loading the activations of a chunk into the first cache is a small part of it.
+/// Rows of weights of a task at most, so that loading the activations of a chunk into the first
+/// cache is a small part of it.
 const ROWS: usize = 128;
 
 /// Rows of a task: [`ROWS`], fewer where that would be less than two tasks a thread.
@@ -131,9 +133,10 @@ impl<X: Real> Kernel for Fill<'_, X> {
 pub(super) struct Scratch {
     /// Sums of a tile by rows of weights.
     sums: Vec<Block<f32>>,
-    /// Values of a chunk as float32, and what is behind them in a vector.
+    /// Values of a chunk as float32, and what is after them in a vector.
     wide: [f32; BLOCKS * BLOCK],
-    /// Where the columns of the set bits of a chunk are, in bytes, and what the last eight bits may be followed by.
+    /// Where the columns of the set bits of a chunk are, in bytes, and what the last eight bits may
+    /// be followed by.
     places: [u16; BLOCKS * BLOCK + 8],
 }
 
@@ -147,7 +150,8 @@ impl Scratch {
     }
 }
 
-/// A task of at most [`ROWS`] rows on its way into a function that names the features. Answers whether mask and offsets agree.
+/// A task of at most [`ROWS`] rows on its way into a function that names the features. Answers
+/// whether mask and offsets agree.
 pub(super) struct Work<'a, V, E: Real> {
     pub lanes: V,
     pub task: &'a Task<'a, E::Bits>,
@@ -214,7 +218,7 @@ impl<V: SetBits, E: Real> Work<'_, V, E> {
         agreed && from[..rows].iter().all(Row::complete)
     }
 
-    /// Adds `len` blocks of a row to its sums. Answers whether there were values for all the bits.
+    /// Adds `len` blocks of a row to its sums. Returns whether there were values for all the bits.
     #[inline(always)]
     fn chunk<const A: usize, const CHAINS: usize>(
         &mut self,

@@ -41,8 +41,8 @@ impl ExpandMode {
     }
 }
 
-/// Rows for columns. An array that a loop indexes lies in memory, where every addition would be stored; so sums get there this way,
-/// and those that are added to stay in registers.
+/// Rows for columns. An array that a loop indexes lies in memory, where every addition would be
+/// stored; so sums get there this way, and those that are added to stay in registers.
 #[inline(always)]
 fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T; A]; B] {
     let mut to = [[from[0][0]; A]; B];
@@ -54,7 +54,8 @@ fn transposed<T: Copy, const A: usize, const B: usize>(from: [[T; B]; A]) -> [[T
     to
 }
 
-/// The bits of some mask words. A loop, unlike [`crate::matrix::popcount`]: closures are compiled without the features.
+/// The bits of some mask words. A loop, unlike [`crate::matrix::popcount`]: closures are compiled
+/// without the features.
 #[inline(always)]
 fn bits(words: &[[u8; 8]]) -> usize {
     let mut count = 0;
@@ -225,8 +226,8 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                 for _ in 0..V::LANES / 2 {
                     keep &= keep.wrapping_sub(1);
                 }
-                // SAFETY: as in `all`: no more values than columns are before the vector and in its first half, and half a vector is left; there
-                // are no bits behind the columns.
+                // SAFETY: as in `all`: no more values than columns are before the vector and in its
+                // first half, and half a vector is left; there are no bits after the columns.
                 unsafe {
                     let w = engine.expand_few(self.from[r].add(before(mask, vector * V::LANES) + V::LANES / 2), keep);
                     for b in 0..B {
@@ -259,7 +260,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                 from = from.wrapping_add(keep.count_ones() as usize);
                 prefetch(from.wrapping_byte_add(self.ahead));
                 for b in 0..B {
-                    // SAFETY: as in `all`: there are no bits behind the columns.
+                    // SAFETY: as in `all`: there are no bits after the columns.
                     let x = unsafe { engine.load(self.x[b].add(vector * V::LANES)) };
                     row[b] = engine.add(row[b], w, x);
                 }
@@ -292,7 +293,8 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
             unroll!(V, I, {
                 let keep = part::<V, I>(word);
                 for b in 0..B {
-                    // SAFETY: the caller's promise; no more than the columns before have been written, and a block is left.
+                    // SAFETY: the caller's promise; no more than the columns before have been
+                    // written, and a block is left.
                     unsafe { engine.compress(self.x[b].add((first + I) * V::LANES), keep, kept[b].add(count)) };
                 }
                 count += keep.count_ones() as usize;
@@ -335,7 +337,8 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
 }
 
 impl<V: Engine> Work<'_, V> {
-    /// `R` rows of weights from `first` on, `B` rows of activations from `from_b` on. Returns whether mask and offsets agree.
+    /// `R` rows of weights from `first` on, `B` rows of activations from `from_b` on. Returns
+    /// whether mask and offsets agree.
     #[inline(always)]
     pub(super) fn direct<const B: usize, const R: usize>(
         &mut self,

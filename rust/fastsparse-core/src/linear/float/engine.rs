@@ -1,7 +1,8 @@
 //! What a float kernel needs of an instruction set, and the loop over the rows of a task.
 //!
-//! Columns go by chunks of 512. A few rows of activations are multiplied while the weights are expanded: [`super::direct`]. For more of them
-//! some rows are expanded to a tile first: [`super::tiled`].
+//! Columns go by chunks of 512. A few rows of activations are multiplied while the weights are
+//! expanded: [`super::direct`]. For more of them some rows are expanded to a tile first:
+//! [`super::tiled`].
 
 use super::direct::ExpandMode;
 use super::tiled::tile_rows;
@@ -17,8 +18,9 @@ use crate::memory::filled;
 /// Rows of weights that share a load of x.
 pub(super) const ROWS: usize = 4;
 
-/// The activations of a chunk that are kept, and a block for what compressing writes behind them. Aligned to a page: on Zen 3 a store across
-/// two pages takes 25 cycles, and others that are not aligned two.
+/// The activations of a chunk that are kept, and a block for what compressing writes after them.
+/// Aligned to a page: on Zen 3 a store across two pages takes 25 cycles, and others that are not
+/// aligned two.
 #[derive(Clone)]
 #[repr(C, align(4096))]
 pub(super) struct Kept<T>([Block<T>; CHUNK + 1]);
@@ -42,10 +44,11 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// Rows of activations, at most six, for whose sums with four rows of weights there are registers.
     const BATCH: usize;
 
-    /// How far the bits of a vector's mask are shifted to the left in a `keep`: where a table is indexed by them, they address an entry.
+    /// How far the bits of a vector's mask are shifted to the left in a `keep`: where a table is
+    /// indexed by them, they address an entry.
     const SHIFT: u32 = 0;
 
-    /// Kept weights in a thousand up to which `expand_few` and what it leaves out are quicker than `expand`.
+    /// Kept weights in a thousand up to which `expand_few` and what it leaves out are faster than `expand`.
     const FEW_UP_TO: usize = 0;
 
     /// Whether one load holds the elements of two vectors that keep half, and `pair` makes use of that.
@@ -85,8 +88,9 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn table(self, _few: bool) -> *const u8 {
         std::ptr::null()
     }
-    /// `expand` or, if `few`, `expand_few` by the bits of vector `I` of a step, whose mask `word` is, and where the elements behind are: by `kept` further
-    /// or, if `None`, by as many as there are bits.
+    /// `expand` or, if `few`, `expand_few` by the bits of vector `I` of a step, whose mask `word`
+    /// is, and where the elements behind are: by `kept` further or, if `None`, by as many as there
+    /// are bits.
     ///
     /// # Safety
     /// That of `expand`; `table` is the one for `few`.
@@ -104,7 +108,8 @@ pub(super) trait Engine: Copy + Send + Sync {
         let vector = unsafe { if few { self.expand_few(from, keep) } else { self.expand(from, keep) } };
         (vector, from.wrapping_add(kept.unwrap_or(keep.count_ones() as usize)))
     }
-    /// Vectors `I` and `I + 1` of a step, as `next` makes them of `kept` elements each, no more than half; and where the elements behind are.
+    /// Vectors `I` and `I + 1` of a step, as `next` makes them of `kept` elements each, no more
+    /// than half; and where the elements behind are.
     ///
     /// # Safety
     /// That of `next`.
@@ -122,8 +127,8 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// # Safety
     /// `from` is valid for reading `LANES` elements.
     unsafe fn widen(self, from: *const Self::Weight) -> Self::Vector;
-    /// Writes the activations at `from` that the bits of `keep` select, which are not shifted, to `to`, side by side, and something behind
-    /// them, `LANES` in all.
+    /// Writes the activations at `from` that the bits of `keep` select, which are not shifted, to
+    /// `to`, side by side, and something after them, `LANES` in all.
     ///
     /// # Safety
     /// `from` is valid for reading and `to` for writing `LANES` elements.
@@ -140,7 +145,8 @@ pub(super) trait Engine: Copy + Send + Sync {
     unsafe fn store(self, to: *mut Self::Lane, vector: Self::Vector);
     /// `sums + w · x`.
     fn add(self, sums: Self::Sums, w: Self::Vector, x: Self::Vector) -> Self::Sums;
-    /// The same, computed by now: otherwise the compiler may put additions off until there are no registers for what is to be added.
+    /// The same, computed by now: otherwise the compiler may put additions off until there are no
+    /// registers for what is to be added.
     #[inline(always)]
     fn opt_barrier(self, sums: Self::Sums) -> Self::Sums {
         sums
@@ -233,7 +239,8 @@ pub(super) struct Scratch<V: Engine> {
 }
 
 impl<V: Engine> Scratch<V> {
-    /// For `batch` rows of activations. Tile and sums are empty where weights are multiplied while they are expanded, `kept` where not.
+    /// For `batch` rows of activations. Tile and sums are empty where weights are multiplied while
+    /// they are expanded, `kept` where not.
     pub fn new(engine: V, batch: usize, direct: bool) -> Result<Self> {
         let (kept, tile, sums) =
             if direct { (batch.min(V::PASS), 0, 0) } else { (0, tile_rows::<V>(), batch * tile_rows::<V>()) };
@@ -252,7 +259,7 @@ pub(super) fn rows_per_tile<V: Engine>(direct: bool) -> usize {
     if direct { ROWS } else { tile_rows::<V>() }
 }
 
-/// A task on its way into a function that names the features. Answers whether mask and offsets agree.
+/// A task on its way into a function that names the features. Returns whether mask and offsets agree.
 pub(super) struct Work<'a, V: Engine> {
     pub engine: V,
     pub task: &'a Task<'a, V::Weight>,
@@ -269,7 +276,8 @@ impl<V: Engine> Kernel for Work<'_, V> {
     #[inline(always)]
     fn run(mut self) -> bool {
         let mut agreed = true;
-        // A loop, not a fold: a closure is a function of its own, compiled without the features, where every intrinsic is a call.
+        // A loop, not a fold: a closure is a function of its own, compiled without the features,
+        // where every intrinsic is a call.
         for first in self.task.rows.clone().step_by(rows_per_tile::<V>(self.direct)) {
             agreed &= if self.direct { self.passes(first) } else { self.tiled(first) };
         }
@@ -320,7 +328,8 @@ impl<V: Engine> Work<'_, V> {
         }
     }
 
-    /// Four rows of weights from `first` on, `B` rows of activations: at a time or, where registers do not hold the sums, two by two.
+    /// Four rows of weights from `first` on, `B` rows of activations: at a time or, where registers
+    /// do not hold the sums, two by two.
     #[inline(always)]
     fn four<const B: usize>(&mut self, first: usize, b: usize) -> bool {
         if const { V::SUMS >= B * ROWS } {

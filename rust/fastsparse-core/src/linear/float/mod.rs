@@ -102,8 +102,8 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         &self.x[batch * cols..(batch + 1) * cols]
     }
 
-    /// With vectors, where the ISA has them. They multiply dropped weights as zeros: rows of x that are not finite are zeros to them
-    /// and computed once more.
+    /// With vectors, where the ISA has them. They multiply dropped weights as zeros: rows of x that
+    /// are not finite are zeros to them and computed once more.
     #[cfg(target_arch = "x86_64")]
     fn on_x86<E: Real<Bits = W>>(&self) -> Result<Option<bool>> {
         use crate::element::DType;
@@ -182,7 +182,8 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         })
     }
 
-    /// Calls `kernel(state, task, emit)` for every task of `rows` rows; it emits (row, batch, sums of the rows from there on).
+    /// Calls `kernel(state, task, emit)` for every task of `rows` rows; it emits (row, batch, sums
+    /// of the rows from there on).
     fn each_task<S: Send>(
         &self,
         rows: usize,

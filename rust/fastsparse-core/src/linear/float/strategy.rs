@@ -1,7 +1,7 @@
 //! Which kernel computes a product: measured constants, a table for each instruction set.
 //!
-//! Pure functions of sizes and types, so that a table of cases tests them on any machine. Whoever measures another CPU changes what stands
-//! here and nothing else.
+//! Pure functions of sizes and types, so that a table of cases tests them on any machine. Whoever
+//! measures another CPU changes what stands here and nothing else.
 
 use crate::element::DType;
 use crate::isa::Isa;
@@ -76,8 +76,9 @@ impl Product {
 struct Table {
     /// Rows of activations up to which multiplying weights while they are expanded is faster than a tile.
     direct: usize,
-    /// Kept weights in a thousand up to which multiplying these alone is faster than both, by the least number of rows of activations,
-    /// the largest first. With fewer rows than the last it never is.
+    /// Kept weights in a thousand up to which multiplying these alone is faster than both, by the
+    /// least number of rows of activations, the largest first. With fewer rows than the last it
+    /// never is.
     broadcast: &'static [(usize, usize)],
 }
 
@@ -87,36 +88,42 @@ pub(super) const AVX2_PASS: usize = 4;
 /// The same with 32 registers.
 pub(super) const AVX512_PASS: usize = 8;
 
-/// Measured on Zen 3, nanoseconds a weight and row of float32. Direct at 50 %: 0.049 and 0.041 at three and four rows, with a tile 0.087
-/// and 0.075. With a tile: 0.067, 0.047, 0.037, 0.032 at 8, 16, 32, 64 rows and about any density. Broadcast, at 700, 500 and 250:
-/// 0.082 / 0.066 / 0.040, 0.054 / 0.040 / 0.025, 0.037 / 0.026 / 0.018, 0.029 / 0.021 / 0.015; at 5 rows and 250 it is 0.065 against
-/// 0.078.
+/// Measured on Zen 3, nanoseconds a weight and row of float32. Direct at 50 %: 0.049 and 0.041 at
+/// three and four rows, with a tile 0.087 and 0.075. With a tile: 0.067, 0.047, 0.037, 0.032 at 8,
+/// 16, 32, 64 rows and about any density. Broadcast, at 700, 500 and 250: 0.082 / 0.066 / 0.040,
+/// 0.054 / 0.040 / 0.025, 0.037 / 0.026 / 0.018, 0.029 / 0.021 / 0.015; at 5 rows and 250 it is
+/// 0.065 against 0.078.
 const AVX2: Table = Table { direct: AVX2_PASS, broadcast: &[(64, 750), (32, 700), (16, 600), (8, 480), (5, 300)] };
 
-/// float32 weights. Measured on Zen 4, one thread, 1024 × 4096, milliseconds direct / tile / broadcast: at 50 %, 5 rows 0.58 / 1.16 / 2.17,
-/// 16 rows 2.0 / 2.26 / 2.13, 32 rows 4.0 / 3.9 / 3.0; at 20 % kept, 12 rows 1.32 / 1.51 / 1.17; at 10 %, 8 rows 0.85 / 0.99 / 0.77, but from
+/// float32 weights. Measured on Zen 4, one thread, 1024 × 4096, milliseconds direct / tile /
+/// broadcast: at 50 %, 5 rows 0.58 / 1.16 / 2.17, 16 rows 2.0 / 2.26 / 2.13, 32 rows 4.0 / 3.9 /
+/// 3.0; at 20 % kept, 12 rows 1.32 / 1.51 / 1.17; at 10 %, 8 rows 0.85 / 0.99 / 0.77, but from
 /// memory 3.5 / 4.5 / 4.1 (4096 × 4096).
 const AVX512: Table =
     Table { direct: 24, broadcast: &[(64, 850), (32, 720), (24, 580), (16, 400), (12, 220), (9, 100)] };
 
-/// 16-bit weights, widened. The same, float16: at 50 %, 5 rows 0.59 / 0.70 / 2.0, 16 rows 1.96 / 1.72 / 2.12, 32 rows 4.0 / 3.26 / 2.97; at
-/// 25 % kept, 16 rows 1.91 / 1.60 / 1.25; at 10 %, 8 rows 0.96 / 0.90 / 0.81.
+/// 16-bit weights, widened. The same, float16: at 50 %, 5 rows 0.59 / 0.70 / 2.0, 16 rows 1.96 /
+/// 1.72 / 2.12, 32 rows 4.0 / 3.26 / 2.97; at 25 % kept, 16 rows 1.91 / 1.60 / 1.25; at 10 %, 8
+/// rows 0.96 / 0.90 / 0.81.
 const AVX512_HALVES: Table =
     Table { direct: 8, broadcast: &[(64, 750), (32, 550), (24, 450), (16, 350), (12, 250), (9, 120)] };
 
-/// bfloat16 on both sides: each multiplication adds two products. The same: at 50 %, 5 rows 0.36 / 0.46 / 2.1, 16 rows 1.13 / 0.98 / 2.14 and
-/// from memory 4.6 / 5.2 / 8.8, 64 rows 4.4 / 3.7 / 4.7; at 30 % kept, 64 rows 4.2 / 3.7 / 3.3; at 15 %, 24 rows 1.50 / 1.33 / 1.29.
+/// bfloat16 on both sides: each multiplication adds two products. The same: at 50 %, 5 rows 0.36 /
+/// 0.46 / 2.1, 16 rows 1.13 / 0.98 / 2.14 and from memory 4.6 / 5.2 / 8.8, 64 rows 4.4 / 3.7 / 4.7;
+/// at 30 % kept, 64 rows 4.2 / 3.7 / 3.3; at 15 %, 24 rows 1.50 / 1.33 / 1.29.
 const AVX512_PAIRS: Table = Table { direct: 16, broadcast: &[(64, 350), (32, 250), (24, 160), (16, 110), (12, 60)] };
 
-/// Kept float32 weights in a thousand up to which AVX2 had better expand the first four of each eight and the rest another way. Measured on
-/// Zen 3, one row of activations, from memory, nanoseconds a weight: 0.086, 0.097 and 0.150 at 10, 15 and 25 %; without 0.114, 0.118 and
-/// 0.122.
+/// Kept float32 weights in a thousand up to which AVX2 had better expand the first four of each
+/// eight and the rest another way. Measured on Zen 3, one row of activations, from memory,
+/// nanoseconds a weight: 0.086, 0.097 and 0.150 at 10, 15 and 25 %; without 0.114, 0.118 and 0.122.
 pub(super) const AVX2_FEW_UP_TO: usize = 200;
 
-/// Vectors in a hundred that hold weights up to which each row had better go through its own. Measured on Zen 3 with AVX2 for one, two
-/// and four rows of activations: level between 30 (bfloat16) and 43 (float32), at 57 and 50. On Zen 4 with AVX-512, 1024 × 4096 in cache, all
-/// vectors against each row's own, milliseconds of float32 at 50 % of blocks of 1 × 16: 0.41 and 0.37 with one row, 0.57 and 0.73 with four; of
-/// float16, whose vectors have 32 columns, 0.26 and 0.23, 0.47 and 0.46.
+/// Vectors in a hundred that hold weights up to which each row had better go through its own.
+/// Measured on Zen 3 with AVX2 for one, two and four rows of activations: level between 30
+/// (bfloat16) and 43 (float32), at 57 and 50. On Zen 4 with AVX-512, 1024 × 4096 in cache, all
+/// vectors against each row's own, milliseconds of float32 at 50 % of blocks of 1 × 16: 0.41 and
+/// 0.37 with one row, 0.57 and 0.73 with four; of float16, whose vectors have 32 columns, 0.26 and
+/// 0.23, 0.47 and 0.46.
 pub(super) const fn each_up_to(lanes: usize, batch: usize) -> usize {
     match (lanes, batch) {
         (8, 1) => 33,
@@ -127,7 +134,8 @@ pub(super) const fn each_up_to(lanes: usize, batch: usize) -> usize {
     }
 }
 
-/// Rows of activations up to which blocks are multiplied with sums by columns, and with sums by rows of activations beyond.
+/// Rows of activations up to which blocks are multiplied with sums by columns, and with sums by
+/// rows of activations beyond.
 pub(in crate::linear) const BLOCKS_DIRECT: usize = 8;
 
 /// Elements of a block from which on the layout by blocks is worth its numbers.
@@ -141,10 +149,12 @@ const LOW_BLOCKS_UP_TO: usize = 32;
 
 /// Whether the layout by blocks computes faster than the mask, for blocks of the layout.
 ///
-/// Measured on Zen 4, one thread, 1024 × 4096 in cache, 25 % kept, milliseconds with the mask and by blocks, 1 / 4 / 16 / 64 rows. AVX-512,
-/// float32: 16 × 16 0.17 / 0.27 / 1.34 / 2.7 and 0.10 / 0.23 / 0.55 / 1.7; 1 × 16 0.19 / 0.43 / 1.6 / 3.4 and 0.17 / 0.40 / 1.0 / 3.7; 4 × 1
-/// 0.28 / 0.47 / 1.5 / 2.9 and 0.38 / 0.86 / 0.93 / 2.5. bfloat16, 1 × 16: 0.12 / 0.23 / 0.88 / 3.4 and 0.16 / 0.29 / 0.83 / 3.8. AVX2, float32:
-/// 1 × 16 0.28 / 0.43 / 1.6 and 0.23 / 0.33 / 1.2; 4 × 1 0.25 / 0.92 / 1.5 and 0.28 / 0.81 / 0.94.
+/// Measured on Zen 4, one thread, 1024 × 4096 in cache, 25 % kept, milliseconds with the mask and
+/// by blocks, 1 / 4 / 16 / 64 rows. AVX-512, float32: 16 × 16 0.17 / 0.27 / 1.34 / 2.7 and 0.10 /
+/// 0.23 / 0.55 / 1.7; 1 × 16 0.19 / 0.43 / 1.6 / 3.4 and 0.17 / 0.40 / 1.0 / 3.7; 4 × 1 0.28 / 0.47
+/// / 1.5 / 2.9 and 0.38 / 0.86 / 0.93 / 2.5. bfloat16, 1 × 16: 0.12 / 0.23 / 0.88 / 3.4 and 0.16 /
+/// 0.29 / 0.83 / 3.8. AVX2, float32: 1 × 16 0.28 / 0.43 / 1.6 and 0.23 / 0.33 / 1.2; 4 × 1 0.25 /
+/// 0.92 / 1.5 and 0.28 / 0.81 / 0.94.
 pub(in crate::linear) fn blocks_pay(level: Level, block: Matrix, kept: usize, all: usize, batch: usize) -> bool {
     let (tall, wide) = (block.rows >= 4, block.cols.is_multiple_of(16));
     let shape = if batch <= BLOCKS_DIRECT {
@@ -155,7 +165,8 @@ pub(in crate::linear) fn blocks_pay(level: Level, block: Matrix, kept: usize, al
     shape && block.len() >= BLOCKS_FROM && kept.saturating_mul(1000) <= all.saturating_mul(BLOCKS_UP_TO)
 }
 
-/// Rows of activations from which on AMX is faster: up to four the sums of the vector kernel stay in registers.
+/// Rows of activations from which on AMX is faster: up to four the sums of the vector kernel stay
+/// in registers.
 pub(in crate::linear) const AMX_FROM: usize = 5;
 
 /// Whether both sides are bfloat16, which some instruction sets multiply in pairs.

@@ -68,7 +68,8 @@ impl<V: Engine> Work<'_, V> {
         agreed
     }
 
-    /// Expands a chunk of the rows, which have `passed` so many values. Returns which vectors of each four rows hold anything.
+    /// Expands a chunk of the rows, which have `passed` so many values. Returns which vectors of
+    /// each four rows hold anything.
     #[inline(always)]
     fn expand_tile(&mut self, first: usize, chunk: usize, passed: &mut [usize; 64]) -> [u64; 16] {
         let (engine, cols) = (self.engine, self.task.weights.shape.cols);
@@ -89,7 +90,8 @@ impl<V: Engine> Work<'_, V> {
                 // SAFETY: vectors of the chunk.
                 let word = unsafe { word::<V>(mask, vector) };
                 unroll!(V, I, {
-                    // SAFETY: as many bits as columns have been passed at most, and 512 values are there; a vector of the chunk.
+                    // SAFETY: as many bits as columns have been passed at most, and 512 values are
+                    // there; a vector of the chunk.
                     let (weights, next) = unsafe { engine.next::<I>(false, table, word, from, None) };
                     // SAFETY: a vector of the tile.
                     unsafe { engine.store(tile.add((vector + I) * V::LANES), weights) };
@@ -131,7 +133,7 @@ impl<V: Engine> Work<'_, V> {
             while left != 0 {
                 let vector = left.trailing_zeros() as usize;
                 left &= left - 1;
-                // SAFETY: as above: there are no bits behind the chunk.
+                // SAFETY: as above: there are no bits after the chunk.
                 sums = unsafe { multiplied(engine, sums, tile, x, vector * V::LANES) };
             }
             for i in 0..B {

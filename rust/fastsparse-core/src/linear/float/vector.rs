@@ -39,7 +39,8 @@ pub(in crate::linear) trait FloatVector: Copy + Send + Sync {
 /// What multiplying kept weights alone needs beside them.
 #[cfg(target_arch = "x86_64")]
 pub(super) trait SetBits: FloatVector {
-    /// Writes `(first + i) * scale` for each set bit `i` of the word, and something behind them. Returns the number of bits.
+    /// Writes `(first + i) * scale` for each set bit `i` of the word, and something after them.
+    /// Returns the number of bits.
     ///
     /// # Safety
     /// `to` is valid for writing that many numbers and eight.

@@ -1,5 +1,5 @@
-//! AVX2: sixteen slots of a row, whose x are read one by one. Measured on Zen 3, rows of 4096 columns in cache at 90 %, nanoseconds a kept
-//! weight: 0.30, with `vgatherdps` 0.48.
+//! AVX2: sixteen slots of a row, whose x are read one by one. Measured on Zen 3, rows of 4096
+//! columns in cache at 90 %, nanoseconds a kept weight: 0.30, with `vgatherdps` 0.48.
 
 use std::arch::x86_64::*;
 
@@ -41,7 +41,8 @@ pub fn floats<E: Real>(token: Avx2, group: Group<'_, E::Bits, u16>, x: &[[f32; L
     Some(totals(unsafe { std::mem::transmute::<[__m256; 2], [f32; SLOTS]>([low, high]) }))
 }
 
-/// The numbers of `x` in twice four columns. These come in words: the compiler would take them out of a vector otherwise, one by one.
+/// The numbers of `x` in twice four columns. These come in words: the compiler would take them out
+/// of a vector otherwise, one by one.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn looked_up(x: &[f32; LEN], low: u64, high: u64) -> __m256 {

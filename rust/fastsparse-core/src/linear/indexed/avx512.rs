@@ -1,5 +1,5 @@
-//! AVX-512: a block of x lies in registers, from which `vpermi2w` takes 32 words at a time: four of them and three blends look up
-//! 32 bfloat16, twice that the halves of 32 float32.
+//! AVX-512: a block of x lies in registers, from which `vpermi2w` takes 32 words at a time: four of
+//! them and three blends look up 32 bfloat16, twice that the halves of 32 float32.
 //!
 //! A kernel that gathered float32 from the first cache took Zen 4 half as long again as this one.
 
@@ -21,7 +21,8 @@ const LEN: usize = u8::LEN;
 pub fn floats<E: Real>(_: Avx512, group: Group<'_, E::Bits, u8>, x: &[[f32; LEN]]) -> Option<[f32; ROWS]> {
     let Group { values, columns, steps } = group;
     let (mut values, mut columns) = (values.as_chunks::<SLOTS>().0, columns.as_chunks::<SLOTS>().0);
-    // Four slots in turn of the first and of the second sixteen: what interleaving the halves puts in order again.
+    // Four slots in turn of the first and of the second sixteen: what interleaving the halves puts
+    // in order again.
     let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let [mut first, mut second, mut other_first, mut other_second] = [_mm512_setzero_ps(); 4];
     for (&steps, x) in steps.iter().zip(x) {
@@ -95,7 +96,8 @@ pub fn pairs<W>(_: Avx512Bf16, group: Group<'_, W, u8>, x: &[[u16; LEN]]) -> Opt
         // SAFETY: a block is eight vectors.
         let x: [__m512i; 8] = unsafe { std::mem::transmute::<[u16; LEN], [__m512i; 8]>(*x) };
         for (values, columns) in now.iter().zip(now_columns) {
-            // SAFETY: 32 values of two bytes and 32 columns are readable; a vector of pairs is a vector of bits.
+            // SAFETY: 32 values of two bytes and 32 columns are readable; a vector of pairs is a
+            // vector of bits.
             let sum = unsafe {
                 let at = _mm512_cvtepu8_epi16(_mm256_loadu_si256(columns.as_ptr().cast()));
                 let w = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(values.as_ptr().cast()));

@@ -15,7 +15,8 @@ fn words<C: Column>(shape: Matrix, mask: &[u8], row: usize, block: usize) -> imp
     (start..end).step_by(64).map(move |from| word_at(mask, 8 * row * shape.row_bytes() + from) & low(end - from))
 }
 
-/// Writes the steps of each block of each group, and where groups begin: what has to be known to allocate the rest.
+/// Writes the steps of each block of each group, and where groups begin: what has to be known to
+/// allocate the rest.
 pub fn count<C: Column>(shape: Matrix, mask: &[u8], exec: Exec, steps: &mut [u16], starts: &mut [i64]) {
     let grid = grid::<C>(shape);
     assert!(mask.len() == shape.mask_bytes() && steps.len() == grid.len() && starts.len() == grid.rows + 1);

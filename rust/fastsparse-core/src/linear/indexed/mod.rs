@@ -1,4 +1,5 @@
-//! Packed weights as column indices, for which few kept weights are needed: nothing is spent on those that were dropped.
+//! Packed weights as column indices, for which few kept weights are needed: nothing is spent on
+//! those that were dropped.
 //!
 //! A *group* of rows, and in it a *block* of columns, takes as many *steps* of slots as its fullest row needs:
 //!
@@ -7,10 +8,12 @@
 //! | `u8` | 16 | 32: two of each row in turn | 255, so that their x fit the registers of AVX-512 |
 //! | `u16` | 1 | 16 | 8191, whose x are read from the cache |
 //!
-//! A slot holds a weight and its column within the block. Where a row has no more of them, the weight is zero and the column the one behind
-//! the most that there can be: activations lie in blocks of so many and one more, which is a zero, so that padding adds nothing whatever x
-//! holds. Any byte is a column within bounds, and so are 13 bits of any `u16`. Blocks are as even as possible. A vector holds slots of all the
-//! rows of a group, so that nothing is added across lanes before the end.
+//! A slot holds a weight and its column within the block. Where a row has no more of them, the
+//! weight is zero and the column the one after the most that there can be: activations lie in
+//! blocks of so many and one more, which is a zero, so that padding adds nothing whatever x holds.
+//! Any byte is a column within bounds, and so are 13 bits of any `u16`. Blocks are as even as
+//! possible. A vector holds slots of all the rows of a group, so that nothing is added across lanes
+//! before the end.
 //!
 //! ```text
 //! for each group, for each block, for each step:  sums[slot] += values[slot] · x[block][columns[slot]]
@@ -53,14 +56,16 @@ pub trait Column: Word {
     fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, Self, X>) -> Result<bool>;
 }
 
-/// Kept weights in a thousand up to which indices are quicker than the mask with AVX-512, for one row of activations and for two
-/// to four. Measured on Zen 4, 4096 × 11008: with one row 1.2 – 2.3 times at 250 and 2 – 4 times at 100, whatever the dtype; with
-/// more, level between 200 (two rows of float32) and 300.
+/// Kept weights in a thousand up to which indices are faster than the mask with AVX-512, for one
+/// row of activations and for two to four. Measured on Zen 4, 4096 × 11008: with one row 1.2 – 2.3
+/// times at 250 and 2 – 4 times at 100, whatever the dtype; with more, level between 200 (two rows
+/// of float32) and 300.
 const INDICES_UP_TO: [usize; 2] = [250, 150];
 
-/// The same with AVX2, for one row and for two, of float32, float16 and bfloat16. Measured on Zen 3, rows of 11008 columns, nanoseconds a
-/// weight and row: with the mask 0.101, 0.082 and 0.074 at 250 – 300 and 0.056, 0.049 and 0.041 for two rows; indices 0.065 at 200, 0.085 – 0.09
-/// at 300, 0.054 at 150.
+/// The same with AVX2, for one row and for two, of float32, float16 and bfloat16. Measured on Zen
+/// 3, rows of 11008 columns, nanoseconds a weight and row: with the mask 0.101, 0.082 and 0.074 at
+/// 250 – 300 and 0.056, 0.049 and 0.041 for two rows; indices 0.065 at 200, 0.085 – 0.09 at 300,
+/// 0.054 at 150.
 const INDICES_UP_TO_AVX2: [[usize; 2]; 3] = [[300, 150], [220, 130], [200, 110]];
 
 /// Whether column indices compute faster than the mask: measured constants.

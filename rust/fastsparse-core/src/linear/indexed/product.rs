@@ -89,7 +89,7 @@ pub fn totals<const SLOTS: usize, const ROWS: usize>(mut sums: [f32; SLOTS]) -> 
 }
 
 impl<W: Word, C: Column, X: Real> Call<'_, W, C, X> {
-    /// Rows of blocks, each with zeros behind it.
+    /// Rows of blocks, each with zeros after it.
     fn activations<T: Copy + Default + Send, const LEN: usize>(
         &self,
         convert: impl Fn(X::Bits) -> T + Copy + Sync,

@@ -1,8 +1,9 @@
 //! AVX2: products of bytes, two a lane of int16, which are added up to four a lane of int32.
 //!
-//! `vpmaddubsw` multiplies unsigned by signed bytes and saturates the sum of two: |w| is at most 128 and x with the sign of the weight
-//! at most 127, so that two products are 32512 at most and nothing is lost. An activation of −128 has no opposite: where there is one,
-//! weights and activations are widened to int16.
+//! `vpmaddubsw` multiplies unsigned by signed bytes and saturates the sum of two: |w| is at most
+//! 128 and x with the sign of the weight at most 127, so that two products are 32512 at most and
+//! nothing is lost. An activation of −128 has no opposite: where there is one, weights and
+//! activations are widened to int16.
 
 use std::arch::x86_64::*;
 

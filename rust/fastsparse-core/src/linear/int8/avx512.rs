@@ -1,7 +1,8 @@
 //! AVX-512 VNNI: 64 columns a vector, four products a lane of int32.
 //!
-//! `vpdpbusd` multiplies unsigned by signed bytes. So 128 is added to every weight, dropped ones included: the lanes that expand does
-//! not fill keep the 128 of the vector that it merges into. `128 · Σx` is subtracted from the sum.
+//! `vpdpbusd` multiplies unsigned by signed bytes. So 128 is added to every weight, dropped ones
+//! included: the lanes that expand does not fill keep the 128 of the vector that it merges into.
+//! `128 · Σx` is subtracted from the sum.
 
 use std::arch::x86_64::*;
 

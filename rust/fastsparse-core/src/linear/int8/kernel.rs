@@ -57,7 +57,8 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn lane(x: u8) -> Self::Lane;
     /// No sum yet.
     fn zero(self) -> Self::Sums;
-    /// Stores the next elements at `from` in the lanes that `keep` selects, zeros elsewhere; plus what is added.
+    /// Stores the next elements at `from` in the lanes that `keep` selects, zeros elsewhere; plus
+    /// what is added.
     ///
     /// # Safety
     /// `from` is valid for reading 64 bytes.
@@ -142,7 +143,7 @@ impl<V: Engine> Scratch<V> {
     }
 }
 
-/// A task on its way into a function that names the features. Answers whether mask and offsets agree.
+/// A task on its way into a function that names the features. Returns whether mask and offsets agree.
 pub(super) struct Work<'a, V: Engine> {
     pub engine: V,
     pub task: &'a Task<'a, u8>,
@@ -157,7 +158,8 @@ impl<V: Engine> Kernel for Work<'_, V> {
     #[inline(always)]
     fn run(mut self) -> bool {
         let mut agreed = true;
-        // A loop, not a fold: a closure is a function of its own, compiled without the features, where every intrinsic is a call.
+        // A loop, not a fold: a closure is a function of its own, compiled without the features,
+        // where every intrinsic is a call.
         for first in self.task.rows.clone().step_by(TILE_ROWS) {
             agreed &= self.tile(first);
         }
@@ -176,8 +178,9 @@ fn word(keep: &BlockMask) -> u64 {
     u64::from_le_bytes(*keep)
 }
 
-// Loops over rows and sums are written out, without closures: those are functions of their own, compiled without the features, and
-// an array that is indexed by something the compiler does not know never gets into registers.
+// Loops over rows and sums are written out, without closures: those are functions of their own,
+// compiled without the features, and an array that is indexed by something the compiler does not
+// know never gets into registers.
 #[expect(clippy::needless_range_loop, reason = "several arrays have one index")]
 impl<V: Engine> Work<'_, V> {
     /// Eight rows of weights from `first` on, all activations.
@@ -217,7 +220,8 @@ impl<V: Engine> Work<'_, V> {
         agreed
     }
 
-    /// Expands a chunk of the rows, values being fetched so far ahead. Returns which blocks of each four rows hold anything, as bits.
+    /// Expands a chunk of the rows, values being fetched so far ahead. Returns which blocks of each
+    /// four rows hold anything, as bits.
     #[inline(always)]
     fn expand_tile(&mut self, rows: &mut [Row<'_, u8>; TILE_ROWS], chunk: usize, ahead: usize) -> [u32; GROUPS] {
         let (engine, cols) = (self.engine, self.task.weights.shape.cols);

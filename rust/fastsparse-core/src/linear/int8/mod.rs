@@ -85,7 +85,8 @@ impl<X: Real> Kernel for Quantize<'_, X> {
             return f32::NAN;
         }
         let max = X::to_f32(largest);
-        // Division by the largest first: neither a quotient nor a product leaves the range, whatever the magnitude.
+        // Division by the largest first: neither a quotient nor a product leaves the range,
+        // whatever the magnitude.
         let unit = if max == 0.0 { 1.0 } else { max };
         for (&from, to) in self.from.iter().zip(self.to) {
             *to = nearest(X::to_f32(from) / unit * LARGEST) as u8;
@@ -94,7 +95,8 @@ impl<X: Real> Kernel for Quantize<'_, X> {
     }
 }
 
-/// The nearest integer, half to even, of a number between −127 and 127: what is left of it when the last place of the sum is 1.
+/// The nearest integer, half to even, of a number between −127 and 127: what is left of it when the
+/// last place of the sum is 1.
 #[inline(always)]
 fn nearest(x: f32) -> i8 {
     const LAST_PLACE_IS_ONE: f32 = (3 << 22) as f32;
@@ -132,7 +134,7 @@ fn multiply<Y: Real>(
     Err(Error::Changed)
 }
 
-/// Emits (row, batch, sum) for each result, with the best kernel. Answers whether mask and offsets agree.
+/// Emits (row, batch, sum) for each result, with the best kernel. Returns whether mask and offsets agree.
 fn sums(weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emit<'_>) -> Result<bool> {
     #[cfg(target_arch = "x86_64")]
     if let Some(token) = exec.isa.amx()

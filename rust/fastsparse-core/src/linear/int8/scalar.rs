@@ -8,7 +8,7 @@ use super::Emit;
 use crate::linear::activations::BLOCK;
 use crate::linear::rows::Task;
 
-/// Computes the rows of a task for `batch` rows of x. Answers whether mask and offsets agree.
+/// Computes the rows of a task for `batch` rows of x. Returns whether mask and offsets agree.
 pub fn rows(task: &Task<'_, u8>, x: &[u8], batch: usize, emit: &Emit<'_>) -> bool {
     let cols = task.weights.shape.cols;
     let mut agreed = true;
