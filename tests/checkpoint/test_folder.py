@@ -288,8 +288,8 @@ def test_what_is_no_model_is_never_replaced(tmp_path, src):
         (tmp_path / "file", "no folder"),
         (src, "same folder"),
         (tmp_path / "link", "same folder"),
-        (src / "inside", "lie in each other"),
-        (tmp_path, "lie in each other"),
+        (src / "inside", "is inside the other"),
+        (tmp_path, "is inside the other"),
     ):
         with pytest.raises(fs.FastSparseError, match=why):
             checkpoint.compress(src, dst, "50%", overwrite=True)
