@@ -83,7 +83,7 @@ def refine(
     np.fill_diagonal(matrix, diagonal)
     scale = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0).astype(np.float32)
 
-    x: NDArray[np.float32] = np.where(kept.to_bool(), initial, 0).astype(np.float32)
+    x: NDArray[np.float32] = np.where(kept.to_bool(), initial.astype(np.float32), np.float32(0))
     residual: NDArray[np.float32] = np.matmul(before - x, matrix, dtype=np.float32)
     direction = np.zeros_like(x)
     # The first call has no product: it only turns the gradient into a direction.
