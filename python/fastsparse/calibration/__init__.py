@@ -4,7 +4,7 @@ Arrays only. `Gram` gathers what the methods need to know of the inputs, block b
 weights by it, `sparsegpt` prunes column by column and lets the columns to come make up for each weight that goes, and
 `refine` finds the best kept weights for a mask, whoever made it; `alps` seeks mask and weights together.
 `layer_error` says how much of a layer's output was lost. `allocation` spreads one sparsity over layers that bear it
-differently well.
+differently well. `load_statistics` opens what `fastsparse calibrate` stored of the inputs of a model's layers.
 
 Examples
 --------
@@ -29,6 +29,20 @@ from fastsparse.calibration._factor import Factor, factorize
 from fastsparse.calibration._gram import Gram
 from fastsparse.calibration._refine import refine
 from fastsparse.calibration._sparsegpt import sparsegpt
+from fastsparse.calibration._statistics import LayerStatistics, Statistics, load_statistics
 from fastsparse.calibration._wanda import wanda
 
-__all__ = ["Factor", "Gram", "allocation", "alps", "factorize", "layer_error", "refine", "sparsegpt", "wanda"]
+__all__ = [
+    "Factor",
+    "Gram",
+    "LayerStatistics",
+    "Statistics",
+    "allocation",
+    "alps",
+    "factorize",
+    "layer_error",
+    "load_statistics",
+    "refine",
+    "sparsegpt",
+    "wanda",
+]
