@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fastsparse.checkpoint import _sigint
+from fastsparse import _sigint
 from fastsparse.checkpoint._executor import Task, map_bounded, workers
 
 

@@ -1,5 +1,6 @@
 """The command line: exit codes, what goes to stdout and what to stderr."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,9 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+import typer.core
 
 from fastsparse import checkpoint
-from fastsparse.cli import _progress, main
+from fastsparse.cli import _commands, _progress, main
 
 
 @pytest.fixture
@@ -113,14 +115,48 @@ def test_an_interrupt_is_one_line(run, src, tmp_path, monkeypatch, command):
     assert os.listdir(tmp_path) == ["src"]
 
 
-def test_an_interrupt_while_it_is_loaded_is_one_line(run, monkeypatch):
-    class Interrupted:
+INTERRUPTED = (130, "", "fastsparse: interrupted; what was begun is removed\n")
+
+
+def test_an_interrupt_while_it_is_loaded_is_one_line(run, src, monkeypatch):
+    """It waits until the command begins: one in a class body, a callback or an extension would be wrapped or lost."""
+    reached = []
+
+    class Loading:
         @property
         def run(self):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+            reached.append("loaded")
+            return _commands.run
 
-    monkeypatch.setitem(sys.modules, "fastsparse.cli._commands", Interrupted())
-    assert run("inspect", "x") == (130, "", "fastsparse: interrupted; what was begun is removed\n")
+    monkeypatch.setitem(sys.modules, "fastsparse.cli._commands", Loading())
+    monkeypatch.setattr(checkpoint, "inspect", lambda *_, **__: reached.append("begun"))
+    assert run("inspect", src) == INTERRUPTED
+    assert reached == ["loaded"]
+
+
+def test_an_interrupt_while_arguments_are_parsed_is_one_line(run, src, monkeypatch):
+    def parse(*arguments, parse=typer.core.TyperCommand.parse_args):
+        signal.raise_signal(signal.SIGINT)
+        return parse(*arguments)
+
+    monkeypatch.setattr(typer.core.TyperCommand, "parse_args", parse)
+    assert run("inspect", src) == INTERRUPTED
+    code, _, err = run("inspect", "--help")  # where no command begins
+    assert (code, err) == (INTERRUPTED[0], INTERRUPTED[2])
+
+
+@pytest.mark.parametrize("wrapping", [RuntimeError, ImportError, SystemError])
+def test_an_interrupt_that_a_library_wraps_is_one_line(run, src, monkeypatch, wrapping):
+    """As Python 3.11 does in a class body: the error names the interrupt, if at all, as its cause."""
+
+    def inspect(*_, **__):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise wrapping("Error calling __set_name__")
+
+    monkeypatch.setattr(checkpoint, "inspect", inspect)
+    assert run("inspect", src) == INTERRUPTED
 
 
 @pytest.mark.parametrize(

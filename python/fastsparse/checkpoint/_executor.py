@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fastsparse import _backend
-from fastsparse.checkpoint import _sigint
+from fastsparse import _backend, _sigint
 
 __all__ = ["Task", "map_bounded", "result_of", "workers"]
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
+from fastsparse import _sigint
 from fastsparse._errors import FormatError
-from fastsparse.checkpoint import _sigint
 from fastsparse.checkpoint._foreign import hint, identify, is_weights
 
 __all__ = ["CONFIG", "SINGLE", "ModelFolder", "read_folder", "write_json"]

@@ -13,9 +13,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
-from fastsparse import _backend
+from fastsparse import _backend, _sigint
 from fastsparse._errors import FastSparseError
-from fastsparse.checkpoint import _sigint
 from fastsparse.checkpoint._format import Entry
 from fastsparse.checkpoint._job import Shard
 from fastsparse.checkpoint._reader import Reader, native

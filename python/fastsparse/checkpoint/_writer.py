@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fastsparse import _sigint
 from fastsparse._errors import FastSparseError, FormatError
-from fastsparse.checkpoint import _sigint
 from fastsparse.checkpoint._executor import result_of
 from fastsparse.checkpoint._folder import CONFIG, SINGLE, read_folder, write_json
 from fastsparse.checkpoint._format import Entry

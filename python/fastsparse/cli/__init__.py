@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
+from fastsparse._sigint import Deferred, defer_sigint
+
 __all__ = ["main"]
 
 
@@ -20,9 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 done, 1 failed, 2 the command line was not understood, 130 interrupted.
     """
+    interrupt: Deferred | None = None
     try:
-        return _run(arguments)
-    except KeyboardInterrupt:
+        with defer_sigint() as interrupt:  # until a command begins
+            return _run(arguments)
+    except BaseException as error:
+        # What imports lazily, or calls back, may wrap the exception into one of its own.
+        if not isinstance(error, KeyboardInterrupt) and not (interrupt and interrupt.seen):
+            raise
         print("fastsparse: interrupted; what was begun is removed", file=sys.stderr)
         return 130
 

@@ -1,10 +1,12 @@
 """Running the command line: every command is registered, errors become one line and an exit code."""
 
 import errno
+import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from fastsparse import _sigint
 from fastsparse._errors import FastSparseError
 from fastsparse.cli._app import app
 from fastsparse.cli.bench import bench
@@ -18,9 +20,21 @@ from fastsparse.cli.verify import verify
 
 __all__ = ["run"]
 
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, which an interrupt reaches at once: until it begins, libraries load, and `main` holds it off."""
+
+    @functools.wraps(command)
+    def begun(*args: object, **kwargs: object) -> None:
+        _sigint.release()
+        command(*args, **kwargs)
+
+    return begun
+
+
 for _command in (compress, prune, decompress, convert, inspect, verify, bench):
-    app.command()(_command)
-app.command("eval")(evaluate)
+    app.command()(_interruptible(_command))
+app.command("eval")(_interruptible(evaluate))
 
 
 def run(arguments: Sequence[str] | None) -> int:
