@@ -117,7 +117,9 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     name = os.fspath(path)
     text = file.metadata.get(METADATA_KEY)
     if text is None:
-        raise FormatError(f"{name}: no statistics: its metadata has no {METADATA_KEY!r}; fastsparse calibrate writes it")
+        raise FormatError(
+            f"{name}: no statistics: its metadata has no {METADATA_KEY!r}; fastsparse calibrate writes it"
+        )
     try:
         found = json.loads(text)
         if found["version"] != VERSION:
