@@ -190,6 +190,62 @@ def test_stacks_are_found_without_names():
     assert found["Sequential"] == found["convolutions"] == []
 
 
+def test_blocks_run_twice_for_each_batch():
+    model, batches, _ = make("Llama")
+    counts = {}
+    for i, block in enumerate(model.model.layers):
+        block.mlp.register_forward_pre_hook(lambda *_, i=i: counts.update({i: counts.get(i, 0) + 1}))
+    fst.prune_model(model, "50%", batches, method="wanda", refine=0)
+    # And once for the first batch, to see whether the arguments of a block depend on what the others return. The first
+    # block runs once more for each batch, because it shows what a block returns.
+    assert counts == {0: 2 + 3 * len(batches), 1: 1 + 2 * len(batches), 2: 1 + 2 * len(batches)}
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+class Staged(nn.Module):
+    """Its blocks return a second state, which the next one is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Stage() for _ in range(3))
+
+    def forward(self, x):
+        state = torch.zeros_like(x)
+        for block in self.blocks:
+            x, state = block(x, state)
+        return x
+
+
+class Stage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x, state):
+        y = self.linear(x + state)
+        return y, state + y
+
+
+def test_arguments_that_depend_on_blocks_are_those_of_the_model():
+    torch.manual_seed(0)
+    model, batches = Staged(), [torch.randn(300, 64)]
+    w, name = model.blocks[2].linear.weight.detach().clone().numpy(), "blocks.2.linear"
+    seen = copy.deepcopy(model)
+    fst.prune_model(model, "2:4", batches, refine=0)
+    states = []
+    for block in seen.blocks[1:]:
+        block.register_forward_pre_hook(lambda module, args: states.append(args[1]))
+    outputs(seen, batches[0])
+    with torch.no_grad():
+        hidden, state = model.blocks[0](batches[0], torch.zeros(64))
+        assert not torch.equal(state, states[0])
+        hidden, _ = model.blocks[1](hidden, states[0])
+    gram = calibration.Gram(64)
+    gram.update((hidden + states[1]).numpy())
+    expected, _ = calibration.sparsegpt(w, gram, "2:4")
+    assert np.allclose(model.get_submodule(name).weight.detach().numpy(), expected, atol=1e-4)
+
+
 def test_bad_input_is_named():
     model, batches, _ = make("Llama")
     for options, message in (

@@ -2,20 +2,86 @@
 
 A stack is a `nn.ModuleList` of modules of one class, as transformers and most other models have one; an encoder with a
 decoder has two. The blocks of a stack are run one by one, each on the outputs of the one before it, with whatever other
-arguments the model gave to it when it ran as a whole.
+arguments the model gave to it when it ran as a whole. To learn these the other blocks need not run: a stand-in that
+hands its input on is enough, where a first batch has shown that the model does not mind.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastsparse._errors import FastSparseError
 
-__all__ = ["Call", "Stack", "capture", "forward", "run", "stacks_of"]
+__all__ = [
+    "Call",
+    "NotOneByOneError",
+    "Place",
+    "Stack",
+    "Tensors",
+    "capture",
+    "forward",
+    "forward_after",
+    "forward_until",
+    "run",
+    "stacks_of",
+]
+
+
+class NotOneByOneError(FastSparseError):
+    """The blocks of a model cannot be run one by one."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"model: {what}, so blocks cannot be run one by one; pass sequential=False")
+
+
+class Tensors(Protocol):
+    """The inputs of a block, a tensor for each batch: a list, or a file."""
+
+    def append(self, tensor: Tensor, /) -> None:
+        """Adds that of another batch."""
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
+class Place:
+    """Where the weights of a model are, and the inputs of its blocks: all in memory.
+
+    Another place has the weights there only within `rest` and `block`, and keeps what is finished.
+    """
+
+    whole = True
+    """Whether all weights are there throughout."""
+
+    def rest(self) -> AbstractContextManager[None]:
+        """Within, the weights outside of all blocks are there."""
+        return nullcontext()
+
+    def block(self, path: str) -> AbstractContextManager[None]:
+        """Within, the weights of the block of this name are there."""
+        return nullcontext()
+
+    def tensors(self, name: str) -> Tensors:
+        """What takes the outputs of a block of this name, or the inputs of a stack."""
+        return []
+
+    def finished(self, stage: str) -> bool:
+        """Whether an earlier run finished this block, or what comes before or after all blocks."""
+        return False
+
+    def outputs(self, stage: str) -> Tensors:
+        """The outputs of a block that an earlier run finished."""
+        raise NotImplementedError
+
+    def finish(self, stage: str, outputs: Tensors | None) -> None:
+        """All is done with this block; `outputs` are those of it."""
 
 
 @dataclass
@@ -38,12 +104,17 @@ class Call:
 
 @dataclass
 class Stack:
-    """Blocks that follow each other. `calls` holds for each block the calls of it, a call for each batch."""
+    """Blocks that follow each other.
+
+    `calls` holds for each block the calls of it, a call for each batch; `output` what a block returns, as an example;
+    `outputs` the outputs of the last block once all are done.
+    """
 
     name: str
     blocks: dict[str, nn.Module]
-    inputs: list[Tensor] = field(default_factory=list)
     calls: dict[str, list[Call]] = field(default_factory=dict)
+    output: Any = None
+    outputs: Tensors | None = None
 
 
 def stacks_of(model: nn.Module) -> list[Stack]:
@@ -89,63 +160,169 @@ def run(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def capture(model: nn.Module, stack: Stack, batches: list[Any]) -> None:
-    """Runs the model on each batch and notes how each block of a stack is called.
+def capture(
+    model: nn.Module, stack: Stack, batches: Sequence[Any], inputs: Tensors, place: Place, done: Sequence[Stack] = ()
+) -> None:
+    """Runs the model on each batch and notes how each block of a stack is called, and the inputs of the first.
+
+    Of all blocks the first one alone is run, and stand-ins in place of the others, where the first batch shows that
+    the model then calls the blocks with the same arguments. The stacks that are `done` are not run either.
 
     Raises
     ------
-    FastSparseError
-        If a block is not called once in each forward, in the order of the list, or not on the output of the one before.
+    NotOneByOneError
+        If a block is not called once in each forward, in the order of the list, or not on the output of the one before;
+        or if blocks have to run for their arguments and are not in memory.
     """
-    stack.inputs, stack.calls = [], {name: [] for name in stack.blocks}
-    for batch in batches:
-        recorder = _Recorder(stack)
-        handles = []
-        for name, block in stack.blocks.items():
-            handles.append(block.register_forward_pre_hook(recorder.entering(name), with_kwargs=True))
-            handles.append(block.register_forward_hook(recorder.leave))
-        try:
-            forward(model, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if recorder.called != list(stack.blocks):
-            raise FastSparseError(
-                f"model: the blocks of {stack.name!r} are not called once each in their order, so they cannot be run "
-                "one by one; pass sequential=False"
-            )
+    stack.calls = {name: [] for name in stack.blocks}
+    resumed = any(place.finished(name) for name in stack.blocks)
+    stand_ins = resumed or _stand_ins_do(model, stack, batches[0], place, done)
+    if not stand_ins and not place.whole:
+        raise NotOneByOneError(f"the arguments of the blocks of {stack.name!r} depend on what other blocks return")
+    for at, batch in enumerate(batches):
+        recorder = _Recorder(stack, place, stand_ins=stand_ins, stop=True)
+        _record(model, batch, recorder, done, at)
+        inputs.append(recorder.input)
+        for name, call in recorder.calls.items():
+            stack.calls[name].append(call)
+        stack.output = recorder.output
+
+
+def _stand_ins_do(model: nn.Module, stack: Stack, batch: Any, place: Place, done: Sequence[Stack]) -> bool:
+    """Whether the blocks are called with the same arguments where all but the first are stand-ins."""
+    real = _Recorder(stack, place, stand_ins=False, stop=False)
+    _record(model, batch, real, done, 0)
+    made = _Recorder(stack, place, stand_ins=True, stop=True)
+    try:
+        _record(model, batch, made, done, 0)
+    except Exception:  # whatever the model's code makes of a stand-in's output
+        return False
+    return _same(
+        [(call.args, call.kwargs) for call in real.calls.values()],
+        [(call.args, call.kwargs) for call in made.calls.values()],
+    )
+
+
+def _record(model: nn.Module, batch: Any, recorder: "_Recorder", done: Sequence[Stack], at: int) -> None:
+    with _substituted({**_replay(done, at), **recorder.forwards()}), suppress(_StopError):
+        forward(model, batch)
+    recorder.check()
+
+
+def forward_until(model: nn.Module, stacks: Sequence[Stack], batch: Any) -> None:
+    """Runs what comes before the first block; the whole model where there are no blocks."""
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        raise _StopError
+
+    with _substituted({block: stop for stack in stacks for block in stack.blocks.values()}), suppress(_StopError):
+        forward(model, batch)
+
+
+def forward_after(model: nn.Module, stacks: Sequence[Stack], batch: Any, at: int) -> None:
+    """Runs what is outside of all blocks on their outputs for the batch at this place."""
+    with _substituted(_replay(stacks, at)):
+        forward(model, batch)
+
+
+class _StopError(Exception):
+    """What is wanted of a forward is there."""
+
+
+@contextmanager
+def _substituted(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Calls of these modules go to other functions."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, function in forwards.items():
+            module.forward = function
+        yield
+    finally:
+        for module, function in before.items():
+            if function is not None:
+                module.forward = function
+            else:
+                vars(module).pop("forward", None)
+
+
+def _replay(stacks: Sequence[Stack], at: int) -> dict[nn.Module, Callable[..., Any]]:
+    """Blocks that return the outputs of their stack for a batch, whatever they are given."""
+    return {block: _returning(stack, at) for stack in stacks for block in stack.blocks.values()}
+
+
+def _returning(stack: Stack, at: int) -> Callable[..., Any]:
+    assert stack.outputs is not None, "a stack is replayed after all of its blocks are done"
+    output = _with_hidden(stack.output, stack.outputs[at])
+    return lambda *args, **kwargs: output
 
 
 class _Recorder:
-    """Notes the calls of the blocks of a stack in one forward of the model."""
+    """Notes the calls of the blocks of a stack in one forward of the model.
 
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
+    With `stand_ins` all blocks but the first hand their input on instead of running; `stop` ends the forward at the
+    last.
+    """
+
+    def __init__(self, stack: Stack, place: Place, *, stand_ins: bool, stop: bool) -> None:
+        self._stack, self._place, self._stand_ins, self._stop = stack, place, stand_ins, stop
         self._before: Tensor | None = None
-        self.called: list[str] = []
+        self.calls: dict[str, Call] = {}
+        self.output: Any = None
+        self.input: Tensor = torch.empty(0)
 
-    def entering(self, name: str) -> Callable[..., None]:
-        """The hook for a block of this name."""
-        return lambda module, args, kwargs: self._enter(name, args, kwargs)
+    def forwards(self) -> dict[nn.Module, Callable[..., Any]]:
+        """What the blocks do instead of their forward."""
+        return {block: self._forward_of(name, block.forward) for name, block in self._stack.blocks.items()}
 
-    def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.called.append(name)
+    def check(self) -> None:
+        """Refuses a model that did not call all blocks."""
+        if list(self.calls) != list(self._stack.blocks):
+            self._refuse_order()
+
+    def _refuse_order(self) -> None:
+        raise NotOneByOneError(f"the blocks of {self._stack.name!r} are not called once each in their order")
+
+    def _forward_of(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._call(name, real, args, kwargs)
+
+    def _call(self, name: str, real: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        at = len(self.calls)
+        if [*self.calls, name] != list(self._stack.blocks)[: at + 1]:
+            self._refuse_order()
         places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        if len(self.called) == 1:  # the first floating tensor among its arguments
-            found = [(at, x) for at, x in places if isinstance(x, Tensor) and x.is_floating_point()]
-            self._stack.inputs += [x for _, x in found[:1]]
+        if at == 0:  # the first floating tensor among its arguments
+            found = [(key, x) for key, x in places if isinstance(x, Tensor) and x.is_floating_point()]
         else:
-            found = [(at, x) for at, x in places if x is self._before]
+            found = [(key, x) for key, x in places if x is self._before]
         if not found:
-            raise FastSparseError(
-                f"model: block {name!r} is not given the output of the block before it, so blocks cannot be run one by "
-                "one; pass sequential=False"
-            )
-        self._stack.calls[name].append(_without(args, kwargs, found[0][0]))
-
-    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """The hook for the end of a block."""
+            raise NotOneByOneError(f"block {name!r} is not given the output of the block before it")
+        key, hidden = found[0]
+        self.calls[name] = _without(args, kwargs, key)
+        if at == 0:
+            self.input = hidden
+        if at == 0 or not self._stand_ins:
+            with self._place.block(name):
+                output = real(*args, **kwargs)
+            self.output = output if at == 0 else self.output
+        else:
+            output = _with_hidden(self.output, hidden.view_as(hidden))
+        if self._stop and len(self.calls) == len(self._stack.blocks):
+            raise _StopError
         self._before = _first(output)
+        return output
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether arguments are the same; of objects that are no plain values the class counts."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and bool(torch.equal(one, other))
+    if isinstance(one, Mapping):
+        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return not isinstance(one, bool | int | float | str) or bool(one == other)
 
 
 def _first(output: Any) -> Tensor:
@@ -153,6 +330,11 @@ def _first(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise FastSparseError(f"model: a block returns {type(output).__name__}, expected a tensor or a tuple of them")
     return found
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a block returns, with another hidden state."""
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
 
 
 def _without(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str) -> Call:

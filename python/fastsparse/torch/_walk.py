@@ -1,0 +1,199 @@
+"""Going through a model, block by block, with what goes into each of its layers."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastsparse._errors import FastSparseError
+from fastsparse.calibration import Gram
+from fastsparse.torch._blocks import (
+    Call,
+    Place,
+    Stack,
+    Tensors,
+    capture,
+    forward,
+    forward_after,
+    forward_until,
+    stacks_of,
+)
+from fastsparse.torch._layers import Layer
+from fastsparse.torch._sparsify import error_context
+from fastsparse.torch._tensors import as_array
+
+__all__ = ["forwards", "grams_of", "walk"]
+
+
+def grams_of(
+    layers: Mapping[str, Layer], calls: Iterable[Callable[[], Any]], batches: Sequence[Any], *, diagonal: bool = False
+) -> dict[str, Gram]:
+    """The Gram matrix of the inputs of each layer, over all calls; layers that are given one tensor share one."""
+    grams: dict[str, Gram] = {}
+    leaders: dict[str, str] = {}
+    seen: list[tuple[Tensor, str]] = []
+    mask: Tensor | None = None
+
+    def note(layer: Layer, x: Tensor) -> None:
+        kind = (type(layer.module), layer.cols) if isinstance(layer.module, nn.Conv1d | nn.Conv2d) else None
+        same = (name for other, name in seen if other is x and kind is None)
+        leader = next(same, layer.name)
+        if leaders.setdefault(layer.name, leader) != leader:
+            raise FastSparseError(
+                f"layer {layer.name!r}: its input is that of {leader!r} in some batches and not in others"
+            )
+        if leader == layer.name:
+            seen.append((x, layer.name))
+            gram = grams.setdefault(layer.name, Gram(layer.cols, diagonal=diagonal))
+            with error_context(layer.name):
+                gram.update(as_array(layer.tokens(x, mask).float()))
+
+    handles = [layer.module.register_forward_pre_hook(_note(layer, note)) for layer in layers.values()]
+    try:
+        for call, batch in zip(calls, batches, strict=True):
+            mask = _mask(batch)
+            call()
+            seen.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: grams[leader] for name, leader in leaders.items()}
+
+
+def _note(layer: Layer, note: Callable[[Layer, Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    return lambda module, args: note(layer, args[0])
+
+
+def _mask(batch: Any) -> Tensor | None:
+    """What masks the tokens of a batch. An encoder and a decoder have masks of their own: then none is applied."""
+    if not hasattr(batch, "keys") or any(str(key).startswith("decoder_") for key in batch.keys()):  # noqa: SIM118
+        return None
+    mask = {**batch}.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def forwards(model: nn.Module, batches: Iterable[Any]) -> list[Callable[[], Any]]:
+    """A call for each batch that runs the whole model on it."""
+    return [partial(forward, model, batch) for batch in batches]
+
+
+Visit = Callable[[Mapping[str, Layer], Mapping[str, Gram]], None]
+"""Called with some layers and the Gram matrices of those that saw a token."""
+
+
+def walk(
+    model: nn.Module,
+    batches: Sequence[Any],
+    layers: Mapping[str, Layer],
+    visit: Visit,
+    place: Place,
+    *,
+    dense: bool = False,
+    diagonal: bool = False,
+) -> None:
+    """Visits all layers: those before the blocks, stack by stack and block by block, those after.
+
+    Parameters
+    ----------
+    visit : callable
+        Called for each block with the Gram matrices of its layers, while its weights are there; it may change them.
+    place : Place
+        Where the weights are.
+    dense : bool
+        Whether a block sees what the blocks before it gave before they were visited; by default, what they give after.
+    diagonal : bool
+        Whether Gram matrices hold their diagonal only.
+
+    Raises
+    ------
+    NotOneByOneError
+        If the blocks of the model cannot be run one by one.
+    """
+    stacks = stacks_of(model)
+    outside = {name: layer for name, layer in layers.items() if not any(_is_in(name, stack.name) for stack in stacks)}
+    with place.rest():
+        early = _early(model, outside, stacks, batches[0])
+        if early and not place.finished(BEFORE):
+            calls = (partial(forward_until, model, stacks, batch) for batch in batches)
+            visit(early, grams_of(early, calls, batches, diagonal=diagonal))
+            place.finish(BEFORE, None)
+    for at, stack in enumerate(stacks):
+        hidden = place.tensors(stack.name)
+        with place.rest():
+            capture(model, stack, batches, hidden, place, stacks[:at])
+        for path in stack.blocks:
+            if place.finished(path):
+                hidden = place.outputs(path)
+            else:
+                own = {name: layer for name, layer in layers.items() if _is_in(name, path)}
+                with place.block(path):
+                    hidden = _block(stack, path, own, hidden, batches, visit, place, dense=dense, diagonal=diagonal)
+            stack.calls[path] = []
+        stack.outputs = hidden
+    late = {name: layer for name, layer in outside.items() if name not in early}
+    if late and not place.finished(AFTER):
+        with place.rest():
+            calls = (partial(forward_after, model, stacks, batch, at) for at, batch in enumerate(batches))
+            visit(late, grams_of(late, calls, batches, diagonal=diagonal))
+            place.finish(AFTER, None)
+
+
+BEFORE, AFTER = "before all blocks", "after all blocks"
+"""The stages of the layers that are in no block."""
+
+
+def _is_in(name: str, path: str) -> bool:
+    return name.startswith(f"{path}.")
+
+
+def _block(
+    stack: Stack,
+    path: str,
+    own: Mapping[str, Layer],
+    hidden: Tensors,
+    batches: Sequence[Any],
+    visit: Visit,
+    place: Place,
+    *,
+    dense: bool,
+    diagonal: bool,
+) -> Tensors:
+    """Visits the layers of a block; returns its outputs."""
+    outputs = place.tensors(path)
+
+    def calls(taken: Tensors | None) -> Iterable[Callable[[], None]]:
+        pairs = zip(stack.calls[path], hidden, strict=True)
+        return (partial(_advance, stack.blocks[path], call, x, taken) for call, x in pairs)
+
+    if own:
+        visit(own, grams_of(own, calls(outputs if dense else None), batches, diagonal=diagonal))
+    if not own or not dense:
+        for call in calls(outputs):
+            call()
+    place.finish(path, outputs)
+    return outputs
+
+
+def _advance(block: nn.Module, call: Call, hidden: Tensor, outputs: Tensors | None) -> None:
+    output = call.run(block, hidden)
+    if outputs is not None:
+        outputs.append(output)
+
+
+def _early(model: nn.Module, outside: Mapping[str, Layer], stacks: Sequence[Stack], batch: Any) -> dict[str, Layer]:
+    """The layers outside of all blocks that run before the first of them; all where there are no blocks."""
+    if not stacks or not outside:
+        return dict(outside)
+    early: dict[str, Layer] = {}
+
+    def note(layer: Layer, x: Tensor) -> None:
+        early[layer.name] = layer
+
+    handles = [layer.module.register_forward_pre_hook(_note(layer, note)) for layer in outside.values()]
+    try:
+        forward_until(model, stacks, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return early
