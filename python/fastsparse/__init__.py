@@ -10,6 +10,7 @@ from fastsparse.ops import apply_mask, compress, linear, pack, prune, select, se
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Block, Nonzero, Pattern, Threshold, TopK, Unstructured, pattern
 from fastsparse.prepared import PreparedWeights
+from fastsparse.quantized import QuantizedArray
 
 __all__ = [
     "NM",
@@ -21,6 +22,7 @@ __all__ = [
     "Nonzero",
     "Pattern",
     "PreparedWeights",
+    "QuantizedArray",
     "Threshold",
     "TopK",
     "Unstructured",

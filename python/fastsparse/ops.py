@@ -11,6 +11,7 @@ from fastsparse.packed import BitmaskArray, new_array
 from fastsparse.patterns import Pattern
 from fastsparse.patterns import pattern as _pattern
 from fastsparse.prepared import PreparedWeights
+from fastsparse.quantized import QuantizedArray
 
 __all__ = ["apply_mask", "compress", "linear", "pack", "prune", "select", "set_num_threads", "show_runtime", "unpack"]
 
@@ -179,7 +180,7 @@ def compress(
     return new_array(*parts, chosen if chosen._lasting else None)
 
 
-def unpack(s: BitmaskArray, out: NDArray[Any] | None = None) -> NDArray[Any]:
+def unpack(s: BitmaskArray | QuantizedArray, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """The dense tensor; the same as `BitmaskArray.to_dense`.
 
     Examples
@@ -189,14 +190,14 @@ def unpack(s: BitmaskArray, out: NDArray[Any] | None = None) -> NDArray[Any]:
     >>> fs.unpack(fs.pack(np.int8([0, 3, 0])))
     array([0, 3, 0], dtype=int8)
     """
-    if not isinstance(s, BitmaskArray):
-        raise FastSparseError(f"s: expected a BitmaskArray, got {type(s).__name__}")
+    if not isinstance(s, BitmaskArray | QuantizedArray):
+        raise FastSparseError(f"s: expected a BitmaskArray or QuantizedArray, got {type(s).__name__}")
     return s.to_dense(out)
 
 
 def linear(
     x: ArrayLike,
-    s: BitmaskArray | PreparedWeights,
+    s: BitmaskArray | PreparedWeights | QuantizedArray,
     bias: ArrayLike | None = None,
     *,
     weight_scale: ArrayLike | None = None,
@@ -215,13 +216,13 @@ def linear(
     x : array_like, ``(…, cols)``
         Activations: float32, or of the dtype of the weights; with int8 weights float32, float16, bfloat16 or int8. They
         are copied.
-    s : BitmaskArray or PreparedWeights
+    s : BitmaskArray, PreparedWeights or QuantizedArray
         Weights of at least two dimensions, seen as a matrix ``[rows, cols]``: float32, float16, bfloat16, or int8.
     bias : array_like, optional
         ``[rows]``: float32, float16 or bfloat16.
     weight_scale : float or array_like, optional
         What each row of int8 weights is multiplied by, ``[rows]``: float32, float16 or bfloat16. int8 weights need it,
-        others take none.
+        others take none; a QuantizedArray has its own.
     out : ndarray, optional
         Written to and returned: writeable, C-contiguous, of shape ``(…, rows)`` and the dtype of the result.
 
@@ -258,8 +259,9 @@ def linear(
     >>> fs.linear(np.float32([127, 1, 0, 2]), q, weight_scale=np.float32([0.1, 0.2]))
     array([   2., 1246.], dtype=float32)
     """
-    if not isinstance(s, BitmaskArray | PreparedWeights):
-        raise FastSparseError(f"s: expected a BitmaskArray or PreparedWeights, got {type(s).__name__}")
+    if not isinstance(s, BitmaskArray | PreparedWeights | QuantizedArray):
+        kinds = "a BitmaskArray, PreparedWeights or a QuantizedArray"
+        raise FastSparseError(f"s: expected {kinds}, got {type(s).__name__}")
     return s._linear(x, bias, weight_scale, out)
 
 

@@ -14,6 +14,7 @@ from fastsparse.patterns import NM, Block, Pattern, TopK, integer, pattern
 
 if TYPE_CHECKING:
     from fastsparse.prepared import PreparedWeights
+    from fastsparse.quantized import QuantizedArray
 
 __all__ = ["BitmaskArray"]
 
@@ -252,6 +253,41 @@ class BitmaskArray:
         from fastsparse.prepared import prepared  # that module needs this one
 
         return prepared(self, integer("batch", batch, 1))
+
+    def quantize(self, bits: int = 8) -> "QuantizedArray":
+        """The kept values rounded to int8, symmetrically, each row of the matrix view by a scale of its own.
+
+        In float32 arithmetic, one operation after the other: the scale of a row is ``m / 127``, where m is the largest
+        magnitude that the row keeps, and a value w becomes ``rint(w / m * 127)``, half to even. The mask stays: values
+        that become zero are kept. A row of zeros, or one that keeps nothing, has the scale 0.
+
+        Parameters
+        ----------
+        bits : int
+            8.
+
+        Returns
+        -------
+        QuantizedArray
+            Of nnz + 4·rows bytes beside the mask and the offsets, which are not copied.
+
+        Raises
+        ------
+        FastSparseError
+            If `bits` is something else, the dtype is not float64, float32, float16 or bfloat16, or a row holds an
+            infinity or NaN; the message names it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastsparse as fs
+        >>> fs.pack(np.float32([[0, 12.7, -2.54]])).quantize().packed.values
+        array([127, -25], dtype=int8)
+        """
+        from fastsparse.quantized import check_bits, quantize  # that module needs this one
+
+        check_bits("bits", bits)
+        return quantize(self)
 
     def rows(self, start: int, stop: int) -> "BitmaskArray":
         """Rows `start` to `stop` (exclusive) over the same memory; nothing else is touched.
