@@ -18,7 +18,9 @@ BITS = 8
 QUANTIZABLE = tuple(np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
 """What can be rounded to int8."""
 _LARGEST = np.float32(127)
-_PIECE = 1 << 20
+_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / _LARGEST, np.float32(0))
+"""That of the largest float32, rounded down: 127 times the nearest would be infinite."""
+_PIECE = 1 << 16
 """Kept elements that are widened to float32 at once."""
 
 
@@ -237,16 +239,16 @@ def quantize(s: BitmaskArray) -> QuantizedArray:
         if filled.size:
             starts = (s.row_offsets[rows] - s.row_offsets[rows.start])[filled]
             largest[filled] = np.maximum.reduceat(np.abs(wide), starts)
-        step = largest / _LARGEST
-        with np.errstate(over="ignore"):  # the largest float32 times 127 / 127 is none any more
-            wrong = np.flatnonzero(~np.isfinite(step * _LARGEST))
+        wrong = np.flatnonzero(~np.isfinite(largest))
         if wrong.size:
-            raise FastSparseError(
-                f"row {rows.start + wrong[0]}: its largest magnitude is {largest[wrong[0]]} in float32, so it has no step"
-            )
+            found = largest[wrong[0]]
+            why = f"its largest magnitude is {found} in float32, so it has no step"
+            raise FastSparseError(f"row {rows.start + wrong[0]}: {why}")
         unit = np.where(largest > 0, largest, np.float32(1))
-        values[kept] = np.rint(wide / np.repeat(unit, counts) * _LARGEST)
-        scale[rows] = step
+        wide /= np.repeat(unit, counts)
+        wide *= _LARGEST
+        values[kept] = np.rint(wide, out=wide)
+        scale[rows] = np.minimum(largest / _LARGEST, _LARGEST_SCALE)
     values.flags.writeable = False
     return quantized(new_array(s.shape, values, s.bitmask, s.row_offsets, s.pattern), scale, s.dtype)
 

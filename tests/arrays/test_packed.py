@@ -113,7 +113,7 @@ def test_without_a_mask_nan_is_kept_and_zeros_are_not(dtype):
 
 def test_unpack_takes_packed_tensors_only():
     for wrong in (np.ones(3), None, fs.Bitmask.from_bool([True])):
-        with pytest.raises(fs.FastSparseError, match="s: expected a BitmaskArray, got "):
+        with pytest.raises(fs.FastSparseError, match="s: expected a BitmaskArray or QuantizedArray, got "):
             fs.unpack(wrong)
 
 

@@ -74,7 +74,7 @@ def test_five_bits_a_weight():
     assert repr(q) == "<QuantizedArray 64×4096 bfloat16 in 8 bits, 50.0 % sparse, 164.6 kB (0.31 of dense)>"
 
 
-@pytest.mark.parametrize("largest", [1e38, np.finfo(F32).tiny, np.finfo(F32).smallest_subnormal])
+@pytest.mark.parametrize("largest", [np.finfo(F32).max, 1e38, np.finfo(F32).tiny, np.finfo(F32).smallest_subnormal])
 def test_ends_of_the_range(largest):
     w = np.array([[largest, -largest, largest / 2]], F32)
     q = fs.pack(w).quantize()
@@ -128,11 +128,9 @@ def test_what_is_refused():
             fs.pack(w).quantize()
     with pytest.raises(fs.FastSparseError, match="row 0: its largest magnitude is inf in float32"):
         fs.pack(np.array([[1e300]])).quantize()
-    with pytest.raises(fs.FastSparseError, match="row 0: its largest magnitude is 3.4"):
-        fs.pack(np.array([[np.finfo(F32).max]])).quantize()
     with pytest.raises(fs.FastSparseError, match="weight_scale: a QuantizedArray has scales of its own"):
         fs.linear(np.ones(16, F32), q, weight_scale=q.scale)
-    with pytest.raises(TypeError, match="use BitmaskArray.quantize"):
+    with pytest.raises(TypeError, match=r"use BitmaskArray\.quantize"):
         fs.QuantizedArray()
 
 

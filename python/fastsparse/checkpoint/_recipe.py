@@ -14,6 +14,7 @@ from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._format import PACKABLE
 from fastsparse.checkpoint._selection import UNKNOWN, Layers, is_named, not_a_weight
 from fastsparse.patterns import Pattern, Unstructured, pattern
+from fastsparse.quantized import check_bits
 
 __all__ = ["Recipe", "Rule", "check_expression"]
 
@@ -84,6 +85,10 @@ class Recipe:
     min_sparsity, max_sparsity : float, optional
         With the global scope, the least and the largest share of zeros in each tensor that competes, rounded to whole
         elements.
+    bits : {None, 8}
+        8 stores what is kept of float64, float32, float16 and bfloat16 tensors as int8 with a scale for each row, see
+        `fastsparse.BitmaskArray.quantize`. Masks are those of the weights before. Other dtypes have eight bits already
+        and are packed as they are.
 
     Raises
     ------
@@ -107,6 +112,7 @@ class Recipe:
     scope: str = "tensor"
     min_sparsity: float | None = None
     max_sparsity: float | None = None
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -120,6 +126,8 @@ class Recipe:
         if not isinstance(self.min_size, int) or isinstance(self.min_size, bool) or self.min_size < 0:
             raise FastSparseError(f"min_size: expected an integer ≥ 0, got {self.min_size!r}")
         self._check_scope()
+        if self.bits is not None:
+            check_bits("bits", self.bits)
 
     def _check_scope(self) -> None:
         if self.scope not in ("tensor", "global"):
@@ -149,7 +157,7 @@ class Recipe:
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> "Recipe":
         """Reads a TOML file: keys `default`, `include`, `exclude`, `min_size`, `scope`, `min_sparsity`, `max_sparsity`,
-        and `[[rule]]` tables with `match` and `pattern` or `skip = true`.
+        `bits`, and `[[rule]]` tables with `match` and `pattern` or `skip = true`.
 
         Raises
         ------

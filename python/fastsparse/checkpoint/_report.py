@@ -31,6 +31,8 @@ class TensorReport:
         Sum of squares of the kept elements over that of all; None where that was not asked for or is not a number.
     reason : str or None
         Why it is dense, or that it was packed already; None where it has been packed.
+    bits : int or None
+        Bits of a kept element, where they are fewer than those of the dtype: 8 for int8 with a scale for each row.
     """
 
     name: str
@@ -42,6 +44,7 @@ class TensorReport:
     bytes_after: int
     kept_energy: float | None = None
     reason: str | None = None
+    bits: int | None = None
 
     @property
     def elements(self) -> int:

@@ -18,6 +18,7 @@ from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.masks import percent_sparse
 from fastsparse.packed import new_array
+from fastsparse.quantized import BITS, quantized
 from fastsparse.torch._tensors import as_array, as_tensor, compress
 from fastsparse.torch._weight import DenseWeight, read_only
 
@@ -26,6 +27,8 @@ __all__ = ["COMPUTES", "SparseLinear"]
 COMPUTES = (torch.float32, torch.float16, torch.bfloat16)
 _VIEWS = ("_packed", "_seen", "_dense")
 _KEYS = ("shape", "compressed", "bitmask", "row_offsets")
+_SCALE = "row_scale"
+"""The fifth key, of weights of eight bits. Beside it is an empty `weight` of the dtype that these stand for."""
 
 
 # torch reads the schema from the annotations, and knows `Optional` in all versions.
@@ -37,11 +40,12 @@ def _linear(
     row_offsets: Tensor,
     cols: int,
     bias: Optional[Tensor],  # noqa: UP045
+    row_scale: Optional[Tensor] = None,  # noqa: UP045
 ) -> Tensor:
     parts = (as_array(values), as_array(bitmask), as_array(row_offsets))
     shape = (bitmask.shape[0], cols)
-    b = None if bias is None else as_array(bias)
-    return as_tensor(_backend.active.linear(*parts, shape, as_array(x, "x"), b, None, None))
+    b, scale = (None if part is None else as_array(part) for part in (bias, row_scale))
+    return as_tensor(_backend.active.linear(*parts, shape, as_array(x, "x"), b, scale, None))
 
 
 @_linear.register_fake
@@ -52,38 +56,57 @@ def _(
     row_offsets: Tensor,
     cols: int,
     bias: Optional[Tensor],  # noqa: UP045
+    row_scale: Optional[Tensor] = None,  # noqa: UP045
 ) -> Tensor:
     torch._check(x.shape[-1] == cols, lambda: f"x: expected {cols} columns, got shape {tuple(x.shape)}")
     return x.new_empty((*x.shape[:-1], bitmask.shape[0]))
 
 
 @torch.library.custom_op("fastsparse::to_dense", mutates_args=(), device_types="cpu")
-def _to_dense(values: Tensor, bitmask: Tensor, row_offsets: Tensor, cols: int) -> Tensor:
+def _to_dense(
+    values: Tensor,
+    bitmask: Tensor,
+    row_offsets: Tensor,
+    cols: int,
+    row_scale: Optional[Tensor] = None,  # noqa: UP045
+    dtype: Optional[torch.dtype] = None,  # noqa: UP045
+) -> Tensor:
     parts = (as_array(values), as_array(bitmask), as_array(row_offsets))
-    return as_tensor(_backend.active.unpack(*parts, (bitmask.shape[0], cols), None))
+    s: fs.BitmaskArray | fs.QuantizedArray = new_array((bitmask.shape[0], cols), *parts, None)
+    if isinstance(s, fs.BitmaskArray) and row_scale is not None and dtype is not None:
+        s = quantized(s, as_array(row_scale), _array_dtype(dtype))
+    return as_tensor(s.to_dense())
 
 
 @_to_dense.register_fake
-def _(values: Tensor, bitmask: Tensor, row_offsets: Tensor, cols: int) -> Tensor:
-    return values.new_empty((bitmask.shape[0], cols))
+def _(
+    values: Tensor,
+    bitmask: Tensor,
+    row_offsets: Tensor,
+    cols: int,
+    row_scale: Optional[Tensor] = None,  # noqa: UP045
+    dtype: Optional[torch.dtype] = None,  # noqa: UP045
+) -> Tensor:
+    return values.new_empty((bitmask.shape[0], cols), dtype=values.dtype if row_scale is None else dtype)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, values, bitmask, row_offsets, ctx.cols, bias = inputs
+    _, values, bitmask, row_offsets, ctx.cols, bias, row_scale = inputs
     if values.requires_grad:
         hint = "train a dense layer under a mask and pack it afterwards"
         raise FastSparseError(f"values: packed weights get no gradient; {hint}")
-    ctx.save_for_backward(values, bitmask, row_offsets)
+    ctx.save_for_backward(values, bitmask, row_offsets, row_scale)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x_grad = bias_grad = None
     if ctx.needs_input_grad[0]:
-        x_grad = g @ _to_dense(*ctx.saved_tensors, ctx.cols).to(g.dtype)
+        *parts, row_scale = ctx.saved_tensors
+        x_grad = g @ _to_dense(*parts, ctx.cols, row_scale, g.dtype).to(g.dtype)
     if ctx.needs_input_grad[5]:
         bias_grad = g.reshape(g.shape[:-1].numel(), g.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-    return x_grad, None, None, None, None, bias_grad
+    return x_grad, None, None, None, None, bias_grad, None
 
 
 _linear.register_autograd(_backward, setup_context=_save_for_backward)
@@ -112,9 +135,15 @@ class SparseLinear(nn.Module):
     float32 or of the dtype of the weights, and so is the output. Gradients flow to the input and the bias; the weight
     is no parameter and gets none. In the backward pass it is unpacked.
 
+    The weights may be of eight bits, `weight_bits=8`: int8 values, and a float32 scale for each row, `row_scale`, as in
+    `fs.QuantizedArray`. Such a layer takes float32, float16 and bfloat16, and rounds each row of the input to int8 by a
+    step of its own, as `fs.linear` does. `dtype` is that of the weight that it stands for; the backward pass takes that
+    weight, and the input as it was.
+
     The state dict has the keys of the sparse-bitmask layout, `shape`, `compressed`, `bitmask` and `row_offsets`: saved
-    as a safetensors file it is a checkpoint that `fastsparse.checkpoint` reads, and the other way round. A layer takes
-    the state of any other of its shape, however many weights that keeps.
+    as a safetensors file it is a checkpoint that `fastsparse.checkpoint` reads, and the other way round. With eight
+    bits `row_scale` and an empty `weight`, which has the dtype, are there too. A layer takes the state of any other of
+    its shape, however many weights that keeps, and in however many bits.
 
     Parameters
     ----------
@@ -143,15 +172,17 @@ class SparseLinear(nn.Module):
     """
 
     # What torch.jit.script leaves out.
-    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_dense")
-    __jit_unused_properties__ = ("packed", "weight")
+    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_dense", "_dtype")
+    __jit_unused_properties__ = ("packed", "weight", "dtype")
 
     in_features: int
     out_features: int
     values: Tensor
     bitmask: Tensor
     row_offsets: Tensor
+    row_scale: Tensor | None
     bias: nn.Parameter | None
+    _packed: fs.BitmaskArray | fs.QuantizedArray
     _seen: tuple[Any, ...]
     _dense: DenseWeight | None
     name: str = ""
@@ -169,12 +200,12 @@ class SparseLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device="cpu")) if bias else None
 
     @classmethod
-    def from_packed(cls, s: fs.BitmaskArray, bias: Tensor | None = None) -> "SparseLinear":
+    def from_packed(cls, s: fs.BitmaskArray | fs.QuantizedArray, bias: Tensor | None = None) -> "SparseLinear":
         """A layer with a copy of this weight.
 
         Parameters
         ----------
-        s : BitmaskArray
+        s : BitmaskArray or QuantizedArray
             Two dimensions, ``[out_features, in_features]``; float32, float16 or bfloat16.
         bias : Tensor, optional
             ``[out_features]``; a parameter is held as it is.
@@ -184,19 +215,21 @@ class SparseLinear(nn.Module):
         FastSparseError
             If shape or dtype do not fit.
         """
-        if not isinstance(s, fs.BitmaskArray) or len(s.shape) != 2:
-            raise FastSparseError(f"s: expected a BitmaskArray of two dimensions, got {s!r}")
+        if not isinstance(s, fs.BitmaskArray | fs.QuantizedArray) or len(s.shape) != 2:
+            raise FastSparseError(f"s: expected a BitmaskArray or QuantizedArray of two dimensions, got {s!r}")
         if bias is not None and tuple(bias.shape) != s.shape[:1]:
             raise FastSparseError(f"bias: expected shape ({s.shape[0]},), got {tuple(bias.shape)}")
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._hold(s)
-        _check_dtype(layer.values.dtype)
+        _check_dtype(layer.dtype)
         layer.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         return layer
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, pattern: str | fs.Pattern | None = None) -> "SparseLinear":
+    def from_linear(
+        cls, linear: nn.Linear, pattern: str | fs.Pattern | None = None, *, weight_bits: int | None = None
+    ) -> "SparseLinear":
         """A layer with what the pattern keeps of another's weight, and its very bias.
 
         Parameters
@@ -205,32 +238,42 @@ class SparseLinear(nn.Module):
             It is left as it is.
         pattern : Pattern or str, optional
             None keeps what is not zero.
+        weight_bits : {None, 8}
+            8 rounds what is kept to int8, as `fs.BitmaskArray.quantize` does.
 
         Raises
         ------
         FastSparseError
-            If the layer is not on the CPU, its dtype is not float32, float16 or bfloat16, or its weight holds NaN.
+            If the layer is not on the CPU, its dtype is not float32, float16 or bfloat16, or its weight holds NaN, or
+            with eight bits an infinity.
         """
         if not isinstance(linear, nn.Linear):
             raise FastSparseError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
         _check_dtype(linear.weight.dtype)
-        layer = cls.from_packed(compress(linear.weight, "nonzero" if pattern is None else pattern), linear.bias)
+        s = compress(linear.weight, "nonzero" if pattern is None else pattern)
+        layer = cls.from_packed(s if weight_bits is None else s.quantize(weight_bits), linear.bias)
         layer.train(linear.training)
         return layer
 
     @property
-    def packed(self) -> fs.BitmaskArray:
+    def packed(self) -> fs.BitmaskArray | fs.QuantizedArray:
         """The weight, over the memory of the buffers; buffers that somebody has replaced or changed are checked."""
         buffers = self._buffers
-        values, bitmask, row_offsets, states = self._seen
+        values, bitmask, row_offsets, row_scale, states = self._seen
         if (
             buffers["values"] is not values
             or buffers["bitmask"] is not bitmask
             or buffers["row_offsets"] is not row_offsets
-            or _states(values, bitmask, row_offsets) != states
+            or buffers["row_scale"] is not row_scale
+            or _states(values, bitmask, row_offsets, row_scale) != states
         ):
             self._check_buffers()
         return self._packed
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weight: of `values`, or what int8 values stand for."""
+        return self.values.dtype if self.row_scale is None else self._dtype
 
     @property
     def weight(self) -> Tensor:
@@ -241,10 +284,11 @@ class SparseLinear(nn.Module):
         """
         if not _is_eager():
             _refuse_onnx()
-            return _to_dense(self.values, self.bitmask, self.row_offsets, self.in_features)
+            parts = (self.values, self.bitmask, self.row_offsets)
+            return _to_dense(*parts, self.in_features, self.row_scale, self.dtype)
         packed = self.packed
         if self._dense is None:
-            self._dense = DenseWeight.of(packed, self.values.dtype, self.name)
+            self._dense = DenseWeight.of(packed, self.dtype, self.name)
         return self._dense
 
     def to_dense(self) -> nn.Linear:
@@ -258,14 +302,14 @@ class SparseLinear(nn.Module):
         """``x @ weight.T + bias`` for x of shape ``(…, in_features)``."""
         if torch.jit.is_scripting():  # the other branch is not compiled
             return torch.ops.fastsparse.linear(
-                x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias
+                x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias, self.row_scale
             )
         else:
             return self._compute(x)
 
     def _compute(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled("cpu") and x.dtype not in (self.values.dtype, torch.float32):
-            x = x.to(self.values.dtype)  # autocast lets dense layers take any dtype
+        if torch.is_autocast_enabled("cpu") and x.dtype not in (self.dtype, torch.float32):
+            x = x.to(self.dtype)  # autocast lets dense layers take any dtype
         if _is_eager():
             packed, known = self.packed, self._parameters
             bias = known["bias"] if "bias" in known else self.bias  # noqa: SIM401 (attributes are slow)
@@ -275,44 +319,51 @@ class SparseLinear(nn.Module):
         else:
             _refuse_onnx()
         call = _linear if torch._C._functorch.peek_interpreter_stack() is None else _Transformed.apply
-        return call(x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias)
+        return call(x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias, self.row_scale)
 
     def extra_repr(self) -> str:
         """What `repr` says between the brackets."""
         s = self.packed
         sparse = percent_sparse(self.in_features * self.out_features, s.nnz)
         bias = self.bias is not None
-        return f"in_features={self.in_features}, out_features={self.out_features}, {bias=}, {s.dtype}, {sparse} sparse"
+        form = f"{s.dtype}" if isinstance(s, fs.BitmaskArray) else f"{s.dtype} in {BITS} bits"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {bias=}, {form}, {sparse} sparse"
 
-    def _hold(self, s: fs.BitmaskArray) -> None:
+    def _hold(self, s: fs.BitmaskArray | fs.QuantizedArray) -> None:
         """Makes a copy of this weight the layer's."""
         self.out_features, self.in_features = s.shape
         self._pattern = s.pattern
+        packed, scale = (s, None) if isinstance(s, fs.BitmaskArray) else (s.packed, as_tensor(s.scale))
         # Not persistent: the state dict has keys of its own.
-        self.register_buffer("values", as_tensor(s.values), persistent=False)
-        self.register_buffer("bitmask", as_tensor(s.bitmask), persistent=False)
-        self.register_buffer("row_offsets", as_tensor(s.row_offsets), persistent=False)
+        self.register_buffer("values", as_tensor(packed.values), persistent=False)
+        self.register_buffer("bitmask", as_tensor(packed.bitmask), persistent=False)
+        self.register_buffer("row_offsets", as_tensor(packed.row_offsets), persistent=False)
+        self.register_buffer("row_scale", scale, persistent=False)
+        self._dtype = as_tensor(np.empty(0, s.dtype)).dtype
         self._rebuild_view()
 
     def _rebuild_view(self) -> None:
-        """Sees the buffers, which fit each other, as a BitmaskArray, whenever they are others."""
+        """Sees the buffers, which fit each other, as a packed array, whenever they are others."""
         parts = (_frozen(self.values), _frozen(self.bitmask), _frozen(self.row_offsets))
-        self._packed = new_array((self.out_features, self.in_features), *parts, self._pattern)
-        buffers = self.values, self.bitmask, self.row_offsets
+        packed = new_array((self.out_features, self.in_features), *parts, self._pattern)
+        scale = self.row_scale
+        self._packed = packed if scale is None else quantized(packed, _frozen(scale), _array_dtype(self._dtype))
+        buffers = self.values, self.bitmask, self.row_offsets, scale
         self._seen = (*buffers, _states(*buffers))
         self._dense = None
 
     def _check_buffers(self) -> None:
         try:
-            parts = {name: as_array(self._buffers[name], name) for name in ("values", "bitmask", "row_offsets")}
+            names = ("values", "bitmask", "row_offsets", *(() if self.row_scale is None else (_SCALE,)))
+            parts = {name: as_array(self._buffers[name], name) for name in names}
             for name, part in parts.items():
                 if not part.flags.c_contiguous:
                     raise FastSparseError(f"{name}: expected a contiguous tensor")
-            _check_dtype(self.values.dtype)
-            values, bits, offsets = parts.values()
+            values, bits, offsets, *scales = parts.values()
             shape = (self.out_features, self.in_features)
-            s = fs.BitmaskArray.from_parts(values, bits, shape)
-            if offsets.dtype != s.row_offsets.dtype or not np.array_equal(offsets, s.row_offsets):
+            s = _checked(fs.BitmaskArray.from_parts(values, bits, shape), *scales, dtype=self._dtype)
+            kept = s if isinstance(s, fs.BitmaskArray) else s.packed
+            if offsets.dtype != kept.row_offsets.dtype or not np.array_equal(offsets, kept.row_offsets):
                 raise fs.FormatError("row_offsets: they are not those of the mask")
             if self._pattern is not None:
                 try:
@@ -326,12 +377,20 @@ class SparseLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseLinear":
         """What `to`, `half`, `share_memory` and the like come down to. Refuses before anything is changed."""
-        sample = fn(torch.empty(0, dtype=self.values.dtype, device="cpu"))
+        sample = fn(torch.empty(0, dtype=self.dtype, device="cpu"))
         if sample.device.type != "cpu":
             raise FastSparseError(f"device: SparseLinear computes on the CPU and cannot move to {sample.device}")
         _check_dtype(sample.dtype)
+        scale = self.row_scale
+        if scale is not None and fn(torch.empty(0, dtype=torch.int8, device="cpu")).dtype != torch.int8:
+            raise FastSparseError(f"dtype: weights of {BITS} bits are int8 and stay so; make the layer dense first")
         _ = self.packed  # after a check
-        super()._apply(fn, recurse)
+        if scale is None:
+            super()._apply(fn, recurse)
+        else:  # it stays float32: as integers, which no conversion between floats touches
+            self._buffers[_SCALE] = scale.view(torch.int32)
+            super()._apply(fn, recurse)
+            self._buffers[_SCALE], self._dtype = self._buffers[_SCALE].view(torch.float32), sample.dtype
         _ = self.packed  # lets go of the memory there was
         return self
 
@@ -340,8 +399,10 @@ class SparseLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # Storages of their own: what saves safetensors refuses a tensor that is a part of one.
         shape = torch.tensor([self.out_features, self.in_features], dtype=torch.int64, device="cpu")
-        parts = (shape, self.values, self.bitmask, self.row_offsets[:-1].clone())
-        destination.update((prefix + key, part.detach()) for key, part in zip(_KEYS, parts, strict=True))
+        parts = dict(zip(_KEYS, (shape, self.values, self.bitmask, self.row_offsets[:-1].clone()), strict=True))
+        if self.row_scale is not None:
+            parts.update({_SCALE: self.row_scale, "weight": torch.empty(0, dtype=self.dtype, device="cpu")})
+        destination.update((prefix + key, part.detach()) for key, part in parts.items())
 
     def _load_from_state_dict(
         self,
@@ -353,36 +414,45 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        ours = {key: state_dict[prefix + key] for key in _KEYS if prefix + key in state_dict}
+        ours = {key: state_dict[prefix + key] for key in (*_KEYS, _SCALE) if prefix + key in state_dict}
         rest = {name: part for name, part in state_dict.items() if name.removeprefix(prefix) not in ours}
-        weight = rest.get(f"{prefix}weight")
-        if weight is not None and weight.shape == (0,):  # the one at which loaders of dense layers stop
+        stub = rest.get(f"{prefix}weight")
+        if stub is not None and stub.shape == (0,):  # the one at which loaders of dense layers stop
             del rest[f"{prefix}weight"]
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        missing = [prefix + key for key in _KEYS if key not in ours]
+        needed = _KEYS if "compressed" not in ours or ours["compressed"].dtype != torch.int8 else (*_KEYS, _SCALE)
+        missing = [prefix + key for key in needed if key not in ours]
         if missing:
             missing_keys.extend(missing if strict else ())
             return
+        assigns = local_metadata.get("assign_to_params_buffers", False)
         try:
-            packed = self._loaded(**ours, cast=not local_metadata.get("assign_to_params_buffers", False))
+            packed = self._loaded(**ours, dtype=(None if stub is None else stub.dtype) if assigns else self.dtype)
         except FastSparseError as error:
             error_msgs.append(f"{prefix.rstrip('.') or 'SparseLinear'}: {error}")
         else:
             self._hold(packed)
 
     def _loaded(
-        self, shape: Tensor, compressed: Tensor, bitmask: Tensor, row_offsets: Tensor, cast: bool
-    ) -> fs.BitmaskArray:
-        """The weight of a state dict, in the dtype of this layer if `cast`."""
+        self,
+        shape: Tensor,
+        compressed: Tensor,
+        bitmask: Tensor,
+        row_offsets: Tensor,
+        row_scale: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None,
+    ) -> fs.BitmaskArray | fs.QuantizedArray:
+        """The weight of a state dict, in a dtype; None for its own, and where only this layer has one, in that."""
         if shape.tolist() != [self.out_features, self.in_features]:
             expected = (self.out_features, self.in_features)
             raise FastSparseError(f"shape: expected {expected}, got {tuple(shape.tolist())}")
-        values = compressed.to(self.values.dtype) if cast else compressed
-        _check_dtype(values.dtype)
+        values = compressed if dtype is None or row_scale is not None else compressed.to(dtype)
         s = fs.BitmaskArray.from_parts(as_array(values), as_array(bitmask), (self.out_features, self.in_features))
         if not np.array_equal(as_array(row_offsets), s.row_offsets[:-1]):
             raise fs.FormatError("row_offsets: they are not those of the mask")
-        return s
+        scales = () if row_scale is None else (as_array(row_scale, _SCALE),)
+        return _checked(s, *scales, dtype=self.dtype if dtype is None else dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -394,7 +464,7 @@ class SparseLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._seen = None, None, None, None
+        self._seen = (None,) * 5
 
 
 def _refuse_onnx() -> None:
@@ -417,11 +487,12 @@ def _require_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _states(values: Tensor, bitmask: Tensor, row_offsets: Tensor) -> tuple[int, ...]:
+def _states(values: Tensor, bitmask: Tensor, row_offsets: Tensor, row_scale: Tensor | None) -> tuple[int, ...]:
     """What changes with the memory of the buffers, and with their content where that is counted."""
-    pointers = values.data_ptr(), bitmask.data_ptr(), row_offsets.data_ptr()
+    parts = (values, bitmask, row_offsets) if row_scale is None else (values, bitmask, row_offsets, row_scale)
+    pointers = tuple([part.data_ptr() for part in parts])
     try:
-        return (*pointers, values._version, bitmask._version, row_offsets._version)
+        return (*pointers, *[part._version for part in parts])
     except RuntimeError:  # of a tensor that was made in inference mode
         return pointers
 
@@ -429,6 +500,18 @@ def _states(values: Tensor, bitmask: Tensor, row_offsets: Tensor) -> tuple[int, 
 def _check_dtype(dtype: torch.dtype) -> None:
     if dtype not in COMPUTES:
         raise FastSparseError(f"dtype: SparseLinear computes in float32, float16 or bfloat16, got {dtype}")
+
+
+def _checked(
+    s: fs.BitmaskArray, scale: NDArray[Any] | None = None, *, dtype: torch.dtype
+) -> fs.BitmaskArray | fs.QuantizedArray:
+    """A weight that a layer can hold; with scales one of eight bits that stands for weights of this dtype."""
+    _check_dtype(dtype if scale is not None else as_tensor(s.values[:0]).dtype)
+    return s if scale is None else fs.QuantizedArray.from_parts(s, scale, _array_dtype(dtype))
+
+
+def _array_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return as_array(torch.empty(0, dtype=dtype, device="cpu")).dtype
 
 
 def _frozen(tensor: Tensor) -> NDArray[Any]:

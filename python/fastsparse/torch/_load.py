@@ -17,13 +17,15 @@ from fastsparse.checkpoint._format import dtype_name
 from fastsparse.checkpoint._reader import StrPath
 from fastsparse.checkpoint._report import Report, TensorReport
 from fastsparse.packed import new_array
+from fastsparse.quantized import BITS, quantized
 from fastsparse.torch._linear import COMPUTES, SparseLinear
 from fastsparse.torch._sparsify import Use, obstacle, replace_modules, uses_of
 from fastsparse.torch._tensors import as_array, as_tensor
 
 __all__ = ["load"]
 
-_Found = fs.BitmaskArray | NDArray[Any]
+_Packed = fs.BitmaskArray | fs.QuantizedArray
+_Found = _Packed | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _buffers_of(model: nn.Module) -> list[list[Use]]:
 
 
 def _equal(one: _Found, other: _Found) -> bool:
-    if isinstance(one, fs.BitmaskArray) or isinstance(other, fs.BitmaskArray):
+    if isinstance(one, _Packed) or isinstance(other, _Packed):
         return type(one) is type(other) and one == other
     return one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8))
 
@@ -155,15 +157,15 @@ def _check(model: nn.Module, targets: Iterable[_Target]) -> None:
 def _put(model: nn.Module, target: _Target) -> TensorReport:
     """Puts a tensor of the file wherever the model has it."""
     paths, tensor, found = [use.module for use in target.uses], target.tensor(model), target.found
-    dtype = as_tensor(_values(found)[:0]).dtype if tensor.is_meta else tensor.dtype
+    dtype = as_tensor(np.empty(0, found.dtype)).dtype if tensor.is_meta else tensor.dtype
     reason = _why_dense(model, target, dtype)
     if reason is None:
-        assert isinstance(found, fs.BitmaskArray)
+        assert isinstance(found, _Packed)
         s = _cast(found, dtype)
         del tensor
         replace_modules(model, paths, lambda module: SparseLinear.from_packed(s, module.bias))
         return _row(target.name, found, None)
-    new = as_tensor(found.to_dense() if isinstance(found, fs.BitmaskArray) else found)
+    new = as_tensor(found.to_dense() if isinstance(found, _Packed) else found)
     if _is_packed(model, target.uses[0]):
         weight = nn.Parameter(new.to(dtype))
         replace_modules(model, paths, lambda layer: _linear(layer, weight))
@@ -178,17 +180,13 @@ def _put(model: nn.Module, target: _Target) -> TensorReport:
     return _row(target.name, found, reason)
 
 
-def _values(found: _Found) -> NDArray[Any]:
-    return found.values if isinstance(found, fs.BitmaskArray) else found.reshape(-1)
-
-
 def _is_packed(model: nn.Module, use: Use) -> bool:
     return use.attribute == "weight" and isinstance(model.get_submodule(use.module), SparseLinear)
 
 
 def _why_dense(model: nn.Module, target: _Target, dtype: torch.dtype) -> str | None:
     """Why a tensor is not put into packed layers, if it is not."""
-    if not isinstance(target.found, fs.BitmaskArray):
+    if not isinstance(target.found, _Packed):
         return "dense in the file"
     for use in target.uses:
         reason = obstacle(model.get_submodule(use.module), use.attribute)
@@ -197,7 +195,9 @@ def _why_dense(model: nn.Module, target: _Target, dtype: torch.dtype) -> str | N
     return None if dtype in COMPUTES else f"unpacked: layers of {dtype} are not computed packed"
 
 
-def _cast(s: fs.BitmaskArray, dtype: torch.dtype) -> fs.BitmaskArray:
+def _cast(s: _Packed, dtype: torch.dtype) -> _Packed:
+    if isinstance(s, fs.QuantizedArray):
+        return quantized(s.packed, s.scale, as_array(torch.empty(0, dtype=dtype)).dtype)
     values = as_array(as_tensor(s.values).to(dtype))
     return new_array(s.shape, values, s.bitmask, s.row_offsets, s.pattern)
 
@@ -209,12 +209,14 @@ def _linear(layer: SparseLinear, weight: nn.Parameter) -> nn.Linear:
 
 
 def _row(name: str, found: _Found, reason: str | None) -> TensorReport:
-    size = found.dense_nbytes if isinstance(found, fs.BitmaskArray) else found.nbytes
+    size = found.dense_nbytes if isinstance(found, _Packed) else found.nbytes
     row = TensorReport(name, tuple(found.shape), dtype_name(found.dtype, name), None, None, size, size, reason=reason)
-    if not isinstance(found, fs.BitmaskArray):
+    if not isinstance(found, _Packed):
         return row
     known = None if found.pattern is None else str(found.pattern)
-    return replace(row, pattern=known, sparsity=found.sparsity, bytes_after=size if reason else found.nbytes)
+    bits = BITS if isinstance(found, fs.QuantizedArray) and reason is None else None
+    size = found.nbytes if reason is None else size
+    return replace(row, pattern=known, sparsity=found.sparsity, bytes_after=size, bits=bits)
 
 
 def _listed(names: Iterable[str]) -> str:

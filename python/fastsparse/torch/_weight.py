@@ -51,7 +51,7 @@ class DenseWeight(Tensor):
         return made  # type: ignore[no-any-return]
 
     @classmethod
-    def of(cls, packed: fs.BitmaskArray, dtype: torch.dtype, layer: str) -> "DenseWeight":
+    def of(cls, packed: fs.BitmaskArray | fs.QuantizedArray, dtype: torch.dtype, layer: str) -> "DenseWeight":
         """The weight of a layer, `layer` by name."""
         return cls(_Source(packed, layer), torch.empty(packed.shape, dtype=dtype, device="meta"))
 
@@ -95,7 +95,7 @@ class DenseWeight(Tensor):
 class _Source:
     """A packed matrix and who has it."""
 
-    def __init__(self, packed: fs.BitmaskArray, layer: str) -> None:
+    def __init__(self, packed: fs.BitmaskArray | fs.QuantizedArray, layer: str) -> None:
         self._packed, self._layer, self._count = packed, layer, 0
 
     def unpack(self) -> Tensor:
