@@ -13,7 +13,7 @@ Examples
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ from fastsparse import _backend, checkpoint
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._reader import matrix_bits
 from fastsparse.masks import matrix_view
+from fastsparse.quantized import BITS
 from fastsparse.torch._linear import COMPUTES, SparseLinear
+from fastsparse.torch._load import cast
 from fastsparse.torch._sparsify import sparsify
 from fastsparse.torch._tensors import as_array, as_tensor
 
@@ -43,7 +45,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 __all__ = ["FastSparseConfig", "FastSparseQuantizer"]
 
 METHOD = "fastsparse"
-_PARTS = ("compressed", "bitmask", "row_offsets", "shape")
+_PARTS = ("compressed", "bitmask", "row_offsets", "shape", "row_scale")
+_Packed = fs.BitmaskArray | fs.QuantizedArray
 _SPARSE_LAYOUTS = ("sparse-bitmask", "sparse-24-bitmask")
 
 
@@ -56,13 +59,16 @@ class FastSparseConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transf
     pattern : str, optional
         A pattern in its short form. A dense model is pruned by it and packed after it is loaded; None packs what is
         zero already.
+    weight_bits : {None, 8}
+        As for `fastsparse.torch.sparsify`, of a dense model.
     **kwargs
         What the section of a packed folder holds besides.
     """
 
-    def __init__(self, pattern: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, pattern: str | None = None, weight_bits: int | None = None, **kwargs: Any) -> None:
         self.quant_method = METHOD
         self.pattern = pattern if pattern is None else str(fs.pattern(pattern))
+        self.weight_bits = weight_bits
         self.section = {key: value for key, value in kwargs.items() if key != "quant_method"}
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,7 +119,7 @@ class _Assemble(ConversionOps):  # type: ignore[misc]
         return results
 
     def _place(
-        self, weight: Tensor | fs.BitmaskArray, name: str, model: Any, missing_keys: set[str] | None
+        self, weight: Tensor | _Packed, name: str, model: Any, missing_keys: set[str] | None
     ) -> dict[str, Tensor]:
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
@@ -125,11 +131,7 @@ class _Assemble(ConversionOps):  # type: ignore[misc]
         expected = (module.out_features, module.in_features)
         if weight.shape != expected:
             raise FastSparseError(f"tensor {name!r}: packed with shape {weight.shape}, the model has {expected}")
-        values = as_tensor(weight.values)
-        if values.dtype != dtype:
-            parts = (as_array(values.to(dtype)), weight.bitmask, weight.shape)
-            weight = fs.BitmaskArray.from_parts(*parts, pattern=weight.pattern)
-        self.hf_quantizer.packed[path] = weight
+        self.hf_quantizer.packed[path] = cast(weight, dtype)
         module.weight._is_hf_initialized = True
         if missing_keys is not None:
             missing_keys.discard(name)
@@ -146,37 +148,48 @@ def _plain(pattern: str) -> str:
     return pattern.replace("\\", "").removesuffix("$")
 
 
-def _weights(parts: Mapping[str, list[Tensor]], name: str) -> list[Tensor | fs.BitmaskArray]:
+def _weights(parts: Mapping[str, list[Tensor]], name: str) -> list[Tensor | _Packed]:
     """The weights that these parts are, in order; without parts all are dense."""
     dense = parts.get("weight", [])
     count = len(parts.get("compressed", []))
     for part in ("bitmask", "shape"):
         if len(parts.get(part, [])) != count:
             raise FastSparseError(f"tensor {name!r}: a part is missing, {part!r}; the folder is not whole")
-    packed: Iterable[Any] = zip(*(parts.get(part, []) for part in ("compressed", "bitmask", "shape")), strict=True)
-    packed = (_packed(*found, name=name) for found in packed)
-    if not dense:
-        return list(packed)
-    stubs = sum(weight.numel() == 0 for weight in dense)
-    if stubs != count:
-        raise FastSparseError(f"tensor {name!r}: {count} packed weights, {stubs} places for them")
-    weights: list[Tensor | fs.BitmaskArray] = [next(iter(packed)) if w.numel() == 0 else w for w in dense]
-    return weights
+    stubs = [weight for weight in dense if weight.numel() == 0] if dense else [None] * count
+    if len(stubs) != count:
+        raise FastSparseError(f"tensor {name!r}: {count} packed weights, {len(stubs)} places for them")
+    scales = iter(parts.get("row_scale", []))
+    found: Iterable[Any] = zip(
+        *(parts.get(part, []) for part in ("compressed", "bitmask", "shape")), stubs, strict=True
+    )
+    packed = [_packed(*one, scales=scales, name=name) for one in found]
+    if next(scales, None) is not None:
+        raise FastSparseError(f"tensor {name!r}: more scales than weights of {BITS} bits; the folder is not whole")
+    places = iter(packed)
+    return [next(places) if weight.numel() == 0 else weight for weight in dense] if dense else list(packed)
 
 
-def _packed(compressed: Tensor, bitmask: Tensor, shape: Tensor, *, name: str) -> fs.BitmaskArray:
+def _packed(
+    compressed: Tensor, bitmask: Tensor, shape: Tensor, stub: Tensor | None, *, scales: Iterator[Tensor], name: str
+) -> _Packed:
     size = tuple(shape.reshape(-1).tolist())
     bits = as_array(bitmask)
     rows, cols = matrix_view(size)
     try:
         if bits.shape != (rows, -(-cols // 8)):
             bits = matrix_bits(bits, size)
-        return fs.BitmaskArray.from_parts(as_array(compressed.reshape(-1)), bits, size)
+        s = fs.BitmaskArray.from_parts(as_array(compressed.reshape(-1)), bits, size)
+        if stub is None or compressed.dtype != torch.int8 or stub.dtype == torch.int8:
+            return s
+        scale = next(scales, None)
+        if scale is None:
+            raise FastSparseError(f"weights of {BITS} bits without 'row_scale'; the folder is not whole")
+        return fs.QuantizedArray.from_parts(s, as_array(scale), as_array(stub).dtype)
     except FastSparseError as error:
         raise type(error)(f"tensor {name!r}: {error}") from None
 
 
-def _dense(weight: Tensor | fs.BitmaskArray) -> Tensor:
+def _dense(weight: Tensor | _Packed) -> Tensor:
     return weight if isinstance(weight, Tensor) else as_tensor(weight.to_dense())
 
 
@@ -189,7 +202,7 @@ class FastSparseQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.packed: dict[str, fs.BitmaskArray] = {}
+        self.packed: dict[str, _Packed] = {}
         self._conversions: list[tuple[Any, Any]] = []
         self._names: tuple[str, ...] = ()
 
@@ -235,11 +248,12 @@ class FastSparseQuantizer(HfQuantizer):  # type: ignore[misc]
                 self._replace(model, path, self.packed.pop(path))
             model._weight_conversions = [own for own, used in self._conversions if used.was_used()]
         else:
-            sparsify(model, self.quantization_config.pattern or "nonzero")
+            config = self.quantization_config
+            sparsify(model, config.pattern or "nonzero", weight_bits=config.weight_bits)
         return model
 
     @staticmethod
-    def _replace(model: Any, path: str, weight: fs.BitmaskArray) -> None:
+    def _replace(model: Any, path: str, weight: _Packed) -> None:
         dense = model.get_submodule(path)
         layer = SparseLinear.from_packed(weight, dense.bias).train(dense.training)
         layer.name = path
@@ -251,7 +265,7 @@ class FastSparseQuantizer(HfQuantizer):  # type: ignore[misc]
         state = model.state_dict()
         for name, module in model.named_modules():
             if isinstance(module, SparseLinear):
-                state[f"{name}.weight"] = torch.empty(0, dtype=module.values.dtype)
+                state[f"{name}.weight"] = torch.empty(0, dtype=module.dtype)
         return state, {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:

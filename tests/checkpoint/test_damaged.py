@@ -149,7 +149,7 @@ def test_parts_that_contradict_each_other(tmp_path, changes, why, recorded):
         "null",
         "{}",
         '{"format": 1}',
-        '{"format": 3, "packed": {}}',
+        '{"format": 4, "packed": {}}',
         '{"format": 0, "packed": {}}',
         '{"format": true, "packed": {}}',
         '{"format": 1, "packed": []}',

@@ -249,7 +249,7 @@ class TestSave:
     @pytest.mark.parametrize(
         ("tensors", "why"),
         [
-            ({"x": [1.0]}, "tensor 'x': expected a BitmaskArray or a NumPy array, got list"),
+            ({"x": [1.0]}, "tensor 'x': expected a BitmaskArray, a QuantizedArray or a NumPy array, got list"),
             ({"x": None}, "tensor 'x': .* got NoneType"),
             ({3: np.arange(3)}, "names that are strings, got 3"),
             ({"\ud800": np.arange(3)}, "no text that can be stored"),

@@ -154,8 +154,8 @@ def test_metadata_of_that_name_by_someone_else(tmp_path, text):
 
 
 def test_a_later_version_is_refused_whatever_is_in_it(tmp_path):
-    raw_safetensors.write(tmp_path / "x", {"a": np.ones(3, "f")}, {"fastsparse": '{"format": 3}'})
-    with pytest.raises(fs.FormatError, match=r"format 3 is unknown.*update"):
+    raw_safetensors.write(tmp_path / "x", {"a": np.ones(3, "f")}, {"fastsparse": '{"format": 4}'})
+    with pytest.raises(fs.FormatError, match=r"format 4 is unknown.*update"):
         checkpoint.open(tmp_path / "x")
 
 

@@ -50,11 +50,11 @@ def run(what, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def make(name, folder):
+def make(name, folder, bits=None):
     model, config, options, _ = MODELS[name]
     torch.manual_seed(0)
     model(config(**options)).eval().save_pretrained(folder / "source", max_shard_size="100KB")
-    checkpoint.compress(folder / "source", folder / "packed", "50%")
+    checkpoint.compress(folder / "source", folder / "packed", checkpoint.Recipe(default="50%", bits=bits))
 
 
 @needs_version_5
@@ -74,6 +74,22 @@ def test_a_packed_folder_runs_packed(tmp_path, name):
     assert "cuda" in found["refused"]
     assert found["dequantized"][0] == 0
     assert found["dequantized"][1] < 1e-5
+
+
+@needs_version_5
+@pytest.mark.parametrize("name", ["Llama", "Mixtral"])
+def test_weights_of_eight_bits_run_so(tmp_path, name):
+    make(name, tmp_path, bits=8)
+    found, layers = run("eightbit", tmp_path), MODELS[name][3]
+    assert found["missing"] == found["unexpected"] == []
+    assert found["packed"] == found["verified"] == layers
+    assert found["same"] == [True] * 3
+    assert found["loaded"][:layers] == [8] * layers
+    assert 0 < found["difference"] < 0.03
+    assert found["again"]
+    assert found["half"] == ["torch.bfloat16"]
+    assert found["pruned"] >= layers
+    assert found["dequantized"] < 1e-5
 
 
 @needs_version_5

@@ -1,6 +1,6 @@
 """Packed folders in transformers 5, in a process of its own: other tests need version 4. Prints JSON.
 
-python transformers5.py plugin|orphan FOLDER
+python transformers5.py plugin|eightbit|orphan FOLDER
 """
 
 import json
@@ -63,6 +63,47 @@ def plugin(folder):
     return found
 
 
+def eightbit(folder):
+    """A folder whose kept weights are of eight bits."""
+    import fastsparse.torch as fst
+    from fastsparse import QuantizedArray, checkpoint
+    from fastsparse.transformers import FastSparseConfig
+
+    def layers(model):
+        found = {name: m for name, m in model.named_modules() if isinstance(m, fst.SparseLinear)}
+        assert all(isinstance(layer.packed, QuantizedArray) for layer in found.values())
+        return found
+
+    def same(model, path):
+        stored = checkpoint.open(path)
+        return all(layer.packed.packed == stored[f"{name}.weight"].packed for name, layer in layers(model).items())
+
+    checkpoint.decompress(folder / "packed", folder / "dense")
+    dense = AutoModelForCausalLM.from_pretrained(folder / "dense")
+    model, info = AutoModelForCausalLM.from_pretrained(folder / "packed", output_loading_info=True)
+    model.save_pretrained(folder / "again", max_shard_size="60KB")
+    again = AutoModelForCausalLM.from_pretrained(folder / "again")
+    half = AutoModelForCausalLM.from_pretrained(folder / "packed", dtype=torch.bfloat16)
+    config = FastSparseConfig("50%", weight_bits=8)
+    pruned = AutoModelForCausalLM.from_pretrained(folder / "source", quantization_config=config)
+    reference = fst.load(AutoModelForCausalLM.from_config(model.config), folder / "packed", strict=False)
+    found = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "packed": len(layers(model)),
+        "same": [same(model, folder / "packed"), same(again, folder / "again"), same(half, folder / "packed")],
+        "loaded": [row.bits for row in reference.tensors if row.reason is None],
+        "difference": ((logits(model) - logits(dense)).norm() / logits(dense).norm()).item(),
+        "again": torch.equal(logits(again), logits(model)),
+        "half": sorted({str(layer.dtype) for layer in layers(half).values()}),
+        "pruned": len(layers(pruned)),
+        "verified": checkpoint.verify(folder / "again").packed,
+    }
+    back = model.dequantize()
+    found["dequantized"] = (logits(back) - logits(dense)).abs().max().item()
+    return found
+
+
 def orphan(folder):
     """A folder that compressed-tensors packed."""
     import fastsparse.torch as fst
@@ -81,4 +122,4 @@ def orphan(folder):
 
 if __name__ == "__main__":
     assert int(transformers.__version__.split(".")[0]) >= 5, transformers.__version__
-    print(json.dumps({"plugin": plugin, "orphan": orphan}[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps({"plugin": plugin, "eightbit": eightbit, "orphan": orphan}[sys.argv[1]](Path(sys.argv[2]))))

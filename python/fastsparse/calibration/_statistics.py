@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from fastsparse import checkpoint
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.calibration._gram import Gram
-from fastsparse.packed import BitmaskArray
 
 __all__ = ["LayerStatistics", "Statistics", "describe", "load_statistics", "save_statistics"]
 
@@ -145,13 +144,13 @@ class _Entry:
 def _check(path: str, file: checkpoint.Checkpoint, layer: str, gram: str | None) -> None:
     """Holds the keys of a layer against what they have to be; of Gram matrices their shapes alone are read."""
     norms = file.get(f"{layer}.norms")
-    if norms is None or isinstance(norms, BitmaskArray) or norms.ndim != 1 or norms.dtype != np.float32:
+    if not isinstance(norms, np.ndarray) or norms.ndim != 1 or norms.dtype != np.float32:
         raise FormatError(f"{path}: layer {layer!r}: expected '{layer}.norms', float32 of one dimension")
     if not np.isfinite(norms).all() or (norms < 0).any():
         raise FormatError(f"{path}: layer {layer!r}: its norms are not all finite and ≥ 0")
     if gram is not None:
         matrix = file.get(f"{gram}.gram")
-        if matrix is None or isinstance(matrix, BitmaskArray) or matrix.dtype != np.float32:
+        if not isinstance(matrix, np.ndarray) or matrix.dtype != np.float32:
             raise FormatError(f"{path}: layer {layer!r}: expected '{gram}.gram', float32")
         if matrix.shape != (len(norms), len(norms)):
             raise FormatError(f"{path}: layer {layer!r}: '{gram}.gram' is {matrix.shape}, its norms {norms.shape}")

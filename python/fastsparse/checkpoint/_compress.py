@@ -90,6 +90,10 @@ def compress(
     if config not in ("fastsparse", "compressed-tensors"):
         raise FastSparseError(f"config: expected 'fastsparse' or 'compressed-tensors', got {config!r}")
     chosen = choose(src, recipe, trust_shards=trust_shards, stubs=config == "fastsparse")
+    if chosen.recipe.bits is not None and config != "fastsparse":
+        raise FastSparseError(
+            f"config: {config} reads no weights of {chosen.recipe.bits} bits, leave out bits or config"
+        )
     source = chosen.source
     check_target(source, dst, overwrite)
     ticker = Ticker(progress, sum(entry.nbytes for entry in source.entries.values()) + chosen.bytes_to_plan)
@@ -97,7 +101,15 @@ def compress(
         todo = chosen.plan(pool, ticker)
         form = "sparse-bitmask" if config == "compressed-tensors" else None
         report = transform(
-            source, dst, todo.jobs, prune_or_pack, pool=pool, ticker=ticker, overwrite=overwrite, form=form
+            source,
+            dst,
+            todo.jobs,
+            prune_or_pack,
+            pool=pool,
+            ticker=ticker,
+            overwrite=overwrite,
+            form=form,
+            scratch=0 if chosen.recipe.bits is None else 1,
         )
     tensors = (*report.tensors, *todo.copied)
     return replace(report, tensors=tensors, seconds=time.perf_counter() - started)

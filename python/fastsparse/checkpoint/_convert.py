@@ -154,7 +154,8 @@ def _look(source: Reader, name: str, to: str) -> tuple[int, str | None]:
 
 def _packed(source: Reader, name: str) -> BitmaskArray:
     found = source.tensors[name]
-    return source.packed(found) if isinstance(found, Packed) else ops.pack(source.array(found))
+    array = source.packed(found) if isinstance(found, Packed) else ops.pack(source.array(found))
+    return array if isinstance(array, BitmaskArray) else array.dequantize()
 
 
 def _nonzero(array: BitmaskArray) -> BitmaskArray:

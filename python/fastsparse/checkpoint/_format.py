@@ -19,11 +19,14 @@ import numpy as np
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.masks import matrix_view
 from fastsparse.patterns import NM, Pattern, pattern
+from fastsparse.quantized import BITS
 
 __all__ = [
     "DTYPES",
     "METADATA_KEY",
     "PACKABLE",
+    "QUANTIZABLE",
+    "SCALE",
     "TWO_FOUR",
     "Entry",
     "Packed",
@@ -40,12 +43,19 @@ __all__ = [
     "write_record",
 ]
 
-FORMAT_VERSION = 2
-"""What is written. In version 1 only the record had the names that the keys do not tell."""
+FORMAT_VERSION = 3
+"""The latest. In version 1 only the record had the names that the keys do not tell; 3 has weights of eight bits.
+
+What has none is written as version 2, which earlier readers know.
+"""
 METADATA_KEY = "fastsparse"
 PACKABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8", "U8")
 """The dtypes that can be packed, floating ones first."""
+QUANTIZABLE = PACKABLE[:4]
+"""Those that can be stored in eight bits."""
 PARTS = ("shape", "compressed", "bitmask", "row_offsets")
+SCALE = "row_scale"
+"""The fifth part of a tensor that is stored in eight bits."""
 LAYOUTS = ("matrix", "last-axis", "2:4")
 _MARLIN = ("weight_packed", "scale_packed", "meta")
 
@@ -105,7 +115,8 @@ class Packed:
     `layout` is ``"matrix"`` for masks of the matrix view, ``"last-axis"`` for those of compressed-tensors, which pad
     every run along the last axis, and ``"2:4"`` for its sparse-24-bitmask format, which has no offsets. `exact` says
     that the mask is one that `pattern` gives; it is not where kept elements that were zero were dropped. `stub` says
-    that the tensor's own name is among the keys, with an empty tensor.
+    that the tensor's own name is among the keys, with an empty tensor. With `bits` the values are int8, and a part more
+    has the scales of the rows; `dtype` is that of the tensor all the same, and of its stub.
     """
 
     name: str
@@ -116,15 +127,17 @@ class Packed:
     exact: bool
     layout: str = "matrix"
     stub: bool = False
+    bits: int | None = None
 
     def key(self, part: str) -> str:
-        """The key of one of `PARTS`."""
+        """The key of a part."""
         return f"{self.prefix}.{part}"
 
     @property
     def keys(self) -> list[str]:
         """The keys of all parts, and of the stub."""
-        parts = [self.key(part) for part in (PARTS if self.layout != "2:4" else PARTS[:3])]
+        scale = () if self.bits is None else (SCALE,)
+        parts = [self.key(part) for part in (*(PARTS if self.layout != "2:4" else PARTS[:3]), *scale)]
         return [*parts, self.name] if self.stub else parts
 
     @property
@@ -132,9 +145,15 @@ class Packed:
         """Size of the dense tensor."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    @property
+    def values_dtype(self) -> str:
+        """The dtype of the kept elements as they are stored."""
+        return self.dtype if self.bits is None else "I8"
+
     def entries(self, nnz: int) -> dict[str, Entry]:
         """The parts as they have to be, with `nnz` elements kept."""
         rows, cols = matrix_view(self.shape)
+        kind = self.values_dtype
         shape: tuple[int, ...] = (len(self.shape),)
         values: tuple[int, ...] = (nnz,)
         mask: tuple[int, ...] = (rows, -(-cols // 8))
@@ -145,13 +164,13 @@ class Packed:
             shape, values = (2, 1), (rows, cols // 2)
         found = {
             "shape": Entry(self.key("shape"), "I64", shape, 8 * math.prod(shape)),
-            "compressed": Entry(
-                self.key("compressed"), self.dtype, values, math.prod(values) * DTYPES[self.dtype].itemsize
-            ),
+            "compressed": Entry(self.key("compressed"), kind, values, math.prod(values) * DTYPES[kind].itemsize),
             "bitmask": Entry(self.key("bitmask"), "U8", mask, math.prod(mask)),
         }
         if self.layout != "2:4":
             found["row_offsets"] = Entry(self.key("row_offsets"), "I64", offsets, 8 * math.prod(offsets))
+        if self.bits is not None:
+            found[SCALE] = Entry(self.key(SCALE), "F32", (rows,), 4 * rows)
         if self.stub:
             found["stub"] = Entry(self.name, self.dtype, (0,), 0)
         return found
@@ -165,7 +184,7 @@ def prefix_for(name: str, taken: Collection[str]) -> str | None:
     """
     short = name.removesuffix(".weight")
     for prefix in dict.fromkeys((short, name)):
-        if (prefix == name or prefix not in taken) and not any(f"{prefix}.{part}" in taken for part in PARTS):
+        if (prefix == name or prefix not in taken) and not any(f"{prefix}.{part}" in taken for part in (*PARTS, SCALE)):
             return prefix
     return None
 
@@ -192,10 +211,12 @@ def write_record(
             "exact": tensor.exact,
             "density": density,
             **({} if tensor.layout == "matrix" else {"layout": tensor.layout}),
+            **({} if tensor.bits is None else {"bits": tensor.bits}),
         }
         for tensor, density in packed
     }
-    document: dict[str, Any] = {"format": FORMAT_VERSION, "packed": records}
+    version = FORMAT_VERSION if any("bits" in fields for fields in records.values()) else 2
+    document: dict[str, Any] = {"format": version, "packed": records}
     if pruned:
         document["pruned"] = {
             name: {"pattern": str(pattern), "density": density} for name, (pattern, density) in pruned.items()
@@ -356,7 +377,11 @@ def _one_record(entries: Mapping[str, Entry], name: str, fields: Any) -> tuple[P
         raise fail("a scalar has no last axis")
     if layout == "2:4" and (chosen != TWO_FOUR or not fields["exact"] or not _has_groups(shape)):
         raise fail("layout 2:4 is for matrices with groups of 4 and the pattern 2:4")
-    tensor = Packed(name, fields["prefix"], fields["dtype"], shape, chosen, fields["exact"], layout, name in entries)
+    bits = fields.get("bits")
+    if bits is not None and (type(bits) is not int or bits != BITS or layout != "matrix"):
+        raise fail(f"{bits!r} bits in layout {layout!r}")
+    stub = name in entries
+    tensor = Packed(name, fields["prefix"], fields["dtype"], shape, chosen, fields["exact"], layout, stub, bits)
     if not any(tensor.key(part) in entries for part in PARTS):
         return None, f"{name!r} is not there in packed form"
     misfit, values = None, entries.get(tensor.key("compressed"))
@@ -378,9 +403,10 @@ def density(kept: int, shape: tuple[int, ...]) -> float:
 def packed_by_names(entries: Mapping[str, Entry], shape_of: Callable[[Entry], tuple[int, ...]]) -> list[Packed]:
     """The packed tensors among keys without a record.
 
-    Each has the name of its stub. What has none is of compressed-tensors, which means ``m.weight`` by ``m.compressed``.
-    Its versions up to 0.8.1 have the whole name in the key, and up to 0.3 pack every tensor: where one prefix ends with
-    ``weight``, ``m.bias.compressed`` is ``m.bias``.
+    Each has the name of its stub; one of int8 with a stub of another dtype is of that, in eight bits. What has none is
+    of compressed-tensors, which means ``m.weight`` by ``m.compressed``. Its versions up to 0.8.1 have the whole name in
+    the key, and up to 0.3 pack every tensor: where one prefix ends with ``weight``, ``m.bias.compressed`` is
+    ``m.bias``.
 
     Parameters
     ----------
@@ -410,6 +436,8 @@ def packed_by_names(entries: Mapping[str, Entry], shape_of: Callable[[Entry], tu
             raise FormatError(f"tensor {name!r}: {shape.key!r} is {shape.dtype}, expected I64")
         values = entries[f"{prefix}.compressed"]
         tensor = Packed(name, prefix, values.dtype, shape_of(shape), None, False, stub=stub is not None)
+        if stub is not None and values.dtype == "I8" != entries[stub].dtype:
+            tensor = replace(tensor, dtype=entries[stub].dtype, bits=BITS)
         if f"{prefix}.row_offsets" not in entries:
             if not _has_groups(tensor.shape):
                 raise FormatError(
@@ -465,8 +493,9 @@ def check_parts(entries: Mapping[str, Entry], tensor: Packed) -> int:
 
     Returns the number of elements kept.
     """
-    if tensor.dtype not in PACKABLE:
-        raise FormatError(f"tensor {tensor.name!r}: dtype {tensor.dtype} cannot be packed")
+    if tensor.dtype not in (PACKABLE if tensor.bits is None else QUANTIZABLE):
+        form = "packed" if tensor.bits is None else f"stored in {tensor.bits} bits"
+        raise FormatError(f"tensor {tensor.name!r}: dtype {tensor.dtype} cannot be {form}")
     values = entries.get(tensor.key("compressed"))
     kept = math.prod(values.shape) if values is not None else 0
     for wanted in tensor.entries(kept).values():

@@ -47,4 +47,4 @@ def stored_row(source: Reader, name: str) -> TensorReport:
     kept = math.prod(source.entries[found.key("compressed")].shape)
     chosen = None if found.pattern is None else str(found.pattern)
     sparsity = 1 - density(kept, found.shape)
-    return TensorReport(name, found.shape, found.dtype, chosen, sparsity, found.nbytes, stored)
+    return TensorReport(name, found.shape, found.dtype, chosen, sparsity, found.nbytes, stored, bits=found.bits)

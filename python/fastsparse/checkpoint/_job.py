@@ -62,6 +62,7 @@ class Job:
             self.size,
             kept_energy,
             self.reason,
+            None if self.packed is None else self.packed.bits,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._executor import Task, map_bounded, workers
-from fastsparse.checkpoint._format import Packed, needs_stub, prefix_for
+from fastsparse.checkpoint._format import QUANTIZABLE, Packed, needs_stub, prefix_for
 from fastsparse.checkpoint._global_sparsity import check_bounds, passes, spread
 from fastsparse.checkpoint._job import Job
 from fastsparse.checkpoint._progress import Progress, Ticker
@@ -123,11 +123,34 @@ class Choice:
         taken = set(source.entries)
         jobs = []
         for name, pattern in patterns.items():
-            job = _job(source, name, pattern, taken, counts.get(name), name in shares, self.stubs)
+            job = self._job(name, pattern, taken, counts.get(name), name in shares)
             if job.packed is not None:
                 taken.update(job.packed.keys)
             jobs.append(job)
         return Plan(source.path, tuple(jobs), time.perf_counter() - started, _copied_rows(source))
+
+    def _job(
+        self, name: str, chosen: Pattern | str, taken: set[str], count: tuple[int, bool] | None, competes: bool
+    ) -> Job:
+        """What becomes of a tensor. One that competes with others loses its share even where it stays dense."""
+        entry = self.source.entries[name]
+        shard = self.source.shard_of(entry)
+        if not isinstance(chosen, Pattern) or count is None:
+            return Job(name, entry, shard, entry.nbytes, reason=str(chosen))
+        kept, exact = count
+        pruned = chosen if competes else None
+        prefix = prefix_for(name, taken)
+        if prefix is None:
+            why = "other tensors have the names of its parts"
+            return Job(name, entry, shard, entry.nbytes, None, kept, why, pruned)
+        bits = self.recipe.bits if entry.dtype in QUANTIZABLE else None
+        stub = self.stubs or bits is not None or needs_stub(name, prefix)
+        packed = Packed(name, prefix, entry.dtype, entry.shape, chosen, exact, stub=stub, bits=bits)
+        job = Job(name, entry, shard, entry.nbytes, packed, kept)
+        if job.size > entry.nbytes:
+            why = f"packed it would be larger, {job.size} bytes"
+            return Job(name, entry, shard, entry.nbytes, None, kept, why, pruned)
+        return job
 
 
 def choose(src: StrPath, recipe: Recipe | Pattern | str, *, trust_shards: bool = False, stubs: bool = True) -> Choice:
@@ -203,33 +226,6 @@ def _measure(source: Reader, name: str, function: str, arguments: tuple[int, ...
         found = getattr(native(), function)(source.array(source.entries[name]), *arguments)
     source.release(name)
     return found
-
-
-def _job(
-    source: Reader,
-    name: str,
-    chosen: Pattern | str,
-    taken: set[str],
-    count: tuple[int, bool] | None,
-    competes: bool,
-    stubs: bool,
-) -> Job:
-    """What becomes of a tensor. One that competes with others loses its share even where it stays dense."""
-    entry = source.entries[name]
-    shard = source.shard_of(entry)
-    if not isinstance(chosen, Pattern) or count is None:
-        return Job(name, entry, shard, entry.nbytes, reason=str(chosen))
-    kept, exact = count
-    pruned = chosen if competes else None
-    prefix = prefix_for(name, taken)
-    if prefix is None:
-        return Job(name, entry, shard, entry.nbytes, None, kept, "other tensors have the names of its parts", pruned)
-    stub = stubs or needs_stub(name, prefix)
-    packed = Packed(name, prefix, entry.dtype, entry.shape, chosen, exact, stub=stub)
-    job = Job(name, entry, shard, entry.nbytes, packed, kept)
-    if job.size > entry.nbytes:
-        return Job(name, entry, shard, entry.nbytes, None, kept, f"packed it would be larger, {job.size} bytes", pruned)
-    return job
 
 
 def _count(source: Reader, name: str, chosen: Pattern) -> tuple[int, bool]:

@@ -16,6 +16,7 @@ from fastsparse.checkpoint._foreign import refuse_foreign
 from fastsparse.checkpoint._format import (
     DTYPES,
     METADATA_KEY,
+    SCALE,
     Entry,
     Packed,
     packed_by_names,
@@ -27,6 +28,7 @@ from fastsparse.checkpoint._hf_config import check_config
 from fastsparse.masks import Bitmask, matrix_view
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Block, Pattern, TopK
+from fastsparse.quantized import QuantizedArray
 
 __all__ = ["Checkpoint", "Reader", "StrPath", "matrix_bits", "native", "open"]
 
@@ -204,7 +206,7 @@ class Reader:
             raise FormatError(f"{entry.key!r} holds {list(shape[:65])}, which is no shape")
         return shape
 
-    def packed(self, tensor: Packed) -> BitmaskArray:
+    def packed(self, tensor: Packed) -> BitmaskArray | QuantizedArray:
         """A packed tensor.
 
         Raises
@@ -232,6 +234,8 @@ class Reader:
                 offsets = self.array(part["row_offsets"])
                 if not np.array_equal(offsets.reshape(-1), array.row_offsets[:-1]):
                     raise FormatError("the row offsets disagree with the mask")
+            if SCALE in part:
+                return QuantizedArray.from_parts(array, self.array(part[SCALE]), DTYPES[tensor.dtype])
         return array
 
     def digest(self, name: str) -> str:
@@ -247,7 +251,7 @@ class Reader:
             self._files[shard].release(index)
 
 
-class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
+class Checkpoint(Mapping[str, BitmaskArray | QuantizedArray | NDArray[Any]]):
     """An open checkpoint: a lazy mapping from tensor names to packed tensors and arrays. `open` makes one.
 
     Nothing of a tensor is read before it is asked for, and nothing is kept: asking again checks again. With
@@ -267,7 +271,7 @@ class Checkpoint(Mapping[str, BitmaskArray | NDArray[Any]]):
         """The metadata of the file; that of a folder's first shard."""
         return dict(self.reader.metadata[self.reader.shards[0]])
 
-    def __getitem__(self, name: str) -> BitmaskArray | NDArray[Any]:
+    def __getitem__(self, name: str) -> BitmaskArray | QuantizedArray | NDArray[Any]:
         """The tensor of this name.
 
         Raises
@@ -357,7 +361,8 @@ def open(path: StrPath, *, mmap: bool = True, trust_shards: bool = False) -> Che
     Returns
     -------
     Checkpoint
-        A lazy mapping from names to `BitmaskArray` and `numpy.ndarray`.
+        A lazy mapping from names to `BitmaskArray`, `QuantizedArray` for what is stored in eight bits, and
+        `numpy.ndarray`.
 
     Raises
     ------

@@ -25,12 +25,13 @@ from fastsparse.checkpoint._reader import Checkpoint, StrPath
 from fastsparse.checkpoint._work import flat_bytes, parts_of
 from fastsparse.checkpoint._writer import check_place, writing
 from fastsparse.packed import BitmaskArray
+from fastsparse.quantized import BITS, QuantizedArray
 
 __all__ = ["save"]
 
 
 def save(
-    tensors: Mapping[str, BitmaskArray | NDArray[Any]],
+    tensors: Mapping[str, BitmaskArray | QuantizedArray | NDArray[Any]],
     path: StrPath,
     *,
     metadata: Mapping[str, str] | None = None,
@@ -44,7 +45,8 @@ def save(
     Parameters
     ----------
     tensors : mapping
-        From names to `BitmaskArray` and `numpy.ndarray`. Each value is asked for twice, and used once at a time.
+        From names to `BitmaskArray`, `QuantizedArray` and `numpy.ndarray`. Each value is asked for twice, and used once
+        at a time.
     path : path-like
         The file to write.
     metadata : mapping of str to str, optional
@@ -70,12 +72,13 @@ def save(
     record = []
     for name, tensor in tensors.items():
         dtype = _check_tensor(name, tensor)
-        if isinstance(tensor, BitmaskArray):
+        if isinstance(tensor, BitmaskArray | QuantizedArray):
             prefix = prefix_for(name, taken)
             if prefix is None:
                 raise FastSparseError(f"tensor {name!r}: other tensors have the names of its parts")
-            exact, stub = tensor.pattern is not None, needs_stub(name, prefix)
-            packed[name] = Packed(name, prefix, dtype, tensor.shape, tensor.pattern, exact, stub=stub)
+            known, bits = tensor.pattern, BITS if isinstance(tensor, QuantizedArray) else None
+            stub = bits is not None or needs_stub(name, prefix)
+            packed[name] = Packed(name, prefix, dtype, tensor.shape, known, known is not None, stub=stub, bits=bits)
             taken.update(packed[name].keys)
             entries.extend(packed[name].entries(tensor.nnz).values())
             record.append((packed[name], density(tensor.nnz, tensor.shape)))
@@ -85,7 +88,10 @@ def save(
     extra = {METADATA_KEY: write_record(record)} if record else {}
     with writing(path, entries, {**metadata, **extra}, overwrite, _mode(tensors, path)) as writer:
         for name, tensor in tensors.items():
-            parts = parts_of(packed[name], tensor) if isinstance(tensor, BitmaskArray) else {name: flat_bytes(tensor)}
+            if isinstance(tensor, BitmaskArray | QuantizedArray):
+                parts = parts_of(packed[name], tensor)
+            else:
+                parts = {name: flat_bytes(tensor)}
             for key, part in parts.items():
                 writer.write(key, part)
 
@@ -107,10 +113,12 @@ def _check_tensor(name: Any, tensor: Any) -> str:
     if not isinstance(name, str):
         raise FastSparseError(f"tensors: expected names that are strings, got {name!r}")
     _check_text("tensors", name)
-    if not isinstance(tensor, BitmaskArray | np.ndarray | np.generic):
+    if not isinstance(tensor, BitmaskArray | QuantizedArray | np.ndarray | np.generic):
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}".removeprefix("builtins.")
         instead = "; safetensors.torch.save_file stores tensors of torch" if kind.startswith("torch.") else ""
-        raise FastSparseError(f"tensor {name!r}: expected a BitmaskArray or a NumPy array, got {kind}{instead}")
+        raise FastSparseError(
+            f"tensor {name!r}: expected a BitmaskArray, a QuantizedArray or a NumPy array, got {kind}{instead}"
+        )
     return dtype_name(tensor.dtype, name)
 
 
@@ -132,7 +140,7 @@ def _mode(tensors: Mapping[str, Any], path: StrPath) -> int | None:
 
 
 def _check_names(
-    dense: Mapping[str, Entry], tensors: Mapping[str, BitmaskArray | NDArray[Any]], recorded: bool
+    dense: Mapping[str, Entry], tensors: Mapping[str, BitmaskArray | QuantizedArray | NDArray[Any]], recorded: bool
 ) -> None:
     """Refuses arrays that `open` would take for parts of packed tensors, and refuse or put in the place of others."""
     if recorded:
@@ -141,7 +149,7 @@ def _check_names(
 
     def shape_of(entry: Entry) -> tuple[int, ...]:
         array = tensors[entry.key]
-        assert not isinstance(array, BitmaskArray)
+        assert not isinstance(array, BitmaskArray | QuantizedArray)
         return tuple(array.reshape(-1).tolist())
 
     tensors_of(dense, packed_by_names(dense, shape_of))

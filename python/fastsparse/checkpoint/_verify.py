@@ -20,6 +20,7 @@ from fastsparse.checkpoint._work import flat_bytes, kept_energy, mask_of
 from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import Nonzero, Pattern
+from fastsparse.quantized import QuantizedArray
 
 __all__ = ["verify"]
 
@@ -111,15 +112,16 @@ def _check(checked: Reader, dense: Reader | None, name: str) -> float | None:
     return energy
 
 
-def _check_kept(array: BitmaskArray, found: Packed, w: NDArray[Any]) -> float | None:
+def _check_kept(array: BitmaskArray | QuantizedArray, found: Packed, w: NDArray[Any]) -> float | None:
     """Holds a packed tensor against the original; returns the kept energy."""
     for start, stop in _pieces(w):
         part, own = (array.rows(start, stop), w[start:stop]) if w.ndim > 1 else (array, w)
-        if not np.array_equal(flat_bytes(ops.pack(own, part.mask).values), flat_bytes(part.values)):
+        kept = ops.pack(own, part.mask)
+        if part != (kept if found.bits is None else kept.quantize(found.bits)):
             raise FormatError("kept elements differ from the source")
     if found.pattern is not None and mask_of(w, found.pattern, found.exact) != array.mask:
         raise FormatError(f"the mask is not the one that {found.pattern!r} selects")
-    return kept_energy(array.values, w)
+    return kept_energy(array.values if isinstance(array, BitmaskArray) else ops.pack(w, array.mask).values, w)
 
 
 def _check_zeros(dense: NDArray[Any], pruned: tuple[Pattern, float], w: NDArray[Any] | None = None) -> float | None:

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from fastsparse import ops
 from fastsparse._errors import FastSparseError
-from fastsparse.checkpoint._format import Entry, Packed
+from fastsparse.checkpoint._format import SCALE, Entry, Packed
 from fastsparse.checkpoint._job import Job
 from fastsparse.checkpoint._reader import Reader, native
 from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import Nonzero, Pattern, Unstructured
+from fastsparse.quantized import QuantizedArray
 
 __all__ = [
     "TensorResult",
@@ -62,9 +63,11 @@ def _pack(source: Reader, job: Job, packed: Packed) -> TensorResult:
     w = source.array(job.entry)
     with source.error_context(job.name):
         array = pack(w, packed.pattern, packed.exact)
-    if array.nnz != job.kept:
-        raise FastSparseError(f"{source.path}: tensor {job.name!r} changed while it was read")
-    done = TensorResult(parts_of(packed, array), source.digest(job.name), kept_energy(array.values, w))
+        if array.nnz != job.kept:
+            raise FastSparseError("it changed while it was read")
+        energy = kept_energy(array.values, w)
+        stored = array if packed.bits is None else array.quantize(packed.bits)
+    done = TensorResult(parts_of(packed, stored), source.digest(job.name), energy)
     source.release(job.name)
     return done
 
@@ -111,15 +114,18 @@ def count_kept(w: NDArray[Any], chosen: Pattern) -> tuple[int, bool]:
     return kept, kept == mask.count
 
 
-def parts_of(packed: Packed, array: BitmaskArray) -> dict[str, NDArray[np.uint8]]:
+def parts_of(packed: Packed, tensor: BitmaskArray | QuantizedArray) -> dict[str, NDArray[np.uint8]]:
     """The bytes of a packed tensor's keys."""
-    parts = {
+    array = tensor if isinstance(tensor, BitmaskArray) else tensor.packed
+    parts: dict[str, NDArray[Any]] = {
         "shape": np.array(packed.shape, np.int64),
         "compressed": array.values,
         "bitmask": array.bitmask,
         "row_offsets": array.row_offsets[:-1],
         "stub": array.values[:0],
     }
+    if isinstance(tensor, QuantizedArray):
+        parts[SCALE] = tensor.scale
     return {entry.key: flat_bytes(parts[part]) for part, entry in packed.entries(array.nnz).items()}
 
 

@@ -32,7 +32,7 @@ def _row(tensor: checkpoint.TensorReport) -> tuple[str, ...]:
     return (
         tensor.name,
         "×".join(map(str, tensor.shape)) or ("–" if tensor.dtype == "file" else "scalar"),
-        tensor.dtype,
+        tensor.dtype if tensor.bits is None else f"{tensor.dtype} in {tensor.bits} bits",
         tensor.pattern or "–",
         "–" if tensor.sparsity is None else f"{tensor.sparsity:.1%}",
         "–" if tensor.kept_energy is None else f"{tensor.kept_energy:.2%}",

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from fastsparse import checkpoint
-from fastsparse.cli._options import Expressions, Json, Overwrite, Source, TrustShards, parse_expression, parse_pattern
+from fastsparse.cli._options import (
+    Expressions,
+    Json,
+    Overwrite,
+    Source,
+    TrustShards,
+    WeightBits,
+    parse_expression,
+    parse_pattern,
+)
 from fastsparse.cli._progress import progress_of
 from fastsparse.cli._table import show
 from fastsparse.patterns import Pattern
@@ -55,6 +64,7 @@ def compress(
     max_sparsity: Annotated[
         float | None, typer.Option(min=0, max=1, help="With --global: at most this share in each tensor.")
     ] = None,
+    bits: WeightBits = None,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe, in TOML.")] = None,
     config: Annotated[
         Config,
@@ -79,6 +89,7 @@ def compress(
         scope="global" if whole else wanted.scope,
         min_sparsity=wanted.min_sparsity if min_sparsity is None else min_sparsity,
         max_sparsity=wanted.max_sparsity if max_sparsity is None else max_sparsity,
+        bits=wanted.bits if bits is None else bits.value,
     )
     with progress_of(as_json) as progress:
         if plan or dst is None:

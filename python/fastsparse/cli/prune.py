@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastsparse.cli._options import Expressions, Json, Overwrite, parse_expression, parse_pattern
+from fastsparse.cli._options import Expressions, Json, Overwrite, WeightBits, parse_expression, parse_pattern
 from fastsparse.cli._table import size
 from fastsparse.patterns import Pattern
 
@@ -49,6 +49,7 @@ def prune(
         Expressions,
         typer.Option("--exclude", parser=parse_expression, metavar="RE", help="Leave tensors of this name dense."),
     ] = None,
+    bits: WeightBits = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -65,6 +66,7 @@ def prune(
         refine=refine,
         allocation=allocation.value,
         exclude=tuple(exclude or ()),
+        weight_bits=None if bits is None else bits.value,
         overwrite=overwrite,
         progress=lambda done, total, name: typer.echo(f"{done}/{total}  {name}", err=True),
     )

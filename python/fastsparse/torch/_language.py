@@ -130,12 +130,14 @@ def prune_folder(
     batches: list[Tensor],
     *,
     overwrite: bool = False,
+    weight_bits: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     **options: Any,
 ) -> tuple[ModelReport, Report]:
     """Prune the language model of a folder with calibration data, and write it packed, with its side files.
 
-    The whole model is held in memory. `options` are those of `prune_model`.
+    The whole model is held in memory. With `weight_bits` what is kept is stored as `checkpoint.compress` does with the
+    `bits` of a recipe; calibration knows nothing of that rounding. `options` are those of `prune_model`.
 
     Raises
     ------
@@ -147,6 +149,7 @@ def prune_folder(
         raise FastSparseError(f"{target}: it exists already; --overwrite, overwrite=True, replaces it")
     if not target.absolute().parent.is_dir():
         raise FastSparseError(f"{target}: its folder does not exist")
+    recipe = checkpoint.Recipe(default="nonzero", bits=weight_bits)
     model = load_language_model(src)
     report = prune_model(model, pattern, batches, progress=progress, **options)
     with tempfile.TemporaryDirectory(prefix=".fastsparse-", dir=target.absolute().parent) as work:
@@ -156,4 +159,4 @@ def prune_folder(
         model.save_pretrained(dense)
         merged = {**json.loads((dense / "config.json").read_text(encoding="utf-8")), **json.loads(config)}
         (dense / "config.json").write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
-        return report, checkpoint.compress(dense, dst, "nonzero", overwrite=overwrite)
+        return report, checkpoint.compress(dense, dst, recipe, overwrite=overwrite)

@@ -22,7 +22,7 @@ from fastsparse.torch._linear import COMPUTES, SparseLinear
 from fastsparse.torch._sparsify import Use, obstacle, replace_modules, uses_of
 from fastsparse.torch._tensors import as_array, as_tensor
 
-__all__ = ["load"]
+__all__ = ["cast", "load"]
 
 _Packed = fs.BitmaskArray | fs.QuantizedArray
 _Found = _Packed | NDArray[Any]
@@ -161,7 +161,7 @@ def _put(model: nn.Module, target: _Target) -> TensorReport:
     reason = _why_dense(model, target, dtype)
     if reason is None:
         assert isinstance(found, _Packed)
-        s = _cast(found, dtype)
+        s = cast(found, dtype)
         del tensor
         replace_modules(model, paths, lambda module: SparseLinear.from_packed(s, module.bias))
         return _row(target.name, found, None)
@@ -195,7 +195,8 @@ def _why_dense(model: nn.Module, target: _Target, dtype: torch.dtype) -> str | N
     return None if dtype in COMPUTES else f"unpacked: layers of {dtype} are not computed packed"
 
 
-def _cast(s: _Packed, dtype: torch.dtype) -> _Packed:
+def cast(s: _Packed, dtype: torch.dtype) -> _Packed:
+    """The weight as one of another dtype; values of eight bits stay as they are."""
     if isinstance(s, fs.QuantizedArray):
         return quantized(s.packed, s.scale, as_array(torch.empty(0, dtype=dtype)).dtype)
     values = as_array(as_tensor(s.values).to(dtype))
