@@ -1,0 +1,49 @@
+"""Imports point down: no circle of files goes through two folders, imports within functions included."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "python" / "fastsparse"
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                yield inner if inner in FILES else str(node.module)
+
+
+GRAPH = {name: {other for other in imported(path) if other in FILES} for name, path in FILES.items()}
+
+
+def reached(start: str) -> set[str]:
+    found, left = set(), [start]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += GRAPH[name]
+    return found
+
+
+def test_no_circle_goes_through_two_folders() -> None:
+    assert sum(map(len, GRAPH.values())) > 100  # as many as to show that imports are found
+    assert [
+        f"{name} imports {other}, which needs it"
+        for name, others in GRAPH.items()
+        for other in others
+        if FILES[name].parent != FILES[other].parent and name in reached(other)
+    ] == []
