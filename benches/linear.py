@@ -98,7 +98,8 @@ class Layers:
             self.torch_csr = {
                 s: [torch.from_numpy(w).to_sparse_csr() for _ in range(CSR_LAYERS)] for s, w in self.pruned.items()
             }
-        # Memory that was only written may be slow at first: 15 to 30 ms a layer, then 4 to 8, on a virtual machine.
+        # Memory that was only written may be slow at first: 15 to 30 ms a layer, then 4 to 8, on a
+        # virtual machine.
         for (_, run, _), i in product(self.sides(1), range(self.number)):
             run(i)
 

@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 9
-# Threads of OpenBLAS and OpenMP go on looking for work for a while, on the cores that the next side needs: those of
-# NumPy's OpenBLAS for 0.12 s on a Zen 3, where 8 rows took us 1.6 times as long until then. Meanwhile a side is called
-# and not timed, since cores that have slept are slow: one row took 1.6 times as long after it.
+# Threads of OpenBLAS and OpenMP go on looking for work for a while, on the cores that the next side
+# needs: those of NumPy's OpenBLAS for 0.12 s on a Zen 3, where 8 rows took us 1.6 times as long
+# until then. Meanwhile a side is called and not timed, since cores that have slept are slow: one
+# row took 1.6 times as long after it.
 PAUSE = 0.2
-# One measurement of a quick call repeats it until it takes this long: the clock and its call cost 0.1 µs.
+# One measurement of a short call repeats it until it takes this long: the clock and its call cost
+# 0.1 µs.
 LEAST_SECONDS = 2e-3
 
 Times: TypeAlias = dict[str, list[float]]

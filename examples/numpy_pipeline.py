@@ -30,7 +30,8 @@ def main() -> None:
     weights = layers()
     x = np.random.default_rng(1).normal(size=(256, 512)).astype(np.float32)
 
-    # The mask alone: which weights stay, by their size and by their size times the activations they meet (Wanda).
+    # The mask alone: which weights stay, by their size and by their size times the activations they
+    # meet (Wanda).
     by_size = fs.select(weights["up.weight"], "50%/row")
     by_effect = fs.select(weights["up.weight"], "50%/row", column_scale=np.linalg.norm(x, axis=0))
     print(f"masks {by_size}, and {(by_size ^ by_effect).count} weights chosen otherwise with activations")

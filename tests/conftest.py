@@ -15,14 +15,16 @@ from fastsparse import _backend, _numpy
 try:
     from fastsparse import _core
 except ImportError:
-    # Without the native module half of this suite is missing: only a deliberate FASTSPARSE_BACKEND=numpy may do that.
+    # Without the native module half of this suite is missing: only a deliberate
+    # FASTSPARSE_BACKEND=numpy may do that.
     if os.environ.get("FASTSPARSE_BACKEND") != "numpy":
         raise
     BACKENDS = [(_numpy, "numpy")]
 else:
     BACKENDS = [(_numpy, "numpy"), *((_core, isa) for isa in _core.available_isas())]
 
-# The fixture stays the same while hypothesis varies its examples, which is what the suppressed check warns of.
+# The fixture stays the same while hypothesis varies its examples, which is what the suppressed
+# check warns of.
 settings.register_profile(
     "fastsparse",
     max_examples=60,

@@ -1,6 +1,6 @@
 """The backend interface: `_core` (Rust) and `_numpy` (NumPy) provide all of this, with equal results and messages.
 
-Validation lives behind this interface, so that a call costs little Python. A *spec* is what `Pattern._spec` holds:
+Both backends validate, so that a call costs little Python. A *spec* is what `Pattern._spec` holds:
 
     ("unstructured", sparsity, "tensor" | "row")
     ("exact", zeros)                                  that many zeros over the tensor (global pruning)

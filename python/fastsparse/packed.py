@@ -211,7 +211,7 @@ class BitmaskArray:
     def __matmul__(self, x: ArrayLike) -> NDArray[Any]:
         """The product with a vector ``[cols]`` or a matrix ``[cols, n]``, computed from the packed weights.
 
-        The tensor is seen as a matrix. See `fs.linear` for dtypes and errors; activations that lie by rows are quicker
+        The tensor is seen as a matrix. See `fs.linear` for dtypes and errors; activations that lie by rows are faster
         there, they need not be transposed.
         """
         columns = np.asarray(x)

@@ -407,7 +407,7 @@ def _parse_options(text: str, options: str | None) -> dict[str, Any]:
     for option in options.split(",") if options else ():
         name, value = option.split("=")
         if name not in ("axis", "tail", "norm") or name in parsed:
-            raise FastSparseError(f"pattern: expected each of axis, tail, norm at most once behind @, got {text!r}")
+            raise FastSparseError(f"pattern: expected each of axis, tail, norm at most once after @, got {text!r}")
         parsed[name] = int(value) if re.fullmatch(r"-?\d{1,18}", value) else value
     return parsed
 

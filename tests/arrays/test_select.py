@@ -228,7 +228,8 @@ def test_a_block_larger_than_the_tensor_is_one_block():
 
 
 def test_block_sums_have_one_order():
-    # In the order of the contract 2^53 + 1 + 1 is either 2^53 or 2^53 + 2, depending on where the ones stand.
+    # In the order of the contract 2^53 + 1 + 1 is either 2^53 or 2^53 + 2, depending on where the
+    # ones stand.
     big = 2.0**53
     w = np.array([[big, 1, 0, 0, 1, 0, 0, 0], [big, 1, 1, 0, 0, 0, 0, 0], [big, 0, 0, 1, 0, 0, 0, 1]])
     check(w, "67%/1x8@norm=l1")

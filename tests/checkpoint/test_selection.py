@@ -147,7 +147,8 @@ def test_rules_for_a_block_mean_neither_its_norms_nor_its_routers(name, reason):
     assert str(Recipe(rules=[Rule(name, "50%")]).choose_all(tensors)[f"layers.0.{name}.weight"]) == "50%"
 
 
-# Layers of quantised checkpoints, as the named tools write them: keys of one module with dtypes and shapes.
+# Layers of quantised checkpoints, as the named tools write them: keys of one module with dtypes and
+# shapes.
 QUANTISED = {
     "fp8 block": {"weight": ("F8_E4M3", (256, 256)), "weight_scale_inv": ("F32", (64, 64))},
     "fp8 channel": {"weight": ("F8_E4M3", (4096, 64)), "weight_scale": ("BF16", (4096, 1))},

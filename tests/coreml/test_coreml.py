@@ -106,7 +106,7 @@ class TestWeightFiles:
         [
             ({"count": 2}, "2 blobs are announced, the file ends after 1"),
             ({"count": 2**32 - 1}, "the file ends after 1"),
-            ({"count": 0}, "66 bytes behind the last blob"),
+            ({"count": 0}, "66 bytes after the last blob"),
             ({"version": 1}, "version 1 is unknown"),
             ({"sentinel": 7}, "blob at 64: it begins with 0x7"),
             ({"code": 0}, "dtype 0 is unknown"),
@@ -121,7 +121,7 @@ class TestWeightFiles:
             ({"bytes": 0}, "no uint1"),
             ({"code": 2, "padding": 0}, "no float32"),
             ({"code": 12, "padding": 5}, "no uint3"),
-            ({"tail": bytes(99)}, "bytes behind the last blob"),
+            ({"tail": bytes(99)}, "bytes after the last blob"),
         ],
     )  # fmt: skip
     def test_what_is_refused(self, tmp_path, changed, why):

@@ -42,7 +42,8 @@ def test_magnitude(distinct, shape, q):
 
 @pytest.mark.parametrize("q", [0.25, 0.5, 0.75])
 def test_magnitude_of_float16(distinct, q):
-    # 2145 − 1 is a multiple of 4: the percentile is one of the values and is not rounded in float16.
+    # 2145 − 1 is a multiple of 4: the percentile is one of the values and is not rounded in
+    # float16.
     w = distinct((33, 65), np.dtype(np.float16))
     sparsity = percentile_zeros(q, w.size) / w.size
     assert_same(fs.compress(w, fs.Unstructured(sparsity)), prune_weights.compress_by_magnitude(w, q))

@@ -109,7 +109,8 @@ FAMILIES: dict[str, tuple[dict, set[str]]] = {
     "xglm": ({}, set()),
 }
 NOTHING_PACKED = {"falcon", "gpt2"}
-# These read the weights of some layers: in every forward pass they are unpacked, and a warning says so.
+# These read the weights of some layers: in every forward pass they are unpacked, and a warning says
+# so.
 COMPUTES_WITH_WEIGHTS = {"bloom", "wavlm"}
 
 

@@ -20,7 +20,8 @@ import fastsparse.torch as fst
 from fastsparse import checkpoint
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
-# Sums differ in their order: a few roundings of the result, for which torch's layer is computed in float32.
+# Sums differ in their order: a few roundings of the result, for which torch's layer is computed in
+# float32.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 

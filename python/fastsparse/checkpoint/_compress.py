@@ -36,7 +36,7 @@ def compress(
     """Prune a checkpoint and store it packed.
 
     A tensor is packed while the one before it is written, so that memory holds two of them. `dst` appears only when all
-    is written and flushed; a failure leaves nothing behind. Of a folder, the shards that a run finished before it was
+    is written and flushed; a failure leaves nothing of it. Of a folder, the shards that a run finished before it was
     killed are taken over where they are what this one would write.
 
     Parameters

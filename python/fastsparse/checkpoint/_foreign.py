@@ -115,7 +115,8 @@ def refuse_foreign(path: str) -> None:
     """
     with open(path, "rb") as file:
         start = file.read(9)
-    # As the header of safetensors does, whatever its length looks like; only no header is as long as text would be.
+    # As the header of safetensors does, whatever its length looks like; only no header is as long
+    # as text would be.
     if start[8:] == b"{" and (b"\0" in start[:8] or not start[:8].isascii()):
         return
     for beginning, what in _BEGINNINGS.items():

@@ -95,8 +95,8 @@ def spread(
             sums = clipped(name, below, elements)
             table[0] += sums[0] - least[name]
             table[bins] += np.diff(sums)
-        # The first bin up to which there are as many as are wanted. What is below the window is counted with its first
-        # bin: fewer than wanted are there.
+        # The first bin up to which there are as many as are wanted. What is below the window is
+        # counted with its first bin: fewer than wanted are there.
         threshold += int(np.searchsorted(np.cumsum(table), wanted)) << shift
         shift -= _WINDOW
     goes, ties, zeros = {}, {}, {}

@@ -229,7 +229,8 @@ class Reader:
                 )
             except FastSparseError as error:
                 raise FormatError(str(error)) from None
-            # For more than two dimensions compressed-tensors' offsets are sums along the wrong axis.
+            # For more than two dimensions compressed-tensors' offsets are sums along the wrong
+            # axis.
             if "row_offsets" in part and (tensor.layout == "matrix" or len(shape) <= 2):
                 offsets = self.array(part["row_offsets"])
                 if not np.array_equal(offsets.reshape(-1), array.row_offsets[:-1]):

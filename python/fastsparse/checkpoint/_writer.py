@@ -151,7 +151,8 @@ class Target:
                 _sigint.deliver()
                 self._writer.write(key, part[start : start + _BLOCK])
             self._unflushed += len(part)
-        # Else the system gathers gigabytes, and the end of the shard waits for the disk while nothing computes.
+        # Else the system gathers gigabytes, and the end of the shard waits for the disk while
+        # nothing computes.
         if self._unflushed >= _UNFLUSHED and (self._flushing is None or self._flushing.done()):
             self._wait_for_flush()
             self._flush()

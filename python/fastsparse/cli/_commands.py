@@ -59,7 +59,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room and run it again, nothing was left behind"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room and run it again, nothing of it is left"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "; check who may read and write there"),
     errno.EROFS: "; name a target on a disk that can be written",
     errno.EFBIG: "; the disk or a limit allows no file of that size, name another target",

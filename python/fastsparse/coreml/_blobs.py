@@ -1,4 +1,4 @@
-"""Core ML's weight files, `weight.bin`: blobs one behind the other, each with its metadata in front.
+"""Core ML's weight files, `weight.bin`: blobs one after the other, each with its metadata before it.
 
     header, 64 bytes          u32 number of blobs, u32 version 2, zeros
     for each blob, from the next multiple of 64:
@@ -120,7 +120,7 @@ def read_blobs(path: str | os.PathLike[str]) -> dict[int, Blob]:
         except FormatError as error:
             raise FormatError(f"{name}: blob at {offset}: {error}") from None
     if _aligned(end) < content.size:
-        raise FormatError(f"{name}: {content.size - end} bytes behind the last blob")
+        raise FormatError(f"{name}: {content.size - end} bytes after the last blob")
     return blobs
 
 
@@ -132,7 +132,7 @@ def _read(content: NDArray[np.uint8], offset: int) -> tuple[Blob, int]:
     if code not in _WHOLE and code not in _PARTS:
         raise FormatError(f"dtype {code} is unknown")
     if start != offset + _METADATA.size:
-        raise FormatError(f"its data is at {start} instead of behind its metadata")
+        raise FormatError(f"its data is at {start} instead of after its metadata")
     if length > content.size - start:
         raise FormatError(f"its {length} bytes end beyond the file")
     dtype, width = _PARTS.get(code) or (str(_WHOLE[code]), 8 * _WHOLE[code].itemsize)

@@ -2,7 +2,7 @@
 
     magnitude   zero where |w| <= np.percentile(|w|, 100 q): every tie goes
     blocks      the same with |w| replaced by the l2 norm of its block, computed in the dtype of the weights
-    n:m         the n smallest of each m along a dimension, zeros behind the last ones included; of equal ones those
+    n:m         the n smallest of each m along a dimension, zeros after the last ones included; of equal ones those
                 that the sorting of NumPy puts first
     threshold   zero where |w| <= the threshold, rounded to the dtype of the weights
 
@@ -60,7 +60,8 @@ def by_block(w: NDArray[Any], sparsity: float, length: int, axis: int) -> Bitmas
         ops.select(w, "50%")  # says where
     channels = w.shape[axis]
     if channels % length:
-        # Each norm counts once for every element of its block, and the last block of a channel has fewer.
+        # Each norm counts once for every element of its block, and the last block of a channel has
+        # fewer.
         each, times = np.repeat(norms, length, axis=axis).take(range(channels), axis), 1
     else:
         each, times = norms, length
@@ -73,12 +74,13 @@ def by_block(w: NDArray[Any], sparsity: float, length: int, axis: int) -> Bitmas
     if np.isnan(cut):  # between infinite norms: nothing is below that
         return ops.pack(w)
     mask = new_mask(*_backend.active.blocks_above(norms, w.shape, float(cut), length, axis))
-    # A kept block of many holds a zero, as a rule: `without_zeros` would then pack everything twice.
+    # A kept block of many holds a zero, as a rule: `without_zeros` would then pack everything
+    # twice.
     return ops.pack(w, mask & ops.select(w, Nonzero()))
 
 
 def by_n_m(w: NDArray[Any], zeros: int, of: int, axis: int) -> BitmaskArray:
-    """What n:m along an axis, 0 or 1, keeps; zeros behind the last elements make the groups full."""
+    """What n:m along an axis, 0 or 1, keeps; zeros after the last elements make the groups full."""
     rest = w.shape[axis] % of
     in_rest = max(zeros - (of - rest), 0) if rest else 0
     if w.dtype == np.float16 and of <= _INSERTION:

@@ -37,7 +37,8 @@ class PatternPruning(torch_prune.BasePruningMethod):
 
     def __init__(self, pattern: str | fs.Pattern, *, one_tensor: bool = False) -> None:
         self.pattern = fs.pattern(pattern)
-        # torch hands over the whole tensor, or what earlier methods left of one or more as a vector.
+        # torch hands over the whole tensor, or what earlier methods left of one or more as a
+        # vector.
         self.PRUNING_TYPE = "global" if one_tensor else "unstructured"
         if not one_tensor and not _ranks_single_weights(self.pattern):
             raise FastSparseError(

@@ -27,7 +27,8 @@ __all__ = [
     "unpack",
 ]
 
-# torch's dtypes that NumPy has only as ml_dtypes, and the dtype of the same size under which their bits cross.
+# torch's dtypes that NumPy has only as ml_dtypes, and the dtype of the same size under which their
+# bits cross.
 _BITS = {
     torch.bfloat16: (torch.int16, np.dtype(ml_dtypes.bfloat16)),
     torch.float8_e4m3fn: (torch.uint8, np.dtype(ml_dtypes.float8_e4m3fn)),
