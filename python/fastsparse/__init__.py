@@ -1,7 +1,6 @@
 """Prune neural-network weights on the CPU, store them as a bit mask plus the kept values, and compute with them."""
 
-import importlib
-from typing import Any
+import typing
 
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError, FormatError
@@ -42,10 +41,35 @@ __all__ = [
 _SUBMODULES = ("calibration", "checkpoint", "compressed_tensors", "coreml", "cutlass", "torch", "transformers")
 """Imported when they are asked for: some need packages that are optional."""
 
+if typing.TYPE_CHECKING:
+    # Type checkers are told the names instead, so that they see those that are wrong.
+    from fastsparse import calibration as calibration
+    from fastsparse import checkpoint as checkpoint
+    from fastsparse import compressed_tensors as compressed_tensors
+    from fastsparse import coreml as coreml
+    from fastsparse import cutlass as cutlass
+    from fastsparse import torch as torch
+    from fastsparse import transformers as transformers
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return _backend.version()
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __version__: str
+else:
+
+    def __getattr__(name):
+        if name == "__version__":
+            return _backend.version()
+        if name in _SUBMODULES:
+            import importlib
+
+            try:
+                return importlib.import_module(f"{__name__}.{name}")
+            except (ImportError, FastSparseError) as error:
+                # An AttributeError, so that what looks at every attribute, such as completion, goes on to the next.
+                raise AttributeError(f"{__name__}.{name} cannot be imported: {error}") from error
+        from fastsparse._errors import near_names
+
+        hint = "" if name.startswith("_") else near_names(name, __dir__())
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES, "__version__"])

@@ -9,6 +9,8 @@ Groups with fewer values than slots fill them as torch does, which is part of th
 torch computes from the non-zeros is stored, zero or not.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import ml_dtypes

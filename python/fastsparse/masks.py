@@ -1,5 +1,7 @@
 """Bit masks: which elements of a tensor are kept."""
 
+from __future__ import annotations
+
 import math
 import operator
 import sys
@@ -47,7 +49,7 @@ class Bitmask:
         raise TypeError("use fs.select, Bitmask.from_bool or Bitmask.from_bits")
 
     @staticmethod
-    def from_bool(mask: ArrayLike) -> "Bitmask":
+    def from_bool(mask: ArrayLike) -> Bitmask:
         """The mask of a bool array: True is kept.
 
         Parameters
@@ -68,7 +70,7 @@ class Bitmask:
         return new_mask(*_backend.active.from_bool(mask))
 
     @staticmethod
-    def from_bits(bits: ArrayLike, shape: tuple[int, ...]) -> "Bitmask":
+    def from_bits(bits: ArrayLike, shape: tuple[int, ...]) -> Bitmask:
         """The mask that these bits are, over the same memory.
 
         Parameters
@@ -119,19 +121,19 @@ class Bitmask:
         """The mask as a bool array of the tensor's shape."""
         return _backend.active.to_bool(self._shape, self._bits)
 
-    def __and__(self, other: "Bitmask") -> "Bitmask":
+    def __and__(self, other: Bitmask) -> Bitmask:
         """Kept by both."""
         return _combine(np.bitwise_and, self, other)
 
-    def __or__(self, other: "Bitmask") -> "Bitmask":
+    def __or__(self, other: Bitmask) -> Bitmask:
         """Kept by one of them or both."""
         return _combine(np.bitwise_or, self, other)
 
-    def __xor__(self, other: "Bitmask") -> "Bitmask":
+    def __xor__(self, other: Bitmask) -> Bitmask:
         """Kept by exactly one of them."""
         return _combine(np.bitwise_xor, self, other)
 
-    def __invert__(self) -> "Bitmask":
+    def __invert__(self) -> Bitmask:
         """Kept becomes pruned and the other way round."""
         bits = ~self._bits
         padding = -matrix_view(self._shape)[1] % 8
@@ -145,10 +147,10 @@ class Bitmask:
             return NotImplemented
         return self._shape == other._shape and np.array_equal(self._bits, other._bits)
 
-    def __copy__(self) -> "Bitmask":
+    def __copy__(self) -> Bitmask:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Bitmask":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Bitmask:
         return Bitmask.from_bits(self._bits.copy(), self._shape)
 
     def __reduce__(self) -> tuple[Any, ...]:

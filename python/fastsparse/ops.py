@@ -1,11 +1,13 @@
 """What one does with weights: select, prune, pack, unpack, compute."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import _backend
-from fastsparse._errors import FastSparseError
+from fastsparse._errors import FastSparseError, torch_hint
 from fastsparse.masks import Bitmask, as_mask, new_mask
 from fastsparse.packed import BitmaskArray, new_array
 from fastsparse.patterns import Pattern
@@ -191,7 +193,7 @@ def unpack(s: BitmaskArray | QuantizedArray, out: NDArray[Any] | None = None) ->
     array([0, 3, 0], dtype=int8)
     """
     if not isinstance(s, BitmaskArray | QuantizedArray):
-        raise FastSparseError(f"s: expected a BitmaskArray or QuantizedArray, got {type(s).__name__}")
+        raise FastSparseError(f"s: expected a BitmaskArray or QuantizedArray, got {type(s).__name__}{torch_hint(s)}")
     return s.to_dense(out)
 
 
@@ -261,7 +263,7 @@ def linear(
     """
     if not isinstance(s, BitmaskArray | PreparedWeights | QuantizedArray):
         kinds = "a BitmaskArray, PreparedWeights or a QuantizedArray"
-        raise FastSparseError(f"s: expected {kinds}, got {type(s).__name__}")
+        raise FastSparseError(f"s: expected {kinds}, got {type(s).__name__}{torch_hint(s)}")
     return s._linear(x, bias, weight_scale, out)
 
 

@@ -1,5 +1,7 @@
 """Packed tensors: a bit mask and the values that are kept."""
 
+from __future__ import annotations
+
 import math
 import operator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -10,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.masks import Bitmask, checked_shape, dimensions, matrix_view, new_mask, percent_sparse
+from fastsparse.operand import Operand, check_matrix
 from fastsparse.patterns import NM, Block, Pattern, TopK, integer, pattern
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ __all__ = ["BitmaskArray"]
 _SCIPY_DTYPES = ("float64", "float32", "int8", "uint8")
 
 
-class BitmaskArray:
+class BitmaskArray(Operand):
     """A tensor as a bit mask plus the kept values, row-major. Immutable.
 
     `fs.compress`, `fs.pack`, `BitmaskArray.from_parts` and `BitmaskArray.from_scipy` make one. The tensor is seen as a
@@ -49,8 +52,6 @@ class BitmaskArray:
     _row_offsets: NDArray[np.int64]
     _pattern: Pattern | None
 
-    __array_ufunc__ = None
-
     def __init__(self, *args: Any, **options: Any) -> None:
         """Packed tensors are made by functions that check or know what they hold."""
         raise TypeError("use fs.pack, fs.compress, BitmaskArray.from_parts or BitmaskArray.from_scipy")
@@ -58,7 +59,7 @@ class BitmaskArray:
     @staticmethod
     def from_parts(
         values: ArrayLike, bitmask: ArrayLike, shape: tuple[int, ...], *, pattern: str | Pattern | None = None
-    ) -> "BitmaskArray":
+    ) -> BitmaskArray:
         """A packed tensor over parts from elsewhere, a file for example; contiguous parts are not copied.
 
         Parameters
@@ -92,7 +93,7 @@ class BitmaskArray:
         return new_array(*parts, known)
 
     @staticmethod
-    def from_scipy(matrix: Any) -> "BitmaskArray":
+    def from_scipy(matrix: Any) -> BitmaskArray:
         """Pack a two-dimensional scipy.sparse matrix or array; what it stores is kept, explicit zeros among it.
 
         Parameters
@@ -173,8 +174,7 @@ class BitmaskArray:
     @property
     def sparsity(self) -> float:
         """Share of elements that are not kept; 0 for a tensor without elements."""
-        size = math.prod(self._shape)
-        return (size - self._values.size) / size if size else 0.0
+        return (self.size - self.nnz) / self.size if self.size else 0.0
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +184,7 @@ class BitmaskArray:
     @property
     def dense_nbytes(self) -> int:
         """Bytes of the dense tensor."""
-        return math.prod(self._shape) * self._values.itemsize
+        return self.size * self._values.itemsize
 
     @property
     def ratio(self) -> float:
@@ -208,17 +208,6 @@ class BitmaskArray:
         """
         return _backend.active.unpack(self._values, self._bitmask, self._row_offsets, self._shape, out)
 
-    def __matmul__(self, x: ArrayLike) -> NDArray[Any]:
-        """The product with a vector ``[cols]`` or a matrix ``[cols, n]``, computed from the packed weights.
-
-        The tensor is seen as a matrix. See `fs.linear` for dtypes and errors; activations that lie by rows are faster
-        there, they need not be transposed.
-        """
-        columns = np.asarray(x)
-        if columns.ndim not in (1, 2):
-            raise FastSparseError(f"x: expected one or two dimensions, got shape {columns.shape}")
-        return np.ascontiguousarray(self._linear(columns.T, None, None, None).T)
-
     def _linear(
         self, x: ArrayLike, bias: ArrayLike | None, weight_scale: ArrayLike | None, out: NDArray[Any] | None
     ) -> NDArray[Any]:
@@ -226,7 +215,7 @@ class BitmaskArray:
         parts = (self._values, self._bitmask, self._row_offsets, self._shape)
         return _backend.active.linear(*parts, x, bias, weight_scale, out, row_groups(self._pattern, self._shape))
 
-    def prepare(self, *, batch: int = 1) -> "PreparedWeights":
+    def prepare(self, *, batch: int = 1) -> PreparedWeights:
         """The weights in the layout that computes fastest here, for weights that are multiplied many times.
 
         Where the pattern is known to be blocks it is those as dense tiles, where few are kept column indices instead of
@@ -254,7 +243,7 @@ class BitmaskArray:
 
         return prepared(self, integer("batch", batch, 1))
 
-    def quantize(self, bits: int = 8) -> "QuantizedArray":
+    def quantize(self, bits: int = 8) -> QuantizedArray:
         """The kept values rounded to int8, symmetrically, each row of the matrix view by a scale of its own.
 
         In float32 arithmetic, one operation after the other: the scale of a row is ``m / 127``, where m is the largest
@@ -289,7 +278,7 @@ class BitmaskArray:
         check_bits("bits", bits)
         return quantize(self)
 
-    def rows(self, start: int, stop: int) -> "BitmaskArray":
+    def rows(self, start: int, stop: int) -> BitmaskArray:
         """Rows `start` to `stop` (exclusive) over the same memory; nothing else is touched.
 
         Parameters
@@ -360,17 +349,17 @@ class BitmaskArray:
         csr = sparse.csr_array((self._values, columns, self._row_offsets.astype(index)), shape=shape)
         return csr if format == "csr" else csr.tobsr(blocksize=_tile(self._pattern, shape))
 
-    def copy(self) -> "BitmaskArray":
+    def copy(self) -> BitmaskArray:
         """The same tensor over memory of its own."""
         parts = (self._values.copy(), self._bitmask.copy(), self._row_offsets.copy())
         for part in parts:
             part.flags.writeable = False
         return new_array(self._shape, *parts, self._pattern)
 
-    def __copy__(self) -> "BitmaskArray":
+    def __copy__(self) -> BitmaskArray:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "BitmaskArray":
+    def __deepcopy__(self, memo: dict[int, Any]) -> BitmaskArray:
         return self.copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -443,12 +432,6 @@ def _tile(known: Pattern | None, shape: tuple[int, int]) -> tuple[int, int] | No
     if shape[0] % known.shape[0] or shape[1] % known.shape[1]:
         raise FastSparseError(f"format: bsr needs blocks that divide the {shape[0]} × {shape[1]} matrix, got {known}")
     return known.shape
-
-
-def check_matrix(shape: tuple[int, ...]) -> None:
-    """Refuses to compute with what is no matrix."""
-    if len(shape) < 2:
-        raise FastSparseError(f"s: a tensor of shape {shape} is no matrix; two dimensions are needed")
 
 
 def byte_count(count: int) -> str:

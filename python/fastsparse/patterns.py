@@ -371,7 +371,8 @@ def pattern(text: str | Pattern) -> Pattern:
     if isinstance(text, Pattern):
         return text
     if not isinstance(text, str):
-        raise FastSparseError(f"pattern: expected a pattern or a short form such as {_FORMS}; got {text!r}")
+        hint = "" if isinstance(text, bool) or not isinstance(text, Real) else _hint(f"{float(text):g}")
+        raise FastSparseError(f"pattern: expected a pattern or a short form such as {_FORMS}; got {text!r}{hint}")
     return _parse(text)
 
 
@@ -391,7 +392,7 @@ def _parse(text: str) -> Pattern:
     # Compiled at the first use: it takes a tenth of the time of the whole import.
     found = re.fullmatch(_GRAMMAR, text.strip(), re.VERBOSE | re.ASCII)
     if found is None:
-        raise FastSparseError(f"pattern: expected a short form such as {_FORMS}; got {text!r}")
+        raise FastSparseError(f"pattern: expected a short form such as {_FORMS}; got {text!r}{_hint(text.strip())}")
     part = found.groupdict()
     options = _parse_options(text, part["options"])
     try:
@@ -399,7 +400,22 @@ def _parse(text: str) -> Pattern:
     except TypeError:
         raise FastSparseError(f"pattern: {text!r} takes no option {' or '.join(map(repr, options))}") from None
     except FastSparseError as error:
-        raise FastSparseError(f"pattern: {text!r}: {error}") from None
+        raise FastSparseError(f"pattern: {text!r}: {error}{_hint(text.strip())}") from None
+
+
+def _hint(text: str) -> str:
+    """What is meant by a number, and by n:m of those who count what is kept."""
+    if len(text) > 80:
+        return ""
+    swapped = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})(@.*)?", text, re.ASCII)
+    if swapped is not None:
+        zeros, of = int(swapped[1]), int(swapped[2])
+        return f"; n:m is n zeros in every m: did you mean '{of}:{zeros}{swapped[3] or ''}'?" if zeros > of > 0 else ""
+    number = re.fullmatch(r"([0-9]*\.?[0-9]+)(/.*)?", text, re.ASCII)
+    if number is None or float(number[1]) > 100:
+        return ""
+    percent = _percent(float(number[1])) if float(number[1]) <= 1 else f"{number[1]}%"
+    return f"; did you mean '{percent}{number[2] or ''}'?"
 
 
 def _parse_options(text: str, options: str | None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Packed weights in the layout that computes fastest here."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, NoReturn
 
@@ -9,13 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.masks import dimensions, percent_sparse
-from fastsparse.packed import BitmaskArray, byte_count, check_matrix, new_array
+from fastsparse.operand import Operand, check_matrix
+from fastsparse.packed import BitmaskArray, byte_count, new_array
 from fastsparse.patterns import Block, Pattern
 
 __all__ = ["PreparedWeights"]
 
 
-class PreparedWeights:
+class PreparedWeights(Operand):
     """Weights laid out for `fs.linear` and ``@``. Immutable; `BitmaskArray.prepare` makes one.
 
     Examples
@@ -45,8 +48,6 @@ class PreparedWeights:
     _block: tuple[int, int]
     """Rows and columns of a block, in the form `blocks`; missing otherwise."""
     _pattern: Pattern | None
-
-    __array_ufunc__ = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Prepared weights are made from packed ones."""
@@ -97,13 +98,6 @@ class PreparedWeights:
             parts = _backend.active.unindex(*self._layout, self._shape, self._nnz)
         return new_array(*parts, self._pattern)
 
-    def __matmul__(self, x: ArrayLike) -> NDArray[Any]:
-        """As `BitmaskArray.__matmul__`."""
-        columns = np.asarray(x)
-        if columns.ndim not in (1, 2):
-            raise FastSparseError(f"x: expected one or two dimensions, got shape {columns.shape}")
-        return np.ascontiguousarray(self._linear(columns.T, None, None, None).T)
-
     def _linear(
         self, x: ArrayLike, bias: ArrayLike | None, weight_scale: ArrayLike | None, out: NDArray[Any] | None
     ) -> NDArray[Any]:
@@ -115,10 +109,10 @@ class PreparedWeights:
             return _backend.active.linear_blocks(*self._blocks, self._shape, self._block, x, bias, out)
         return _backend.active.linear_indexed(*self._layout, self._shape, x, bias, out)
 
-    def __copy__(self) -> "PreparedWeights":
+    def __copy__(self) -> PreparedWeights:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PreparedWeights":
+    def __deepcopy__(self, memo: dict[int, Any]) -> PreparedWeights:
         return in_form(self.to_packed().copy(), self.form)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,5 +1,7 @@
 """Packed weights of eight bits: int8 values with a scale for each row."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -9,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse._errors import FastSparseError, FormatError
 from fastsparse.masks import Bitmask, dimensions, matrix_view, percent_sparse
+from fastsparse.operand import Operand
 from fastsparse.packed import BitmaskArray, byte_count, new_array
 from fastsparse.patterns import Pattern
 
@@ -24,7 +27,7 @@ _PIECE = 1 << 16
 """Kept elements that are widened to float32 at once."""
 
 
-class QuantizedArray:
+class QuantizedArray(Operand):
     """A packed tensor whose kept values are int8, each row of the matrix view with a scale of its own. Immutable.
 
     `BitmaskArray.quantize` makes one, `QuantizedArray.from_parts` from parts. The tensor that it stands for has
@@ -52,14 +55,12 @@ class QuantizedArray:
     _scale: NDArray[np.float32]
     _dtype: np.dtype[Any]
 
-    __array_ufunc__ = None
-
     def __init__(self, *args: Any, **options: Any) -> None:
         """Made by functions that check or know what they hold."""
         raise TypeError("use BitmaskArray.quantize or QuantizedArray.from_parts")
 
     @staticmethod
-    def from_parts(packed: BitmaskArray, scale: ArrayLike, dtype: Any) -> "QuantizedArray":
+    def from_parts(packed: BitmaskArray, scale: ArrayLike, dtype: Any) -> QuantizedArray:
         """Over parts from elsewhere, a file for example; they are not copied.
 
         Parameters
@@ -159,18 +160,11 @@ class QuantizedArray:
         """The dense tensor, of `dtype`; for `out` see `BitmaskArray.to_dense`."""
         return self.dequantize().to_dense(out)
 
-    def rows(self, start: int, stop: int) -> "QuantizedArray":
+    def rows(self, start: int, stop: int) -> QuantizedArray:
         """Rows `start` to `stop` (exclusive) over the same memory; see `BitmaskArray.rows`."""
         part = self._packed.rows(start, stop)
         first = start + self.shape[0] if start < 0 else start
         return quantized(part, self._scale[first : first + part.shape[0]], self._dtype)
-
-    def __matmul__(self, x: ArrayLike) -> NDArray[Any]:
-        """The product with a vector ``[cols]`` or a matrix ``[cols, n]``, whose columns are rounded to int8."""
-        columns = np.asarray(x)
-        if columns.ndim not in (1, 2):
-            raise FastSparseError(f"x: expected one or two dimensions, got shape {columns.shape}")
-        return np.ascontiguousarray(self._linear(columns.T, None, None, None).T)
 
     def _linear(
         self, x: ArrayLike, bias: ArrayLike | None, weight_scale: ArrayLike | None, out: NDArray[Any] | None
@@ -182,10 +176,10 @@ class QuantizedArray:
     def __reduce__(self) -> tuple[Any, ...]:
         return QuantizedArray.from_parts, (self._packed, self._scale, self._dtype)
 
-    def __copy__(self) -> "QuantizedArray":
+    def __copy__(self) -> QuantizedArray:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedArray":
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedArray:
         return quantized(self._packed.copy(), self._scale.copy(), self._dtype)
 
     def __eq__(self, other: object) -> bool:

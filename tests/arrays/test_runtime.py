@@ -33,8 +33,38 @@ def run(code, *flags, **environment):
 
 
 def test_exports_are_public_and_complete():
-    public = {n for n in vars(fs) if not n.startswith("_") and not inspect.ismodule(getattr(fs, n))} - {"Any"}
+    public = {n for n in vars(fs) if not n.startswith("_") and not inspect.ismodule(vars(fs)[n])}
     assert public == set(fs.__all__)
+    assert set(dir(fs)) == {*fs.__all__, *fs._SUBMODULES, "__version__"}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("compres", "compress"), ("checkpoints", "checkpoint"), ("tensorflow", "")]
+)
+def test_near_names_are_suggested(name, meant):
+    with pytest.raises(
+        AttributeError, match=f"no attribute '{name}'" + (f".*did you mean '{meant}'" if meant else "$")
+    ):
+        getattr(fs, name)
+
+
+def test_a_module_that_cannot_be_imported_is_a_missing_attribute(monkeypatch):
+    """So that what looks at each attribute goes on to the next."""
+    monkeypatch.setitem(sys.modules, "fastsparse.coreml", None)
+    monkeypatch.delattr(fs, "coreml", raising=False)
+    with pytest.raises(AttributeError, match="coreml cannot be imported"):
+        fs.coreml  # noqa: B018
+
+
+def test_signatures_can_be_read():
+    modules = [fs, fs.checkpoint, fs.calibration, fs.compressed_tensors, fs.cutlass, fs.coreml]
+    functions = [getattr(module, name) for module in modules for name in module.__all__]
+    functions += [vars(fs.BitmaskArray)["from_parts"], fs.BitmaskArray.__matmul__, fs.Bitmask.from_bool]
+    checked = 0
+    for function in filter(inspect.isfunction, functions):
+        assert "numpy." not in str(inspect.signature(function)), function
+        checked += 1
+    assert checked > 25
 
 
 def test_modules_are_there_without_an_import():

@@ -131,7 +131,7 @@ def test_what_is_refused(tmp_path, files, why):
 @pytest.mark.parametrize(
     ("index", "why"),
     [
-        ({"a": 1, "lm_head": 1}, r"'lm_head.weight' is in the index.*tied to the embeddings.*--trust-shards"),
+        ({"a": 1, "lm_head": 1}, r"'lm_head.weight' is in the index.*tied to the embeddings.*trust_shards=True"),
         ({"a": 1}, r"'mtp.weight' is in shard .*trust_shards=True"),
         ({"a": 1, "mtp": 1, "gone": 1}, r"'gone.weight' is in the index, but not in its shard '1'; trust_shards"),
     ],

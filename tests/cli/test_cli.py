@@ -1,6 +1,7 @@
 """The command line: exit codes, what goes to stdout and what to stderr."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import rich.console
 import typer.core
 
 from fastsparse import checkpoint
@@ -92,13 +94,13 @@ def test_failures_are_one_line_on_stderr(run, src, tmp_path):
     for arguments, why in (
         (["inspect", tmp_path / "none"], "none"),
         (["inspect", tmp_path / "there"], "there"),
-        (["compress", src, tmp_path / "there", "--pattern", "50%"], "exists"),
+        (["compress", src, tmp_path / "there", "--pattern", "50%"], "exists already; --overwrite replaces it"),
         (["compress", src, src, "--pattern", "50%", "--overwrite"], "same file"),
         (["compress", src, tmp_path / "x", "--recipe", tmp_path / "recipe.toml"], "unknown key"),
         (["compress", src, tmp_path / "x", "--recipe", tmp_path / "none"], "none"),
         (["compress", src, tmp_path / "x", "--pattern", "2:4@axis=5", "--include", "."], "axis"),
         (["compress", src, tmp_path / "x", "--pattern", "2:4", "--global"], "global"),
-        (["compress", src, tmp_path / "x", "--pattern", "50%", "--max-sparsity", "0.5"], "max_sparsity"),
+        (["compress", src, tmp_path / "x", "--pattern", "50%", "--max-sparsity", "0.5"], "--max-sparsity: "),
     ):
         code, out, err = run(*arguments)
         assert (code, out) == (1, "")
@@ -109,7 +111,7 @@ def test_failures_are_one_line_on_stderr(run, src, tmp_path):
 
 @pytest.mark.parametrize("command", ["compress", "verify"])
 def test_an_interrupt_is_one_line(run, src, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(_progress._Lines, "tick", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(_progress._Lines, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
     code, out, err = run(command, src, *([tmp_path / "dst", "--pattern", "50%"] if command == "compress" else []))
     assert (code, out, err) == (130, "", "fastsparse: interrupted; what was begun is removed\n")
     assert os.listdir(tmp_path) == ["src"]
@@ -202,24 +204,44 @@ def test_importing_the_package_imports_nothing_of_the_command():
     assert done.stdout == "[]\n"
 
 
-def test_a_terminal_shows_a_bar(src, tmp_path):
+def test_a_terminal_shows_a_bar():
     pty = pytest.importorskip("pty", reason="a Unix module")
     parent, child = pty.openpty()
-    command = [sys.executable, "-m", "fastsparse", "compress", str(src), str(tmp_path / "x"), "--pattern", "50%"]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=child, env={**os.environ, "TERM": "xterm"}, check=True
-    )
+    code = """if True:
+        from fastsparse.cli import _progress
+        _progress._DELAY = 0
+        with _progress.progress_of(False) as tell:
+            tell._timer.join()
+            tell.begin([("counting", 2000), ("packing", 1000)])
+            tell(2000, 3000, "layers.1.weight")
+            tell(2500, 3000, "layers.2.weight")
+            tell._bar.refresh()"""
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    subprocess.run([sys.executable, "-c", code], stderr=child, env=environment, check=True)
     os.close(child)
     shown = os.read(parent, 100_000).decode()
     os.close(parent)
     assert "━" in shown
-    assert b"2 packed" in done.stdout
+    assert "packing" in shown
+    assert "0.5/1.0 kB" in shown
+    assert "layers.2.weight" in shown
+
+
+def test_a_bar_begins_after_a_second(monkeypatch):
+    for delay, empty in ((60, True), (0, False)):
+        monkeypatch.setattr(_progress, "_DELAY", delay)
+        console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=80)
+        with _progress._Bar(console) as bar:
+            if not empty:
+                bar._timer.join()
+            bar(1, 2, "layers.0.weight")
+        assert (console.file.getvalue() == "") == empty
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_bench(run, dtype):
     wanted = ["--shape", "64x300", "--dtype", dtype, "--seconds", 0, "--batch", 1, "--batch", 5]
-    code, out, err = run("bench", *wanted, "--sparsity", 95, "--sparsity", 50, "--json")
+    code, out, err = run("bench", *wanted, "--sparsity", "95%", "--sparsity", 0.5, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)
     assert (result["shape"], result["dtype"]) == ([64, 300], dtype)
@@ -249,7 +271,9 @@ def test_bench_says_where_packed_wins():
     assert Row(1, 0.9, {"numpy": 2.0, "torch": 3.0}, 1.0, 0.5).speed_up == 4
 
 
-@pytest.mark.parametrize("wrong", [["--shape", "3"], ["--shape", "0x4"], ["--dtype", "int8"], ["--batch", "0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--shape", "3"], ["--shape", "0x4"], ["--dtype", "int8"], ["--batch", "0"], ["--sparsity", "half"]]
+)
 def test_bench_refuses(run, wrong):
     code, out, err = run("bench", *wrong)
     assert code in (1, 2)

@@ -289,3 +289,13 @@ def test_blocks_that_cannot_be_run_one_by_one():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fst.prune_model(model, "50%", batches, sequential=False).sparsity == 0.5
+
+
+def test_a_report_prints_as_a_table(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    lines = str(fst.prune_model(model, "50%", [torch.randn(512, 64)])).splitlines()
+    assert lines[0].split() == ["tensor", "shape", "method", "pattern", "zeros", "error"]
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].startswith("1 of 4 parameters pruned, 50.0% zeros, in ")

@@ -118,3 +118,22 @@ def test_linear_is_that_of_numpy():
 def test_what_cannot_be_taken(tensor, message):
     with pytest.raises(fs.FastSparseError, match=message):
         fst.select(tensor, "50%")
+
+
+HINT = "fastsparse.torch has the same functions for tensors"
+
+
+def test_array_functions_point_here():
+    """Where a tensor cannot be taken as an array, and where a result would not be a tensor."""
+    narrow, dense = torch.ones(4, 8, dtype=torch.bfloat16), torch.ones(4, 8)
+    s = fs.pack(np.ones((4, 8), np.float32))
+    for call in (
+        lambda: fs.compress(narrow, "50%"),
+        lambda: fs.unpack(dense),
+        lambda: fs.linear(dense, dense),
+        lambda: s @ narrow.T,
+        lambda: dense @ s.T,
+        lambda: dense @ s,
+    ):
+        with pytest.raises((fs.FastSparseError, TypeError), match=HINT):
+            call()

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsparse._errors import FastSparseError
+from fastsparse._errors import FastSparseError, torch_hint
 
 Shape = tuple[int, ...]
 Spec = tuple[Any, ...]
@@ -40,10 +40,9 @@ def as_array(x: Any, arg: str) -> NDArray[Any]:
     except ValueError as error:
         raise FastSparseError(f"{arg}: cannot be read as an array: {error}") from error
     except (RuntimeError, TypeError) as error:
-        if not hasattr(x, "__torch_function__"):
+        if not torch_hint(x):
             raise
-        hint = "fastsparse.torch has the same functions for tensors"
-        raise FastSparseError(f"{arg}: cannot be read as an array: {error}; {hint}") from error
+        raise FastSparseError(f"{arg}: cannot be read as an array: {error}{torch_hint(x)}") from error
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -99,7 +98,7 @@ def output_array(out: Any, shape: Shape, dtype: np.dtype[Any], **inputs: Any) ->
         return np.empty(shape, dtype)
     wanted = f"out: expected a writeable C-contiguous array of shape {shape} and dtype {dtype_name(dtype)}, got"
     if not isinstance(out, np.ndarray):
-        raise FastSparseError(f"{wanted} {type(out).__name__}")
+        raise FastSparseError(f"{wanted} {type(out).__name__}{torch_hint(out)}")
     got = f"shape {out.shape} and dtype {dtype_name(out.dtype)}"
     if not out.flags.carray:
         got += "" if out.flags.c_contiguous and out.flags.aligned else ", not C-contiguous and aligned"

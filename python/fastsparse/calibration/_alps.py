@@ -1,5 +1,7 @@
 """ALPS: mask and weights are sought together, by alternating directions."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

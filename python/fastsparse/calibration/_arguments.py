@@ -1,5 +1,7 @@
 """Arguments that the methods share: weights, Gram matrices, numbers."""
 
+from __future__ import annotations
+
 import math
 from numbers import Real
 from typing import Any

@@ -1,5 +1,7 @@
 """How much of a layer's output a change of its weights costs."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The triangular factor of a damped Gram matrix."""
 
+from __future__ import annotations
+
 import sys
 import warnings
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """The Gram matrix of a layer's inputs, gathered batch by batch."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,7 +120,7 @@ class Gram:
             self._sums += np.einsum("tc,tc->c", piece, piece) if self._diagonal else piece.T @ piece
         self._tokens += len(tokens)
 
-    def merge(self, other: "Gram") -> None:
+    def merge(self, other: Gram) -> None:
         """Add what another one holds: Grams of parts of the data, gathered apart, make that of all of it.
 
         Raises

@@ -1,5 +1,7 @@
 """The best kept weights for a mask."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

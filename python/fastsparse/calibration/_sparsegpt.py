@@ -1,5 +1,7 @@
 """SparseGPT: columns are pruned one after the other, and those to come make up for it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

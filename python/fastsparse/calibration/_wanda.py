@@ -1,5 +1,7 @@
 """Wanda: weights are ranked by what they contribute."""
 
+from __future__ import annotations
+
 from numpy.typing import ArrayLike
 
 from fastsparse._errors import FastSparseError

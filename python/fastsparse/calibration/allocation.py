@@ -13,6 +13,8 @@ Examples
 [0.58, 0.42]
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any

@@ -13,7 +13,7 @@ from fastsparse.checkpoint._reader import Checkpoint, open
 from fastsparse.checkpoint._recipe import Recipe, Rule
 from fastsparse.checkpoint._report import Report, TensorReport
 from fastsparse.checkpoint._save import save
-from fastsparse.checkpoint._verify import verify
+from fastsparse.checkpoint._verify import VerifyError, verify
 
 __all__ = [
     "Checkpoint",
@@ -24,6 +24,7 @@ __all__ = [
     "Report",
     "Rule",
     "TensorReport",
+    "VerifyError",
     "compress",
     "decompress",
     "inspect",

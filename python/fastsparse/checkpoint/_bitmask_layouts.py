@@ -1,5 +1,7 @@
 """The parts of a tensor in the sparse layouts of compressed-tensors."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Compressing and decompressing whole checkpoints."""
 
+from __future__ import annotations
+
 import time
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -96,7 +98,8 @@ def compress(
         )
     source = chosen.source
     check_target(source, dst, overwrite)
-    ticker = Ticker(progress, sum(entry.nbytes for entry in source.entries.values()) + chosen.bytes_to_plan)
+    packing = "packing", sum(entry.nbytes for entry in source.entries.values())
+    ticker = Ticker(progress, [*chosen.phases, packing])
     with workers(executor) as pool:
         todo = chosen.plan(pool, ticker)
         form = "sparse-bitmask" if config == "compressed-tensors" else None
@@ -157,7 +160,7 @@ def decompress(
         rows.append(replace(row, bytes_before=row.bytes_after, bytes_after=row.bytes_before))
         entry = Entry(name, found.dtype, found.shape, found.nbytes)
         jobs.append(Job(name, entry, source.shard_of(found), row.bytes_after, reason=row.reason))
-    ticker = Ticker(progress, sum(job.stored for job in jobs))
+    ticker = Ticker(progress, [("unpacking", sum(job.stored for job in jobs))])
     with workers() as pool:
         report = transform(
             source, dst, jobs, unpack, pool=pool, ticker=ticker, overwrite=overwrite, packed=False, rows=rows

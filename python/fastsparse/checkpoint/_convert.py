@@ -1,5 +1,7 @@
 """Turning a checkpoint from one layout into another."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -82,7 +84,8 @@ def convert(
     source.check_formats()
     check_target(source, dst, overwrite)
     stored = {name: sum(entry.nbytes for entry in source.keys(name)) for name in source.tensors}
-    ticker = Ticker(progress, 2 * sum(stored.values()))
+    size = sum(stored.values())
+    ticker = Ticker(progress, [("counting", size), ("packing", size)])
     with workers() as pool:
         jobs = []
         taken = set(source.tensors)

@@ -19,7 +19,7 @@ SINGLE = "model.safetensors"
 CONFIG = "config.json"
 _NOT_CARRIED = (".git", ".cache")
 """Folders of version control and of download tools; they describe the source, not the model."""
-_TRUST = "; trust_shards=True, --trust-shards, takes the shards as they are"
+_TRUST = "; trust_shards=True takes the shards as they are"
 _CACHED = re.compile("(models|datasets|spaces)--")
 """The folders of hubs' caches; in each of them are `blobs`, which the files of a model are links to."""
 _BLOCK = 64 << 20

@@ -1,10 +1,11 @@
 """Files of other kinds that people have models in, and what downloads leave in their place: known by how they begin."""
 
 import os
+import re
 
 from fastsparse._errors import FormatError
 
-__all__ = ["hint", "identify", "is_weights", "refuse_foreign"]
+__all__ = ["hint", "identify", "is_weights", "refuse_foreign", "refuse_missing"]
 
 _ONNX = "an ONNX model; save its initializers as safetensors first, docs/interop.md has the lines"
 _GGUF = "a GGUF file, whose weights are quantised in blocks; start from the safetensors that it was made from"
@@ -42,6 +43,12 @@ _COMPRESSED = {
 }
 _SHOWN = 60
 """Characters of a text that are shown: an error's first line."""
+
+_HUB = re.compile(
+    r"(?P<address>hf:/+(?:models/)?|(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
+    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?P<rest>[@/].*)?",
+    re.ASCII,
+)
 
 _SUFFIXES = {
     ".onnx": _ONNX,
@@ -139,3 +146,21 @@ def hint(folder: str) -> str:
         if what is not None:
             return f"; {name!r} is {what}"
     return ""
+
+
+def refuse_missing(path: str | os.PathLike[str]) -> None:
+    """Refuses a path where nothing is and that is the name or the address of a model on a hub.
+
+    Raises
+    ------
+    FileNotFoundError
+        With the command that downloads it.
+    """
+    text = os.fspath(path)
+    found = None if os.path.lexists(text) else _HUB.fullmatch(text.replace(os.sep, "/"))
+    if found is None or not (found["address"] or not found["rest"]) or is_weights(text):
+        return
+    name = found["name"]
+    folder = name.partition("/")[2]
+    download = f"hf download {name} --local-dir {folder}"
+    raise FileNotFoundError(f"{text}: no such file or folder; a model of the hub is downloaded first: {download}")

@@ -1,5 +1,7 @@
 """What a checkpoint holds, from its headers."""
 
+from __future__ import annotations
+
 import math
 import time
 from dataclasses import replace

@@ -1,12 +1,14 @@
 """Planning: what becomes of each tensor."""
 
+from __future__ import annotations
+
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastsparse._errors import FastSparseError
@@ -14,12 +16,12 @@ from fastsparse.checkpoint._executor import Task, map_bounded, workers
 from fastsparse.checkpoint._format import QUANTIZABLE, Packed, needs_stub, prefix_for
 from fastsparse.checkpoint._global_sparsity import check_bounds, passes, spread
 from fastsparse.checkpoint._job import Job
-from fastsparse.checkpoint._progress import Progress, Ticker
+from fastsparse.checkpoint._progress import Phases, Progress, Ticker
 from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._report import FILE, Report, TensorReport
 from fastsparse.checkpoint._selection import quantisation_method
-from fastsparse.checkpoint._work import count_kept
+from fastsparse.checkpoint._work import count_kept, prune_or_pack
 from fastsparse.patterns import Pattern, Unstructured
 
 __all__ = ["Choice", "Plan", "choose", "plan"]
@@ -29,18 +31,23 @@ __all__ = ["Choice", "Plan", "choose", "plan"]
 class Plan:
     """What `compress` will do: every tensor with its exact size, known before anything is written.
 
-    `copied` are the rows of files of weights that are copied as they are.
+    `copied` are the rows of files of weights that are copied as they are, `kept_energy` what was measured of it.
     """
 
     source: str
     jobs: tuple[Job, ...]
     seconds: float
     copied: tuple[TensorReport, ...] = ()
+    kept_energy: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def report(self) -> Report:
-        """What the report of the run will say, without the kept energies."""
-        return Report(self.source, None, (*(job.report() for job in self.jobs), *self.copied), self.seconds)
+        """What the report of the run will say, with the kept energies that were measured."""
+        rows = (job.report(self.kept_energy.get(job.name)) for job in self.jobs)
+        return Report(self.source, None, (*rows, *self.copied), self.seconds)
+
+    def __str__(self) -> str:
+        return str(self.report)
 
 
 def plan(
@@ -50,6 +57,7 @@ def plan(
     progress: Progress | None = None,
     executor: Executor | None = None,
     trust_shards: bool = False,
+    kept_energy: bool = False,
 ) -> Plan:
     """What `compress` would do.
 
@@ -68,6 +76,8 @@ def plan(
         Its workers read and count, one thread each.
     trust_shards : bool
         As for `compress`.
+    kept_energy : bool
+        Whether the report says how much of the energy of each tensor is kept, which takes as long as packing them.
 
     Raises
     ------
@@ -80,8 +90,35 @@ def plan(
         If it cannot be read.
     """
     chosen = choose(src, recipe, trust_shards=trust_shards)
+    measured = [name for name, found in chosen.patterns.items() if kept_energy and isinstance(found, Pattern)]
+    measuring = "measuring", sum(chosen.source.entries[name].nbytes for name in measured)
     with workers(executor) as pool:
-        return chosen.plan(pool, Ticker(progress, chosen.bytes_to_plan))
+        ticker = Ticker(progress, [*chosen.phases, measuring])
+        planned = chosen.plan(pool, ticker)
+        if not measured:
+            return planned
+        started = time.perf_counter()
+        energies = _measure_energies(chosen.source, planned.jobs, measured, pool, ticker)
+        return replace(planned, kept_energy=energies, seconds=planned.seconds + time.perf_counter() - started)
+
+
+def _measure_energies(
+    source: Reader, jobs: Iterable[Job], names: Collection[str], pool: Executor, ticker: Ticker
+) -> dict[str, float | None]:
+    """The share of its energy that each tensor of these names keeps, by doing what is planned and writing nothing."""
+    wanted = [job for job in jobs if job.name in set(names)]
+    largest = max((job.stored for job in wanted), default=0)
+    energies = {}
+    tasks = (Task(_energy, (source, job), job.stored + job.size) for job in wanted)
+    with closing(map_bounded(pool, tasks, largest)) as results:
+        for job, energy in zip(wanted, results, strict=True):
+            energies[job.name] = energy
+            ticker.tick(job.stored, job.name)
+    return energies
+
+
+def _energy(source: Reader, job: Job) -> float | None:
+    return prune_or_pack(source, job).kept_energy
 
 
 @dataclass(frozen=True)
@@ -99,13 +136,15 @@ class Choice:
     stubs: bool
 
     @property
-    def bytes_to_plan(self) -> int:
-        """How much of the source planning reads."""
+    def phases(self) -> Phases:
+        """What planning reads of the source: what competes several times, what does not once."""
         entries = self.source.entries
+        competing = [entries[name] for name in self.scope]
+        size = sum(entry.nbytes for entry in competing)
+        count = passes(entry.dtype for entry in competing) if competing else 0
         alone = [name for name, chosen in self.patterns.items() if isinstance(chosen, Pattern)]
-        pruned = sum(entries[name].nbytes for name in alone if name not in self.scope)
-        counted = [entries[name] for name in self.scope]
-        return pruned + passes(entry.dtype for entry in counted) * sum(entry.nbytes for entry in counted)
+        rest = sum(entries[name].nbytes for name in alone if name not in self.scope)
+        return [*((f"counting {number}/{count}", size) for number in range(1, count + 1)), ("counting", rest)]
 
     def plan(self, pool: Executor, ticker: Ticker) -> Plan:
         """The plan for these choices, computed on the workers of the pool."""

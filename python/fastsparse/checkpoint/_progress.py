@@ -1,18 +1,28 @@
 """Telling the caller how far the work is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-__all__ = ["Progress", "Ticker"]
+__all__ = ["Phases", "Progress", "Ticker"]
 
 Progress = Callable[[int, int, str], None]
-"""Called with bytes done, bytes in all and the tensor at hand."""
+"""Called with bytes done, bytes in all and the tensor at hand.
+
+The bytes are those of all phases of the work: a tensor that is read twice counts twice. An object that has a method
+`begin` as well is told the phases before the first call.
+"""
+
+Phases = Sequence[tuple[str, int]]
+"""The names of the phases of the work, in their order, and the bytes of each."""
 
 
 class Ticker:
-    """Counts bytes for a progress callback."""
+    """Counts bytes for a progress callback, over all phases of the work."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
+    def __init__(self, progress: Progress | None, phases: Phases) -> None:
+        self._progress, self._total, self._done = progress, sum(size for _, size in phases), 0
+        begin = getattr(progress, "begin", None)
+        if begin is not None:
+            begin(phases)
 
     def tick(self, size: int, name: str) -> None:
         """`size` more bytes are done, those of this tensor."""

@@ -1,5 +1,7 @@
 """Reading: an open checkpoint as a lazy mapping."""
 
+from __future__ import annotations
+
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsparse._errors import FastSparseError, FormatError
+from fastsparse._errors import FastSparseError, FormatError, near_names
 from fastsparse.checkpoint._folder import read_folder
-from fastsparse.checkpoint._foreign import refuse_foreign
+from fastsparse.checkpoint._foreign import refuse_foreign, refuse_missing
 from fastsparse.checkpoint._format import (
     DTYPES,
     METADATA_KEY,
@@ -74,6 +76,7 @@ class Reader:
     def __init__(self, path: StrPath, *, mmap: bool = True, trust_shards: bool = False) -> None:
         self.path = os.fspath(path)
         self._options = {"mmap": mmap, "trust_shards": trust_shards}
+        refuse_missing(self.path)
         self.folder = read_folder(self.path) if os.path.isdir(self.path) else None
         self.shards = self.folder.shards if self.folder is not None else ("",)
         files = {name: os.path.join(self.path, name) if name else self.path for name in self.shards}
@@ -177,6 +180,8 @@ class Reader:
         if entry.nbytes == 0:
             return np.frombuffer(b"\0", np.uint8)[:0]
         shard, index = self._where[entry.key]
+        if not self._files:
+            raise FastSparseError(f"{self.path}: the checkpoint is closed")
         return np.frombuffer(self._files[shard].bytes(index), np.uint8)
 
     def array(self, entry: Entry) -> NDArray[Any]:
@@ -245,18 +250,24 @@ class Reader:
             return ""
         return "".join(native().digest(self.raw(entry)) for entry in self.keys(name))
 
+    def close(self) -> None:
+        """Closes the files; what was read of them stays valid."""
+        self._files.clear()
+
     def release(self, name: str) -> None:
         """Gives the memory of a tensor's mapped pages back; views of it stay valid and read them again."""
         for entry in self.keys(name):
             shard, index = self._where[entry.key]
-            self._files[shard].release(index)
+            if self._files:
+                self._files[shard].release(index)
 
 
 class Checkpoint(Mapping[str, BitmaskArray | QuantizedArray | NDArray[Any]]):
     """An open checkpoint: a lazy mapping from tensor names to packed tensors and arrays. `open` makes one.
 
     Nothing of a tensor is read before it is asked for, and nothing is kept: asking again checks again. With
-    ``mmap=True`` arrays are read-only views of the file and keep it mapped. It pickles as its path.
+    ``mmap=True`` arrays are read-only views of the file and keep it mapped. It pickles as its path. In a ``with``
+    statement it is closed at the end; what was read before stays valid.
     """
 
     def __init__(self, path: StrPath, *, mmap: bool = True, trust_shards: bool = False) -> None:
@@ -278,13 +289,15 @@ class Checkpoint(Mapping[str, BitmaskArray | QuantizedArray | NDArray[Any]]):
         Raises
         ------
         KeyError
-            If there is none.
+            If there is none; the message has names that are near.
         FormatError
             If the parts of a packed tensor contradict each other.
         FastSparseError
-            If NumPy has no such dtype.
+            If NumPy has no such dtype, or the checkpoint is closed.
         """
-        found = self.reader.tensors[name]
+        found = self.reader.tensors.get(name)
+        if found is None:
+            raise UnknownTensor(self.path, name, tuple(self.reader.tensors))
         return self.reader.packed(found) if isinstance(found, Packed) else self.reader.array(found)
 
     def __iter__(self) -> Iterator[str]:
@@ -303,9 +316,31 @@ class Checkpoint(Mapping[str, BitmaskArray | QuantizedArray | NDArray[Any]]):
         packed = sum(isinstance(found, Packed) for found in self.reader.tensors.values())
         return f"<Checkpoint {self.path!r}: {len(self)} tensors, {packed} packed>"
 
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files. Arrays that were read stay valid and keep their file mapped; no others can be read."""
+        self.reader.close()
+
     def release(self, name: str) -> None:
         """Gives the memory of a tensor's mapped pages back; views of it stay valid and read them again."""
         self.reader.release(name)
+
+
+class UnknownTensor(KeyError):
+    """A name that no tensor of a checkpoint has."""
+
+    def __init__(self, path: str, name: object, known: tuple[str, ...]) -> None:
+        super().__init__(path, name, known)
+
+    def __str__(self) -> str:
+        path, name, known = self.args
+        near = near_names(name, known) if isinstance(name, str) else ""
+        return f"{path}: there is no tensor {name!r} among its {len(known)}{near}"
 
 
 def _open_file(file: str, mmap: bool) -> Any:

@@ -135,7 +135,7 @@ class Recipe:
         if self.scope == "tensor":
             for name in ("min_sparsity", "max_sparsity"):
                 if getattr(self, name) is not None:
-                    raise FastSparseError(f"{name}: it needs scope 'global'")
+                    raise FastSparseError(f"{name}: it needs the global scope")
             return
         if not isinstance(self.default, Unstructured) or self.default.per != "tensor":
             raise FastSparseError(f"scope: 'global' needs a default like 50%, got {self.default}")

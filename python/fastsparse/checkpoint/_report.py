@@ -1,12 +1,28 @@
 """Reports: what happened to each tensor of a checkpoint, and what it cost."""
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from fastsparse._table import Column, line_width, natural, table, wrap
+from fastsparse.packed import byte_count
 
 __all__ = ["FILE", "Report", "TensorReport"]
 
 FILE = "file"
 """The dtype in the row of a whole file."""
+
+_COLUMNS = (
+    Column("tensor"),
+    Column("shape", spare=3),
+    Column("dtype", spare=2),
+    Column("bits", right=True),
+    Column("pattern"),
+    Column("zeros", right=True),
+    Column("energy", right=True),
+    Column("before", right=True, spare=1),
+    Column("after", right=True),
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened to a checkpoint.
+    """What happened to a checkpoint. Printed it is a table, as wide as the terminal, with tensors in natural order.
 
     Attributes
     ----------
@@ -105,3 +121,41 @@ class Report:
         """Everything as plain values, for `json.dumps`."""
         totals = {name: getattr(self, name) for name in ("bytes_before", "bytes_after", "packed", "sparsity")}
         return {**asdict(self), "tensors": [asdict(tensor) for tensor in self.tensors], "totals": totals}
+
+    def __str__(self) -> str:
+        width = line_width(sys.stdout)
+        tensors = sorted(self.tensors, key=lambda tensor: natural(tensor.name))
+        rows = [_row(tensor) for tensor in tensors]
+        return "\n".join([*table(_COLUMNS, rows, [tensor.reason for tensor in tensors], width), *self._summary(width)])
+
+    def _summary(self, width: int | None) -> list[str]:
+        """What the lines after the table say of all tensors."""
+        energies = [tensor.kept_energy for tensor in self.tensors if tensor.kept_energy is not None]
+        ratio = self.bytes_after / self.bytes_before if self.bytes_before else 1.0
+        parts = [
+            f"{len(self.tensors)} tensors, {self.packed} packed",
+            *([f"{self.sparsity:.1%} zeros where pruned"] if self.sparsity else []),
+            *([f"kept energy {min(energies):.2%} to {max(energies):.2%}"] if energies else []),
+        ]
+        sizes = (
+            f"{byte_count(self.bytes_before)} → {byte_count(self.bytes_after)} ({ratio:.1%}) in {self.seconds:.2f} s"
+        )
+        lines = [*wrap(", ".join(parts), width), *wrap(sizes, width)]
+        if self.resumed:
+            lines += wrap(f"{len(self.resumed)} finished shards of a killed run taken over", width)
+        return lines
+
+
+def _row(tensor: TensorReport) -> tuple[str | None, ...]:
+    """The cells of a tensor's line."""
+    return (
+        tensor.name,
+        "×".join(map(str, tensor.shape)) or (None if tensor.dtype == FILE else "scalar"),
+        tensor.dtype,
+        None if tensor.bits is None else str(tensor.bits),
+        tensor.pattern,
+        None if tensor.sparsity is None else f"{tensor.sparsity:.1%}",
+        None if tensor.kept_energy is None else f"{tensor.kept_energy:.2%}",
+        byte_count(tensor.bytes_before),
+        byte_count(tensor.bytes_after),
+    )

@@ -1,5 +1,7 @@
 """Saving a mapping of packed tensors and arrays."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,9 @@
 """Whether everything in a checkpoint is right."""
 
+from __future__ import annotations
+
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +24,34 @@ from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import Nonzero, Pattern
 from fastsparse.quantized import QuantizedArray
 
-__all__ = ["verify"]
+__all__ = ["VerifyError", "verify"]
 
 
 _PIECE = 64 << 20
 """Bytes of a tensor that `verify` holds against the source at once."""
+
+_SHOWN = 2
+"""Problems that a message names."""
+
+
+class VerifyError(FormatError):
+    """A checkpoint that is not what it should be.
+
+    The message names the first tensors only.
+
+    Attributes
+    ----------
+    problems : tuple of str
+        All that is wrong.
+    """
+
+    def __init__(self, path: str, problems: Sequence[str]) -> None:
+        rest = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        super().__init__(f"{path}: {'; '.join(problems[:_SHOWN])}{rest}")
+        self.path, self.problems = path, tuple(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VerifyError, (self.path, self.problems)
 
 
 def verify(
@@ -54,14 +79,18 @@ def verify(
 
     Raises
     ------
+    VerifyError
+        If something is wrong; its `problems` name every tensor that is.
     FormatError
-        If something is wrong; the message names every tensor that is.
+        If a header is not valid.
     OSError
         If a file cannot be read.
     """
     started = time.perf_counter()
     checked = Reader(path, trust_shards=trust_shards)
     dense = None if against is None else Reader(against, trust_shards=trust_shards)
+    if dense is not None:
+        _check_related(checked, dense)
     problems = [f"the record is stale: {why}" for why in checked.stale]
     if checked.folder is not None and promises_stubs(checked.folder.read_config()):
         found = (found for found in checked.tensors.values() if isinstance(found, Packed) and not found.stub)
@@ -70,7 +99,7 @@ def verify(
         ]
     if dense is not None:
         problems += [f"tensor {name!r} is missing" for name in dense.tensors if name not in checked.tensors]
-    ticker = Ticker(progress, sum(entry.nbytes for entry in checked.entries.values()))
+    ticker = Ticker(progress, [("checking", sum(entry.nbytes for entry in checked.entries.values()))])
     rows = []
     for name in checked.tensors:
         row = stored_row(checked, name)
@@ -81,8 +110,17 @@ def verify(
         rows.append(row)
         ticker.tick(row.bytes_after, name)
     if problems:
-        raise FormatError(f"{checked.path}: " + "; ".join(problems))
+        raise VerifyError(checked.path, problems)
     return Report(checked.path, None, tuple(rows), time.perf_counter() - started)
+
+
+def _check_related(checked: Reader, dense: Reader) -> None:
+    """Refuses a source that nothing of what is checked can have been made from."""
+    if any(isinstance(found, Packed) for found in dense.tensors.values()):
+        raise FastSparseError(f"against: {dense.path} holds packed tensors; expected the dense checkpoint")
+    pairs = ((found, dense.tensors.get(name)) for name, found in checked.tensors.items())
+    if checked.tensors and not any(other is not None and other.shape == found.shape for found, other in pairs):
+        raise VerifyError(checked.path, [f"no tensor has name and shape of one in {dense.path}, another model"])
 
 
 def _check(checked: Reader, dense: Reader | None, name: str) -> float | None:

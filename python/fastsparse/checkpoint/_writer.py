@@ -43,7 +43,7 @@ def check_place(path: StrPath, *, folder: bool, overwrite: bool) -> None:
     """
     target = os.fspath(path)
     if os.path.lexists(path) and not overwrite:
-        raise FastSparseError(f"{target}: it exists already; ask for overwriting to replace it")
+        raise FastSparseError(f"{target}: it exists already; overwrite=True replaces it")
     place = Path(path)
     if place.name in ("", ".."):
         raise FastSparseError(f"{target}: expected the name of the {'folder' if folder else 'file'} to write")

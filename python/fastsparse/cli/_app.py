@@ -9,11 +9,15 @@ from fastsparse import _backend
 __all__ = ["app"]
 
 app = typer.Typer(
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Prune checkpoints on the CPU and store them as bit masks plus kept values.",
+    epilog="""
+    A command's own --help has examples. Exit codes: 0 done, 1 failed (one line on stderr says why), 2 the command line
+    was not understood, 130 interrupted. Data is written to stdout, messages and progress to stderr.
+    """,
 )
 
 

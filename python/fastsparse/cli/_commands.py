@@ -2,13 +2,17 @@
 
 import errno
 import functools
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+import typer
+
 from fastsparse import _sigint
 from fastsparse._errors import FastSparseError
 from fastsparse.cli._app import app
+from fastsparse.cli._examples import EXAMPLES
 from fastsparse.cli.bench import bench
 from fastsparse.cli.compress import compress
 from fastsparse.cli.convert import convert
@@ -32,9 +36,19 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return begun
 
 
-for _command in (compress, prune, decompress, convert, inspect, verify, bench):
-    app.command()(_interruptible(_command))
-app.command("eval")(_interruptible(evaluate))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "compress": compress,
+    "prune": prune,
+    "eval": evaluate,
+    "decompress": decompress,
+    "convert": convert,
+    "inspect": inspect,
+    "verify": verify,
+    "bench": bench,
+}
+for _name, _command in _COMMANDS.items():
+    _examples = "\n\n\b\n" + "\n".join(f"  {line}" for line in EXAMPLES[_name])
+    app.command(_name, epilog=f"Examples:{_examples}")(_interruptible(_command))
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -53,9 +67,17 @@ def _run(arguments: Sequence[str] | None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except (FastSparseError, OSError, MemoryError) as error:
         advice = _ADVICE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
-        print(f"fastsparse: {str(error) or type(error).__name__}{advice}", file=sys.stderr)
+        print(f"fastsparse: {_with_options(str(error)) or type(error).__name__}{advice}", file=sys.stderr)
         return 1
     return 0
+
+
+def _with_options(message: str) -> str:
+    """A message of the library with the options in place of its arguments, such as `overwrite=True` and `min_size`."""
+    commands = getattr(typer.main.get_command(app), "commands", {}).values()
+    options = {option.name: option.opts[0] for command in commands for option in command.params}
+    given = r"\b(?:([a-z_]+)=True|([a-z]+(?:_[a-z]+)+))\b"
+    return re.sub(given, lambda found: options.get(found[1] or found[2], found[0]), message)
 
 
 _ADVICE = {

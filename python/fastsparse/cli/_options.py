@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 from fastsparse._errors import FastSparseError
+from fastsparse.checkpoint._foreign import refuse_missing
 from fastsparse.checkpoint._recipe import check_expression
-from fastsparse.patterns import Pattern, pattern
+from fastsparse.patterns import NM, Pattern, pattern, zeros_in_every
 
 __all__ = [
     "Bits",
     "Expressions",
     "Json",
+    "Model",
     "Overwrite",
     "Packed",
     "Source",
@@ -21,13 +23,22 @@ __all__ = [
     "WeightBits",
     "parse_expression",
     "parse_pattern",
+    "parse_share",
 ]
+
+
+def _here(path: Path) -> Path:
+    refuse_missing(path)
+    return path
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, and progress on stderr as JSON lines.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")]
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="A .safetensors file or a model folder.")]
 Packed = Annotated[Path, typer.Argument(metavar="PATH", help="A .safetensors file or a model folder.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The folder of a language model, with its tokenizer.", callback=_here)
+]
 TrustShards = Annotated[
     bool, typer.Option("--trust-shards", help="Take the shards of a folder as they are where the index disagrees.")
 ]
@@ -46,10 +57,17 @@ WeightBits = Annotated[
 
 
 def parse_pattern(text: str) -> Pattern:
+    """The pattern of a short form. One that prunes every weight of a group is taken for a slip."""
     try:
-        return pattern(text)
+        found = pattern(text)
     except FastSparseError as error:
         raise typer.BadParameter(str(error)) from None
+    if isinstance(found, NM) and found.zeros == found.of:
+        raise typer.BadParameter(
+            f"pattern: {text!r} is {zeros_in_every(found.zeros, found.of)}: n:m is n zeros in every m; write 100% to "
+            "prune everything"
+        )
+    return found
 
 
 def parse_expression(text: str) -> str:
@@ -58,3 +76,16 @@ def parse_expression(text: str) -> str:
     except FastSparseError as error:
         raise typer.BadParameter(str(error)) from None
     return text
+
+
+def parse_share(text: str | float) -> float:
+    """``45%`` or ``0.45`` as a share from 0 to 1."""
+    number = str(text).strip()
+    try:
+        share = float(number.removesuffix("%")) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        meant = f"; did you mean {number}%?" if 1 < share <= 100 else ""
+        raise typer.BadParameter(f"expected a share such as 45% or 0.45, got {number!r}{meant}")
+    return share

@@ -17,9 +17,10 @@ from fastsparse.cli._options import (
     WeightBits,
     parse_expression,
     parse_pattern,
+    parse_share,
 )
 from fastsparse.cli._progress import progress_of
-from fastsparse.cli._table import show
+from fastsparse.cli._show import show
 from fastsparse.patterns import Pattern
 
 __all__ = ["compress"]
@@ -59,10 +60,12 @@ def compress(
         bool, typer.Option("--global", help="Let the tensors compete: the share of PATTERN goes over all of them.")
     ] = False,
     min_sparsity: Annotated[
-        float | None, typer.Option(min=0, max=1, help="With --global: at least this share in each tensor.")
+        float | None,
+        typer.Option(parser=parse_share, metavar="SHARE", help="With --global: at least this share in each tensor."),
     ] = None,
     max_sparsity: Annotated[
-        float | None, typer.Option(min=0, max=1, help="With --global: at most this share in each tensor.")
+        float | None,
+        typer.Option(parser=parse_share, metavar="SHARE", help="With --global: at most this share in each tensor."),
     ] = None,
     bits: WeightBits = None,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe, in TOML.")] = None,
@@ -70,7 +73,9 @@ def compress(
         Config,
         typer.Option("--config", help="Whose section config.json gets, so that who else loads the folder may tell."),
     ] = Config.FASTSPARSE,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what would be done; write nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would be done and what it would cost; write nothing.")
+    ] = False,
     overwrite: Overwrite = False,
     trust_shards: TrustShards = False,
     as_json: Json = False,
@@ -93,7 +98,7 @@ def compress(
     )
     with progress_of(as_json) as progress:
         if plan or dst is None:
-            report = checkpoint.plan(src, wanted, progress=progress, trust_shards=trust_shards).report
+            report = checkpoint.plan(src, wanted, progress=progress, trust_shards=trust_shards, kept_energy=True).report
         else:
             report = checkpoint.compress(
                 src, dst, wanted, progress=progress, overwrite=overwrite, config=config.value, trust_shards=trust_shards

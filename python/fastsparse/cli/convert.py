@@ -8,7 +8,7 @@ import typer
 from fastsparse import compressed_tensors
 from fastsparse.cli._options import Json, Overwrite, Source, TrustShards
 from fastsparse.cli._progress import progress_of
-from fastsparse.cli._table import show
+from fastsparse.cli._show import show
 
 __all__ = ["convert"]
 
@@ -29,7 +29,10 @@ def convert(
     trust_shards: TrustShards = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a checkpoint of compressed-tensors 0.3 to 0.14 into another layout or a dense one; nothing is pruned."""
+    """Convert a checkpoint of compressed-tensors to another layout.
+
+    Read are the layouts of its versions 0.3 to 0.14; nothing is pruned.
+    """
     with progress_of(as_json) as progress:
         report = compressed_tensors.convert(
             src, dst, to.value, progress=progress, overwrite=overwrite, trust_shards=trust_shards

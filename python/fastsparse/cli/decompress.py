@@ -7,7 +7,7 @@ import typer
 from fastsparse import checkpoint
 from fastsparse.cli._options import Json, Overwrite, Source, TrustShards
 from fastsparse.cli._progress import progress_of
-from fastsparse.cli._table import show
+from fastsparse.cli._show import show
 
 __all__ = ["decompress"]
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fastsparse.cli._options import Expressions, Json, Overwrite, WeightBits, parse_expression, parse_pattern
-from fastsparse.cli._table import size
+from fastsparse.cli._options import Expressions, Json, Model, Overwrite, WeightBits, parse_expression, parse_pattern
+from fastsparse.packed import byte_count
 from fastsparse.patterns import Pattern
 
 __all__ = ["prune"]
@@ -32,7 +32,7 @@ class Allocation(StrEnum):
 
 
 def prune(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a language model, with its tokenizer.")],
+    model: Model,
     dst: Annotated[Path, typer.Argument(metavar="DST", help="The packed folder to write.")],
     pattern: Annotated[
         Pattern, typer.Option("--pattern", parser=parse_pattern, metavar="PATTERN", help="50%, 50%/row, 2:4, …")
@@ -53,7 +53,7 @@ def prune(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Prune a language model with calibration text and store it packed. The whole model is held in memory."""
+    """Prune a language model with calibration text. It is held in memory as a whole and stored packed."""
     from fastsparse.torch import _language  # with torch, which the other commands do not need
 
     batches = _language.read_tokens(data, model, samples, length)
@@ -78,5 +78,5 @@ def prune(
         print(f"{layer.name}  {layer.method}  {layer.pattern}  error {error}  {layer.reason or ''}".rstrip())
     print(
         f"{len(report.pruned)} layers pruned, {report.sparsity:.1%} zeros, in {report.seconds:.0f} s: "
-        f"{size(written.bytes_before)} → {size(written.bytes_after)}"
+        f"{byte_count(written.bytes_before)} → {byte_count(written.bytes_after)}"
     )

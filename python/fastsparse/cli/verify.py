@@ -8,7 +8,7 @@ import typer
 from fastsparse import checkpoint
 from fastsparse.cli._options import Json, Packed, TrustShards
 from fastsparse.cli._progress import progress_of
-from fastsparse.cli._table import show
+from fastsparse.cli._show import print_json
 
 __all__ = ["verify"]
 
@@ -21,7 +21,22 @@ def verify(
     trust_shards: TrustShards = False,
     as_json: Json = False,
 ) -> None:
-    """Check every tensor of a checkpoint; with --against, that nothing is lost that was not to go."""
-    with progress_of(as_json) as progress:
-        report = checkpoint.verify(path, against, progress=progress, trust_shards=trust_shards)
-    show(report, as_json)
+    """Check every tensor of a checkpoint.
+
+    With --against, that nothing is lost that was not to be pruned either.
+
+    With --json, "ok" is the verdict; where it is false, "problems" says why.
+    """
+    try:
+        with progress_of(as_json) as progress:
+            report = checkpoint.verify(path, against, progress=progress, trust_shards=trust_shards)
+    except checkpoint.VerifyError as error:
+        if as_json:
+            print_json({"ok": False, "problems": error.problems})
+        raise
+    if as_json:
+        print_json({"ok": True, **report.to_dict()})
+        return
+    print(report)
+    compared = "" if against is None else ", and is what its recipe makes of the source"
+    print(f"ok: every part is right{compared}")

@@ -10,6 +10,8 @@ than eight bits lie LSB-first without gaps, and the padding is what the last byt
 words after the offset mean nothing: coremltools 7 left them uninitialised.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import struct

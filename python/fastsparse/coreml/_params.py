@@ -1,5 +1,7 @@
 """Packed tensors as the inputs of `constexpr_sparse_to_dense`, and back."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np

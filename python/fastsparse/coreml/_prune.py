@@ -1,5 +1,7 @@
 """Pruning an ML program as coremltools does."""
 
+from __future__ import annotations
+
 import os
 from typing import Any
 

@@ -146,7 +146,7 @@ def prune_folder(
     """
     target = Path(dst)
     if target.exists() and not overwrite:
-        raise FastSparseError(f"{target}: it exists already; --overwrite, overwrite=True, replaces it")
+        raise FastSparseError(f"{target}: it exists already; overwrite=True replaces it")
     if not target.absolute().parent.is_dir():
         raise FastSparseError(f"{target}: its folder does not exist")
     recipe = checkpoint.Recipe(default="nonzero", bits=weight_bits)

@@ -1,9 +1,12 @@
 """What calibrated pruning did to a model."""
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from fastsparse._table import Column, line_width, natural, table, wrap
 
 __all__ = ["LayerReport", "ModelReport"]
 
@@ -44,7 +47,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What `prune_model` did to each parameter, and how long it took."""
+    """What `prune_model` did to each parameter, and how long it took. Printed it is a table."""
 
     layers: tuple[LayerReport, ...]
     seconds: float
@@ -64,3 +67,32 @@ class ModelReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for `json.dumps`."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        width = line_width(sys.stdout)
+        layers = sorted(self.layers, key=lambda layer: natural(layer.name))
+        lines = table(_COLUMNS, [_row(layer) for layer in layers], [layer.reason for layer in layers], width)
+        pruned = f"{len(self.pruned)} of {len(self.layers)} parameters pruned, {self.sparsity:.1%} zeros"
+        return "\n".join([*lines, *wrap(f"{pruned}, in {self.seconds:.0f} s", width)])
+
+
+_COLUMNS = (
+    Column("tensor"),
+    Column("shape", spare=2),
+    Column("method", spare=1),
+    Column("pattern"),
+    Column("zeros", right=True),
+    Column("error", right=True),
+)
+
+
+def _row(layer: LayerReport) -> tuple[str | None, ...]:
+    """The cells of a parameter's line."""
+    return (
+        layer.name,
+        "×".join(map(str, layer.shape)) or "scalar",
+        layer.method,
+        layer.pattern,
+        None if layer.sparsity is None else f"{layer.sparsity:.1%}",
+        None if layer.layer_error is None else f"{layer.layer_error:.4f}",
+    )
