@@ -129,11 +129,13 @@ def test_array_functions_point_here():
     s = fs.pack(np.ones((4, 8), np.float32))
     for call in (
         lambda: fs.compress(narrow, "50%"),
+        lambda: fs.prune(dense.numpy(), "50%", out=dense),
         lambda: fs.unpack(dense),
         lambda: fs.linear(dense, dense),
         lambda: s @ narrow.T,
         lambda: dense @ s.T,
         lambda: dense @ s,
+        lambda: s.to_dense(out=dense),
     ):
         with pytest.raises((fs.FastSparseError, TypeError), match=HINT):
             call()

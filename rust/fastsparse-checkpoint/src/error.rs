@@ -115,7 +115,7 @@ pub enum Error {
     #[error("tensor {0:?} was not written to its end")]
     Unwritten(String),
     /// The target exists and may not be replaced.
-    #[error("it exists already; ask for overwriting to replace it")]
+    #[error("it exists already; overwrite=True replaces it")]
     Exists,
     /// Another writer is at work on the same target.
     #[error("another run is writing it")]

@@ -54,12 +54,17 @@ pub fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'
             Err(errors::general(py, format!("{name}: cannot be read as an array: {}", error.value(py))))
         }
         // A tensor of torch that NumPy cannot take: bfloat16, one with a gradient, on another device.
-        Err(error) if object.hasattr(intern!(py, "__torch_function__"))? => {
-            let hint = "fastsparse.torch has the same functions for tensors";
-            Err(errors::general(py, format!("{name}: cannot be read as an array: {}; {hint}", error.value(py))))
-        }
-        Err(error) => Err(error),
+        Err(error) => match torch_hint(object)? {
+            "" => Err(error),
+            hint => Err(errors::general(py, format!("{name}: cannot be read as an array: {}{hint}", error.value(py)))),
+        },
     }
+}
+
+/// What a message about a tensor of torch ends with; empty for everything else.
+fn torch_hint(object: &Bound<'_, PyAny>) -> PyResult<&'static str> {
+    let tensor = object.hasattr(intern!(object.py(), "__torch_function__"))?;
+    Ok(if tensor { "; fastsparse.torch has the same functions for tensors" } else { "" })
 }
 
 /// The array itself where its elements lie in C order and aligned, a copy otherwise.
@@ -306,7 +311,7 @@ impl<'py> Output<'py> {
                         },
                         if writeable(array) { "" } else { ", read-only" },
                     ),
-                    Err(_) => out.get_type().name()?.to_string(),
+                    Err(_) => format!("{}{}", out.get_type().name()?, torch_hint(out)?),
                 };
                 return Err(errors::general(
                     py,
