@@ -29,7 +29,10 @@ def prune_weights(mlmodel: Any, config: Any, *, compat: str | None = None, joint
         what coremltools keeps, bit for bit, where that is defined: its order among ties of n:m is not for float32 or
         more than 16. Of patterns it has those that a config of coremltools can say.
     joint_compression : bool
-        As there.
+        Whether the weights that are pruned are those that coremltools has quantised or palettised, for iOS 18. They are
+        ranked by what they stand for, and become `constexpr_sparse_blockwise_shift_scale` or `constexpr_lut_to_sparse`
+        before `constexpr_sparse_to_dense`. The other way round, coremltools' own functions take what is pruned here,
+        with their `joint_compression=True`. Patterns with a structure need to be given as such.
 
     Returns
     -------

@@ -35,6 +35,19 @@ class PatternConfig(OpMagnitudePrunerConfig):  # type: ignore[misc]  # coremltoo
         """The config that prunes every weight by the pattern."""
         return OptimizationConfig(cls(pattern))
 
+    def _check_const_op_is_valid(self, op: Any) -> bool:
+        """As the base class, which knows weights that are quantised or palettised only without a structure."""
+        if not self._is_structural_pruning():
+            return True
+        weight = op.outputs[0]
+        kinds = self._SUPPORTED_OPS_FOR_STRUCTURAL_PRUNING
+        return all(
+            name in kinds.get(child.op_type, ())
+            for child in weight.child_ops
+            for name, var in child.inputs.items()
+            if var is weight
+        )
+
     def __str__(self) -> str:
         return str(self.pattern)
 
@@ -81,12 +94,18 @@ class Pruner(prune_weights):  # type: ignore[misc]  # coremltools is not typed
         self.joint_compression = joint_compression
         self._exactly = compat is not None
         self._pattern: Pattern | None = None
+        self._bits = 0
 
     def transform_op(self, op: Any) -> None:
         """Prunes a weight. An error names it, and the layer that it belongs to."""
         config = self.config._get_const_op_config(op)
         self._pattern = config.pattern if isinstance(config, PatternConfig) else None
+        self._bits = _stored_bits(op)
         try:
+            structured = isinstance(config, OpMagnitudePrunerConfig) and config._is_structural_pruning()
+            if structured and self._pattern is None and op.op_type != "const":
+                hint = "give the pattern, such as '2:4' or '75%/4x1'"
+                raise FastSparseError(f"config: coremltools has no structure for weights that are compressed; {hint}")
             super().transform_op(op)
         except FastSparseError as error:
             layers = ", ".join(f"{child.op_type} {child.name!r}" for child in op.outputs[0].child_ops)
@@ -109,7 +128,7 @@ class Pruner(prune_weights):  # type: ignore[misc]  # coremltools is not typed
         """
         if self._pattern is not None:
             kept = _compress(val, _along_channels(self._pattern))
-            return _params(kept) if kept.values.nbytes + -(-val.size // 8) < val.nbytes else None
+            return _params(kept) if kept.nnz * self._bits + val.size < val.size * self._bits else None
         if block_size is not None and dim is not None and block_size > val.shape[dim] / 2:
             return None
         if block_size is None or dim is None:
@@ -128,6 +147,13 @@ class Pruner(prune_weights):  # type: ignore[misc]  # coremltools is not typed
         if self._exactly:
             return _params(exactly.by_n_m(_checked(val), zeros, of, dim))
         return _params(_compress(val, NM(zeros=zeros, of=of, axis=dim)))
+
+
+def _stored_bits(op: Any) -> int:
+    """Of an element of a weight, as it is stored: dense, quantised or palettised."""
+    inputs = {"constexpr_blockwise_shift_scale": "data", "constexpr_lut_to_dense": "indices"}
+    stored = op.inputs[inputs[op.op_type]] if op.op_type in inputs else op.outputs[0]
+    return int(stored.dtype.get_bitwidth())
 
 
 def _along_channels(chosen: Pattern) -> Pattern:
