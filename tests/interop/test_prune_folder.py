@@ -8,6 +8,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import fastsparse as fs
 import fastsparse.torch as fst
 from fastsparse import checkpoint
 from fastsparse.cli import main
@@ -37,6 +38,23 @@ def run(capsys, *arguments):
     code = main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_prune_to_eight_bits(folder, capsys):
+    options = ("--data", folder / "text", "--pattern", "50%", "--samples", 2, "--length", 64, "--method", "magnitude")
+    code, _, err = run(capsys, "prune", folder / "model", folder / "packed", *options, "--refine", 0, "--bits", 8)
+    assert code == 0, err
+    report = checkpoint.verify(folder / "packed")
+    packed = {row.name: row for row in report.tensors if row.reason is None}
+    assert len(packed) == 14
+    source, stored = checkpoint.open(folder / "model"), checkpoint.open(folder / "packed")
+    for name, row in packed.items():
+        assert row.bits == 8
+        assert stored[name] == fs.compress(source[name], "50%").quantize()
+    measure = ("--data", folder / "test", "--samples", 2, "--length", 64, "--json")
+    checkpoint.decompress(folder / "packed", folder / "dense")
+    found = [json.loads(run(capsys, "eval", folder / name, *measure)[1])["perplexity"] for name in ("packed", "dense")]
+    assert found[0] == pytest.approx(found[1], rel=0.01)
 
 
 @pytest.mark.filterwarnings("ignore:.*tokens are few for:RuntimeWarning")

@@ -204,7 +204,7 @@ def compress(
     return fs.compress(as_array(w, "w"), pattern, scores=extra[0], column_scale=extra[1], threads=threads)
 
 
-def unpack(s: fs.BitmaskArray, out: Tensor | None = None) -> Tensor:
+def unpack(s: fs.BitmaskArray | fs.QuantizedArray, out: Tensor | None = None) -> Tensor:
     """The dense tensor.
 
     Examples
@@ -218,7 +218,7 @@ def unpack(s: fs.BitmaskArray, out: Tensor | None = None) -> Tensor:
     return as_tensor(dense) if out is None else out
 
 
-def linear(x: Tensor, s: fs.BitmaskArray, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, s: fs.BitmaskArray | fs.QuantizedArray, bias: Tensor | None = None) -> Tensor:
     """`fs.linear` for tensors. No gradient passes through: with one to lose, it raises; `SparseLinear` has gradients.
 
     Examples
