@@ -1,4 +1,7 @@
-"""Imports point down: no circle of files goes through two folders, imports within functions included."""
+"""Imports point down: no circle of files goes through two folders.
+
+Imports within functions count. Those for type checkers alone do not: the package tells them its submodules.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -16,7 +19,11 @@ FILES = {module(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body.clear()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
