@@ -59,6 +59,7 @@ def test_nothing_is_wider_than_the_terminal(run, src, packed, tmp_path, monkeypa
         ["inspect", src, packed],
         ["verify", packed, "--against", src],
         ["bench", "--shape", "64x300", "--seconds", 0],
+        ["demo"],
         ["-h"],
         *([command, "-h"] for command in EXAMPLES),
     ):
@@ -212,3 +213,14 @@ def test_a_shell_completes_commands():
         [sys.executable, "-m", "fastsparse"], env={**os.environ, **environment}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["verify"]
+
+
+def test_the_demo_needs_no_more_than_the_package(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = run("demo")
+    assert (code, err) == (0, "")
+    assert "mask 01000001 in reading order, stored as the byte 0x82; values 7.0, 56.3" in out
+    rows = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert "50.3 MB → 26.8 MB" in rows["50%"]
+    assert out.splitlines()[-1] == "  fastsparse -h"
+    assert list(tmp_path.iterdir()) == []

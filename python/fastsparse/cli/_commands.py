@@ -17,6 +17,7 @@ from fastsparse.cli.bench import bench
 from fastsparse.cli.compress import compress
 from fastsparse.cli.convert import convert
 from fastsparse.cli.decompress import decompress
+from fastsparse.cli.demo import demo
 from fastsparse.cli.eval import evaluate
 from fastsparse.cli.inspect import inspect
 from fastsparse.cli.prune import prune
@@ -37,6 +38,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
     "compress": compress,
     "prune": prune,
     "eval": evaluate,

@@ -3,6 +3,7 @@
 __all__ = ["EXAMPLES"]
 
 EXAMPLES = {
+    "demo": ("fastsparse demo",),
     "compress": (
         "fastsparse compress model.safetensors small.safetensors --pattern 50%",
         "fastsparse compress model-folder small-folder --pattern 2:4",

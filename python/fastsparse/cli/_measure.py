@@ -114,8 +114,15 @@ class Bench:
         return "\n".join(lines)
 
 
-def measure(shape: tuple[int, int], dtype: str, batches: list[int], sparsities: list[float], seconds: float) -> Bench:
-    """Measures for about that long; making the layers comes on top.
+def measure(
+    shape: tuple[int, int],
+    dtype: str,
+    batches: list[int],
+    sparsities: list[float],
+    seconds: float,
+    dense_bytes: int = _DENSE_BYTES,
+) -> Bench:
+    """Measures for about that long; making the layers, of so many bytes together, comes on top.
 
     Raises
     ------
@@ -125,7 +132,7 @@ def measure(shape: tuple[int, int], dtype: str, batches: list[int], sparsities: 
     _check(shape, dtype, batches, sparsities)
     rng = np.random.default_rng(0)
     weights = (rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)).astype(DTYPES[dtype])
-    layers = max(_LAYERS[0], min(_LAYERS[1], -(-_DENSE_BYTES // weights.nbytes)))
+    layers = max(_LAYERS[0], min(_LAYERS[1], -(-dense_bytes // weights.nbytes)))
     packed = {sparsity: _copies(compress(weights, Unstructured(sparsity)), layers) for sparsity in sparsities}
     prepared = {sparsity: _prepared(copies, min(batches)) for sparsity, copies in packed.items()}
     peers = _dense(weights, layers)
