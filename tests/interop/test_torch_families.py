@@ -76,15 +76,15 @@ FAMILIES: dict[str, tuple[dict, set[str]]] = {
     "falcon": ({"head_dim": None}, {"of a FalconLinear, not a Linear"}),
     "gemma3_text": ({}, set()),
     "glm": ({}, set()),
-    "gpt2": ({}, {"of a Conv1D, not a Linear"}),
+    "gpt2": ({}, set()),
     "gpt_bigcode": ({}, set()),
     "gpt_neox": ({}, set()),
-    "gpt_oss": ({}, {"of a GptOssExperts, not a Linear"}),
-    "granitemoe": ({}, {"of a GraniteMoeParallelExperts, not a Linear"}),
+    "gpt_oss": ({}, set()),
+    "granitemoe": ({}, set()),
     "hubert": (SPEECH, SPEECH_CONV),
     "ibert": ({}, {"of a QuantLinear, not a Linear"}),
     "llama": ({}, set()),
-    "llama4_text": ({"intermediate_size_mlp": 128}, {"of a Llama4TextExperts, not a Linear"}),
+    "llama4_text": ({"intermediate_size_mlp": 128}, set()),
     "mamba": ({}, set()),
     "marian": ({}, set()),
     "mixtral": ({}, set()),
@@ -100,7 +100,7 @@ FAMILIES: dict[str, tuple[dict, set[str]]] = {
     "recurrent_gemma": ({}, set()),
     "roberta": ({}, set()),
     "stablelm": ({}, set()),
-    "squeezebert": ({}, CONV),
+    "squeezebert": ({}, set()),
     "t5": ({}, set()),
     "vit": ({}, IMAGE_CONV),
     "wav2vec2": (SPEECH, SPEECH_CONV),
@@ -108,7 +108,7 @@ FAMILIES: dict[str, tuple[dict, set[str]]] = {
     "whisper": ({"max_source_positions": 32}, CONV),
     "xglm": ({}, set()),
 }
-NOTHING_PACKED = {"falcon", "gpt2"}
+NOTHING_PACKED = {"falcon"}
 # These read the weights of some layers: in every forward pass they are unpacked, and a warning says
 # so.
 COMPUTES_WITH_WEIGHTS = {"bloom", "wavlm"}

@@ -190,8 +190,9 @@ def test_transformer_encoders_of_torch(activation, padding):
     dense = encoder(activation=activation)
     model = copy.deepcopy(dense)
     report = fst.sparsify(model, "50%")
-    assert packed_names(report) == [f"layers.{i}.linear{j}.weight" for i in (0, 1) for j in (1, 2)]
-    assert reasons(report)["layers.0.self_attn.out_proj.weight"].startswith("of a NonDynamicallyQuantizableLinear")
+    weights = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
+    assert packed_names(report) == [f"layers.{i}.{name}" for i in (0, 1) for name in weights]
+    assert isinstance(model.layers[0].self_attn, nn.MultiheadAttention)
     dense = pruned(dense, report)
     shown = slice(None) if padding is None else ~padding
     compiled = torch.compile(model, backend="aot_eager")

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.patterns import Pattern
+from fastsparse.torch._places import uses_of
 from fastsparse.torch._report import LayerReport
-from fastsparse.torch._sparsify import report_row, uses_of
+from fastsparse.torch._sparsify import report_row
 from fastsparse.torch._tensors import has_memory
 
 __all__ = ["Layer", "layers_of"]

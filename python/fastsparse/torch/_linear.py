@@ -22,12 +22,13 @@ from fastsparse.quantized import BITS, quantized
 from fastsparse.torch._tensors import as_array, as_tensor, compress
 from fastsparse.torch._weight import DenseWeight, read_only
 
-__all__ = ["COMPUTES", "SparseLinear"]
+__all__ = ["COMPUTES", "KEYS", "SCALE", "Packed", "SparseLinear"]
 
+Packed = fs.BitmaskArray | fs.QuantizedArray
 COMPUTES = (torch.float32, torch.float16, torch.bfloat16)
 _VIEWS = ("_packed", "_seen", "_dense")
-_KEYS = ("shape", "compressed", "bitmask", "row_offsets")
-_SCALE = "row_scale"
+KEYS = ("shape", "compressed", "bitmask", "row_offsets")
+SCALE = "row_scale"
 """The fifth key, of weights of eight bits. Beside it is an empty `weight` of the dtype that these stand for."""
 
 
@@ -72,7 +73,7 @@ def _to_dense(
     dtype: Optional[torch.dtype] = None,  # noqa: UP045
 ) -> Tensor:
     parts = (as_array(values), as_array(bitmask), as_array(row_offsets))
-    s: fs.BitmaskArray | fs.QuantizedArray = new_array((bitmask.shape[0], cols), *parts, None)
+    s: Packed = new_array((bitmask.shape[0], cols), *parts, None)
     if isinstance(s, fs.BitmaskArray) and row_scale is not None and dtype is not None:
         s = quantized(s, as_array(row_scale), _array_dtype(dtype))
     return as_tensor(s.to_dense())
@@ -182,7 +183,7 @@ class SparseLinear(nn.Module):
     row_offsets: Tensor
     row_scale: Tensor | None
     bias: nn.Parameter | None
-    _packed: fs.BitmaskArray | fs.QuantizedArray
+    _packed: Packed
     _seen: tuple[Any, ...]
     _dense: DenseWeight | None
     name: str = ""
@@ -200,7 +201,7 @@ class SparseLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device="cpu")) if bias else None
 
     @classmethod
-    def from_packed(cls, s: fs.BitmaskArray | fs.QuantizedArray, bias: Tensor | None = None) -> "SparseLinear":
+    def from_packed(cls, s: Packed, bias: Tensor | None = None) -> "SparseLinear":
         """A layer with a copy of this weight.
 
         Parameters
@@ -215,7 +216,7 @@ class SparseLinear(nn.Module):
         FastSparseError
             If shape or dtype do not fit.
         """
-        if not isinstance(s, fs.BitmaskArray | fs.QuantizedArray) or len(s.shape) != 2:
+        if not isinstance(s, Packed) or len(s.shape) != 2:
             raise FastSparseError(f"s: expected a BitmaskArray or QuantizedArray of two dimensions, got {s!r}")
         if bias is not None and tuple(bias.shape) != s.shape[:1]:
             raise FastSparseError(f"bias: expected shape ({s.shape[0]},), got {tuple(bias.shape)}")
@@ -256,7 +257,7 @@ class SparseLinear(nn.Module):
         return layer
 
     @property
-    def packed(self) -> fs.BitmaskArray | fs.QuantizedArray:
+    def packed(self) -> Packed:
         """The weight, over the memory of the buffers; buffers that somebody has replaced or changed are checked."""
         buffers = self._buffers
         values, bitmask, row_offsets, row_scale, states = self._seen
@@ -285,11 +286,21 @@ class SparseLinear(nn.Module):
         if not _is_eager():
             _refuse_onnx()
             parts = (self.values, self.bitmask, self.row_offsets)
-            return _to_dense(*parts, self.in_features, self.row_scale, self.dtype)
-        packed = self.packed
+            return self._order(_to_dense(*parts, self.in_features, self.row_scale, self.dtype))
+        _ = self.packed  # after a check
         if self._dense is None:
-            self._dense = DenseWeight.of(packed, self.dtype, self.name)
+            self._dense = self._view_dense()
         return self._dense
+
+    def _view_dense(self) -> DenseWeight:
+        """What `weight` is in eager mode."""
+        packed, order = self._packed, self._order
+        like = torch.empty(self._stored_shape(), dtype=self.dtype, device="meta")
+        return DenseWeight.of(lambda: order(as_tensor(packed.to_dense())), like, self.name)
+
+    def _order(self, dense: Tensor) -> Tensor:
+        """The weight as state dicts and files have it, of the dense matrix that the layer computes with."""
+        return dense
 
     def to_dense(self) -> nn.Linear:
         """A dense layer with the same weight, and the very bias of this one."""
@@ -329,8 +340,12 @@ class SparseLinear(nn.Module):
         form = f"{s.dtype}" if isinstance(s, fs.BitmaskArray) else f"{s.dtype} in {BITS} bits"
         return f"in_features={self.in_features}, out_features={self.out_features}, {bias=}, {form}, {sparse} sparse"
 
-    def _hold(self, s: fs.BitmaskArray | fs.QuantizedArray) -> None:
-        """Makes a copy of this weight the layer's."""
+    def hold(self, s: Packed) -> None:
+        """Makes a copy of this weight, in the order of state dicts, the layer's."""
+        self._hold(self._arrange(s))
+
+    def _hold(self, s: Packed) -> None:
+        """Makes a copy of this matrix the layer's."""
         self.out_features, self.in_features = s.shape
         self._pattern = s.pattern
         packed, scale = (s, None) if isinstance(s, fs.BitmaskArray) else (s.packed, as_tensor(s.scale))
@@ -354,7 +369,7 @@ class SparseLinear(nn.Module):
 
     def _check_buffers(self) -> None:
         try:
-            names = ("values", "bitmask", "row_offsets", *(() if self.row_scale is None else (_SCALE,)))
+            names = ("values", "bitmask", "row_offsets", *(() if self.row_scale is None else (SCALE,)))
             parts = {name: as_array(self._buffers[name], name) for name in names}
             for name, part in parts.items():
                 if not part.flags.c_contiguous:
@@ -388,21 +403,38 @@ class SparseLinear(nn.Module):
         if scale is None:
             super()._apply(fn, recurse)
         else:  # it stays float32: as integers, which no conversion between floats touches
-            self._buffers[_SCALE] = scale.view(torch.int32)
+            self._buffers[SCALE] = scale.view(torch.int32)
             super()._apply(fn, recurse)
-            self._buffers[_SCALE], self._dtype = self._buffers[_SCALE].view(torch.float32), sample.dtype
+            self._buffers[SCALE], self._dtype = self._buffers[SCALE].view(torch.float32), sample.dtype
         _ = self.packed  # lets go of the memory there was
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         _ = self.packed  # after a check
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        prefix = self._prefix(prefix)
+        destination.update((prefix + key, part.detach()) for key, part in self._parts().items())
+
+    def _prefix(self, prefix: str) -> str:
+        """What the keys of the state dict begin with, for a module whose names begin with `prefix`."""
+        return prefix
+
+    def _parts(self) -> dict[str, Tensor]:
+        """The tensors of the state dict."""
         # Storages of their own: what saves safetensors refuses a tensor that is a part of one.
         shape = torch.tensor([self.out_features, self.in_features], dtype=torch.int64, device="cpu")
-        parts = dict(zip(_KEYS, (shape, self.values, self.bitmask, self.row_offsets[:-1].clone()), strict=True))
+        parts = dict(zip(KEYS, (shape, self.values, self.bitmask, self.row_offsets[:-1].clone()), strict=True))
         if self.row_scale is not None:
-            parts.update({_SCALE: self.row_scale, "weight": torch.empty(0, dtype=self.dtype, device="cpu")})
-        destination.update((prefix + key, part.detach()) for key, part in parts.items())
+            parts.update({SCALE: self.row_scale, "weight": torch.empty(0, dtype=self.dtype, device="cpu")})
+        return parts
+
+    def _stored_shape(self) -> tuple[int, ...]:
+        """The shape of the weight as state dicts and files have it."""
+        return self.out_features, self.in_features
+
+    def _arrange(self, s: Packed) -> Packed:
+        """The matrix that the layer computes with, of the weight as state dicts and files have it."""
+        return s
 
     def _load_from_state_dict(
         self,
@@ -414,14 +446,14 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        ours = {key: state_dict[prefix + key] for key in (*_KEYS, _SCALE) if prefix + key in state_dict}
+        ours = {key: state_dict[prefix + key] for key in (*KEYS, SCALE) if prefix + key in state_dict}
         rest = {name: part for name, part in state_dict.items() if name.removeprefix(prefix) not in ours}
         stub = rest.get(f"{prefix}weight")
         if stub is not None and stub.shape == (0,):  # the one at which loaders of dense layers stop
             del rest[f"{prefix}weight"]
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        needed = _KEYS if "compressed" not in ours or ours["compressed"].dtype != torch.int8 else (*_KEYS, _SCALE)
-        missing = [prefix + key for key in needed if key not in ours]
+        needed = KEYS if "compressed" not in ours or ours["compressed"].dtype != torch.int8 else (*KEYS, SCALE)
+        missing = [self._prefix(prefix) + key for key in needed if key not in ours]
         if missing:
             missing_keys.extend(missing if strict else ())
             return
@@ -429,9 +461,9 @@ class SparseLinear(nn.Module):
         try:
             packed = self._loaded(**ours, dtype=(None if stub is None else stub.dtype) if assigns else self.dtype)
         except FastSparseError as error:
-            error_msgs.append(f"{prefix.rstrip('.') or 'SparseLinear'}: {error}")
+            error_msgs.append(f"{self._prefix(prefix).rstrip('.') or 'SparseLinear'}: {error}")
         else:
-            self._hold(packed)
+            self.hold(packed)
 
     def _loaded(
         self,
@@ -442,16 +474,16 @@ class SparseLinear(nn.Module):
         row_scale: Tensor | None = None,
         *,
         dtype: torch.dtype | None,
-    ) -> fs.BitmaskArray | fs.QuantizedArray:
+    ) -> Packed:
         """The weight of a state dict, in a dtype; None for its own, and where only this layer has one, in that."""
-        if shape.tolist() != [self.out_features, self.in_features]:
-            expected = (self.out_features, self.in_features)
+        expected = self._stored_shape()
+        if tuple(shape.tolist()) != expected:
             raise FastSparseError(f"shape: expected {expected}, got {tuple(shape.tolist())}")
         values = compressed if dtype is None or row_scale is not None else compressed.to(dtype)
-        s = fs.BitmaskArray.from_parts(as_array(values), as_array(bitmask), (self.out_features, self.in_features))
+        s = fs.BitmaskArray.from_parts(as_array(values), as_array(bitmask), expected)
         if not np.array_equal(as_array(row_offsets), s.row_offsets[:-1]):
             raise fs.FormatError("row_offsets: they are not those of the mask")
-        scales = () if row_scale is None else (as_array(row_scale, _SCALE),)
+        scales = () if row_scale is None else (as_array(row_scale, SCALE),)
         return _checked(s, *scales, dtype=self.dtype if dtype is None else dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -502,9 +534,7 @@ def _check_dtype(dtype: torch.dtype) -> None:
         raise FastSparseError(f"dtype: SparseLinear computes in float32, float16 or bfloat16, got {dtype}")
 
 
-def _checked(
-    s: fs.BitmaskArray, scale: NDArray[Any] | None = None, *, dtype: torch.dtype
-) -> fs.BitmaskArray | fs.QuantizedArray:
+def _checked(s: fs.BitmaskArray, scale: NDArray[Any] | None = None, *, dtype: torch.dtype) -> Packed:
     """A weight that a layer can hold; with scales one of eight bits that stands for weights of this dtype."""
     _check_dtype(dtype if scale is not None else as_tensor(s.values[:0]).dtype)
     return s if scale is None else fs.QuantizedArray.from_parts(s, scale, _array_dtype(dtype))

@@ -18,14 +18,13 @@ from fastsparse.checkpoint._reader import StrPath
 from fastsparse.checkpoint._report import Report, TensorReport
 from fastsparse.packed import new_array
 from fastsparse.quantized import BITS, quantized
-from fastsparse.torch._linear import COMPUTES, SparseLinear
-from fastsparse.torch._sparsify import Use, obstacle, replace_modules, uses_of
+from fastsparse.torch._linear import COMPUTES, Packed, SparseLinear
+from fastsparse.torch._places import Use, layer_for, obstacle, packed_at, put_dense, put_packed, takes_bits, uses_of
 from fastsparse.torch._tensors import as_array, as_tensor
 
 __all__ = ["cast", "load"]
 
-_Packed = fs.BitmaskArray | fs.QuantizedArray
-_Found = _Packed | NDArray[Any]
+_Found = Packed | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class _Target:
 
     def tensor(self, model: nn.Module) -> Tensor:
         """What the model has now; it is not kept here, so that it is freed when it is replaced."""
-        return getattr(model.get_submodule(self.uses[0].module), self.uses[0].attribute)
+        return self.uses[0].tensor(model)
 
 
 def load(model: nn.Module, path: StrPath, *, strict: bool = True) -> Report:
@@ -88,7 +87,7 @@ def load(model: nn.Module, path: StrPath, *, strict: bool = True) -> Report:
     True
     """
     started = time.perf_counter()
-    if isinstance(model, nn.Linear | SparseLinear):
+    if isinstance(model, SparseLinear) or layer_for(model) is not None:
         raise FastSparseError("model: a linear layer cannot be replaced in place; put it into a module")
     source = checkpoint.open(path)
     found = {name: source[name] for name in source}
@@ -135,7 +134,7 @@ def _buffers_of(model: nn.Module) -> list[list[Use]]:
 
 
 def _equal(one: _Found, other: _Found) -> bool:
-    if isinstance(one, _Packed) or isinstance(other, _Packed):
+    if isinstance(one, Packed) or isinstance(other, Packed):
         return type(one) is type(other) and one == other
     return one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8))
 
@@ -156,46 +155,42 @@ def _check(model: nn.Module, targets: Iterable[_Target]) -> None:
 
 def _put(model: nn.Module, target: _Target) -> TensorReport:
     """Puts a tensor of the file wherever the model has it."""
-    paths, tensor, found = [use.module for use in target.uses], target.tensor(model), target.found
+    uses, tensor, found = target.uses, target.tensor(model), target.found
     dtype = as_tensor(np.empty(0, found.dtype)).dtype if tensor.is_meta else tensor.dtype
     reason = _why_dense(model, target, dtype)
     if reason is None:
-        assert isinstance(found, _Packed)
-        s = cast(found, dtype)
+        assert isinstance(found, Packed)
         del tensor
-        replace_modules(model, paths, lambda module: SparseLinear.from_packed(s, module.bias))
-        return _row(target.name, found, None)
-    new = as_tensor(found.to_dense() if isinstance(found, _Packed) else found)
-    if _is_packed(model, target.uses[0]):
-        weight = nn.Parameter(new.to(dtype))
-        replace_modules(model, paths, lambda layer: _linear(layer, weight))
+        eight = isinstance(found, fs.QuantizedArray) and all(takes_bits(use.owner(model)) for use in uses)
+        put_packed(model, uses, cast(found, dtype))
+        return _row(target.name, found, None, bits=BITS if eight else None)
+    new = as_tensor(found.to_dense() if isinstance(found, Packed) else found)
+    if packed_at(uses[0].owner(model), uses[0].attribute) is not None:
+        put_dense(model, uses, nn.Parameter(new.to(dtype)))
     elif tensor.is_meta:
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-        for use in target.uses:
-            setattr(model.get_submodule(use.module), use.attribute, new)
+        for use in uses:
+            setattr(use.owner(model), use.attribute, new)
     else:
         with torch.no_grad():
             tensor.copy_(new)
     return _row(target.name, found, reason)
 
 
-def _is_packed(model: nn.Module, use: Use) -> bool:
-    return use.attribute == "weight" and isinstance(model.get_submodule(use.module), SparseLinear)
-
-
 def _why_dense(model: nn.Module, target: _Target, dtype: torch.dtype) -> str | None:
     """Why a tensor is not put into packed layers, if it is not."""
-    if not isinstance(target.found, _Packed):
+    if not isinstance(target.found, Packed):
         return "dense in the file"
     for use in target.uses:
-        reason = obstacle(model.get_submodule(use.module), use.attribute)
-        if reason is not None and not _is_packed(model, use):
+        module = use.owner(model)
+        reason = obstacle(module, use.attribute)
+        if reason is not None and packed_at(module, use.attribute) is None:
             return f"unpacked: {reason}"
     return None if dtype in COMPUTES else f"unpacked: layers of {dtype} are not computed packed"
 
 
-def cast(s: _Packed, dtype: torch.dtype) -> _Packed:
+def cast(s: Packed, dtype: torch.dtype) -> Packed:
     """The weight as one of another dtype; values of eight bits stay as they are."""
     if isinstance(s, fs.QuantizedArray):
         return quantized(s.packed, s.scale, as_array(torch.empty(0, dtype=dtype)).dtype)
@@ -203,20 +198,14 @@ def cast(s: _Packed, dtype: torch.dtype) -> _Packed:
     return new_array(s.shape, values, s.bitmask, s.row_offsets, s.pattern)
 
 
-def _linear(layer: SparseLinear, weight: nn.Parameter) -> nn.Linear:
-    dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    dense.weight, dense.bias = weight, layer.bias
-    return dense
-
-
-def _row(name: str, found: _Found, reason: str | None) -> TensorReport:
-    size = found.dense_nbytes if isinstance(found, _Packed) else found.nbytes
+def _row(name: str, found: _Found, reason: str | None, bits: int | None = None) -> TensorReport:
+    size = found.dense_nbytes if isinstance(found, Packed) else found.nbytes
     row = TensorReport(name, tuple(found.shape), dtype_name(found.dtype, name), None, None, size, size, reason=reason)
-    if not isinstance(found, _Packed):
+    if not isinstance(found, Packed):
         return row
     known = None if found.pattern is None else str(found.pattern)
-    bits = BITS if isinstance(found, fs.QuantizedArray) and reason is None else None
-    size = found.nbytes if reason is None else size
+    if reason is None:
+        size = found.nbytes if isinstance(found, fs.BitmaskArray) or bits is not None else found.dequantize().nbytes
     return replace(row, pattern=known, sparsity=found.sparsity, bytes_after=size, bits=bits)
 
 

@@ -16,8 +16,8 @@ from fastsparse.calibration import Gram, allocation
 from fastsparse.patterns import Pattern, Unstructured
 from fastsparse.torch._blocks import Place, run
 from fastsparse.torch._layers import Layer, layers_of
+from fastsparse.torch._places import error_context
 from fastsparse.torch._report import LayerReport, ModelReport
-from fastsparse.torch._sparsify import error_context
 from fastsparse.torch._walk import forwards, grams_of, walk
 
 __all__ = ["LayerReport", "ModelReport", "prune_model"]

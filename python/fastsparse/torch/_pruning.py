@@ -11,7 +11,7 @@ from torch.nn.utils import prune as torch_prune
 import fastsparse as fs
 from fastsparse._errors import FastSparseError
 from fastsparse.torch._linear import SparseLinear
-from fastsparse.torch._sparsify import error_context
+from fastsparse.torch._places import error_context
 from fastsparse.torch._tensors import as_tensor, select
 
 __all__ = ["PatternPruning", "PatternSparsifier", "prune_module"]

@@ -1,17 +1,15 @@
 """Models: which of their linear layers become packed ones, and dense ones again."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import fastsparse as fs
 from fastsparse._errors import FastSparseError
-from fastsparse.checkpoint._format import DTYPES, Entry
+from fastsparse.checkpoint._format import Entry
 from fastsparse.checkpoint._global_sparsity import spread
 from fastsparse.checkpoint._reader import native
 from fastsparse.checkpoint._recipe import Recipe
@@ -19,22 +17,22 @@ from fastsparse.checkpoint._report import Report, TensorReport
 from fastsparse.packed import new_array
 from fastsparse.quantized import BITS, check_bits
 from fastsparse.torch._linear import COMPUTES, SparseLinear
-from fastsparse.torch._tensors import as_array, has_memory, pack, select
+from fastsparse.torch._places import (
+    Use,
+    check_replaceable,
+    dtype_name,
+    error_context,
+    layer_for,
+    obstacle,
+    packed_at,
+    put_dense,
+    put_packed,
+    takes_bits,
+    uses_of,
+)
+from fastsparse.torch._tensors import as_array, pack, select
 
-__all__ = ["Use", "error_context", "obstacle", "replace_modules", "report_row", "sparsify", "to_dense", "uses_of"]
-
-
-@dataclass(frozen=True)
-class Use:
-    """Where a parameter is: the module that has it, by the names of the module and of the parameter in it."""
-
-    module: str
-    attribute: str
-
-    @property
-    def name(self) -> str:
-        """The name of the tensor in the state dict."""
-        return f"{self.module}.{self.attribute}" if self.module else self.attribute
+__all__ = ["report_row", "sparsify", "to_dense"]
 
 
 def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str, *, weight_bits: int | None = None) -> Report:
@@ -89,8 +87,9 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str, *, weight_bits
     >>> [tensor.reason for tensor in report.tensors if tensor.name == "2.weight"]
     ['no more than 2048 elements']
     """
-    if isinstance(model, nn.Linear):
-        raise FastSparseError("model: a linear layer cannot be replaced in place; use SparseLinear.from_linear")
+    if layer_for(model) is not None:
+        hint = "use SparseLinear.from_linear" if isinstance(model, nn.Linear) else "put it into a module"
+        raise FastSparseError(f"model: a linear layer cannot be replaced in place; {hint}")
     started = time.perf_counter()
     wanted = Recipe.of(recipe)
     if weight_bits is not None:
@@ -107,18 +106,18 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str, *, weight_bits
         if isinstance(chosen, str):
             rows[name] = replace(rows[name], reason=chosen)
             continue
-        weight = _parameter(model, uses[name][0])
+        weight, bits = uses[name][0].tensor(model), _bits(model, wanted, uses[name])
         with error_context(name):
             mask = select(weight, chosen)
-            if wanted.bits is not None and not weight.isfinite().all():
-                raise FastSparseError(f"it holds an infinity, which has no place in {wanted.bits} bits")
-        size = _packed_bytes(mask, weight.element_size(), wanted.bits)
+            if bits is not None and not weight.isfinite().all():
+                raise FastSparseError(f"it holds an infinity, which has no place in {bits} bits")
+        size = _packed_bytes(mask, weight.element_size(), bits)
         if size > rows[name].bytes_before:
             rows[name] = replace(rows[name], reason=f"packed it would be larger, {size} bytes")
         else:
             masks[name] = mask, chosen
     for name, choice in masks.items():
-        rows[name] = _replace(model, uses[name], *choice, wanted.bits, rows[name])
+        rows[name] = _replace(model, uses[name], *choice, _bits(model, wanted, uses[name]), rows[name])
     return Report(type(model).__name__, None, tuple(rows.values()), time.perf_counter() - started)
 
 
@@ -156,82 +155,35 @@ def to_dense(model: nn.Module) -> nn.Module:
     >>> int((model[0].weight == 0).sum())
     8192
     """
-    found: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, SparseLinear):
-            found.setdefault(id(module), []).append(path)
-            reason = _attached(module)
-            if reason is not None:
-                raise FastSparseError(f"layer {path!r}: {reason}; remove that first")
+    check_replaceable(model)
     if isinstance(model, SparseLinear):
         return model.to_dense()
-    for paths in found.values():
-        replace_modules(model, paths, SparseLinear.to_dense)
+    for uses in uses_of(model):
+        if packed_at(uses[0].owner(model), uses[0].attribute) is not None:
+            put_dense(model, uses)
     return model
-
-
-def uses_of(model: nn.Module) -> list[list[Use]]:
-    """For each parameter and each packed weight all its names, those of modules that are in several places too."""
-    found: dict[int, list[Use]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, SparseLinear):
-            found.setdefault(id(module), []).append(Use(path, "weight"))
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None:
-                found.setdefault(id(parameter), []).append(Use(path, attribute))
-    return list(found.values())
-
-
-def _parameter(model: nn.Module, use: Use) -> Tensor:
-    return getattr(model.get_submodule(use.module), use.attribute)
 
 
 def _tensors(model: nn.Module, uses: Iterable[list[Use]]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtypes and shapes by the names that a recipe may mean: of parameters and packed weights, and of buffers."""
-    tensors = {name: (_dtype(buffer), tuple(buffer.shape)) for name, buffer in model.named_buffers()}
+    tensors = {name: (dtype_name(buffer), tuple(buffer.shape)) for name, buffer in model.named_buffers()}
     for names in uses:
-        weight = _parameter(model, names[0])
-        tensors.update(dict.fromkeys((use.name for use in names), (_dtype(weight), tuple(weight.shape))))
+        weight = names[0].tensor(model)
+        tensors.update(dict.fromkeys((use.name for use in names), (dtype_name(weight), tuple(weight.shape))))
     return tensors
 
 
 def _choose(model: nn.Module, choices: Mapping[str, fs.Pattern | str], names: list[Use]) -> fs.Pattern | str:
     """The pattern for a parameter, or the reason why it stays as it is. `choices` is what the recipe says."""
-    weight = _parameter(model, names[0])
+    weight = names[0].tensor(model)
     for use in names:
-        reason = obstacle(model.get_submodule(use.module), use.attribute)
+        reason = obstacle(use.owner(model), use.attribute)
         if reason is not None:
             return reason if use == names[0] else f"tied to {use.name}: {reason}"
     if weight.dtype not in COMPUTES:
-        return f"layers of dtype {_dtype(weight)} are not computed packed"
+        return f"layers of dtype {dtype_name(weight)} are not computed packed"
     found = [choices[use.name] for use in names]
     return next((chosen for chosen in found if isinstance(chosen, str)), found[0])
-
-
-def obstacle(module: nn.Module, attribute: str) -> str | None:
-    """Why the module that holds a parameter is not to be replaced, if it is not."""
-    if isinstance(module, SparseLinear) and attribute == "weight":
-        return "packed already"
-    if attribute == "bias" and isinstance(module, SparseLinear):
-        return "a bias"
-    if type(module) is not nn.Linear:
-        return f"of a {type(module).__name__}, not a Linear"
-    if attribute == "bias":
-        return "a bias"
-    if attribute != "weight":
-        return "the weight is computed from it; make that permanent first"
-    if not has_memory(module.weight):
-        return f"the weight is a {type(module.weight).__name__}, not a plain tensor"
-    return _attached(module)
-
-
-def _attached(module: nn.Module) -> str | None:
-    """What a module has that one in its place would not."""
-    if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
-        return "the layer has hooks"
-    if "forward" in vars(module):
-        return "the layer has a forward of its own"
-    return None
 
 
 def _shares(model: nn.Module, recipe: Recipe, names: list[str]) -> dict[str, fs.Pattern]:
@@ -239,7 +191,7 @@ def _shares(model: nn.Module, recipe: Recipe, names: list[str]) -> dict[str, fs.
     if not names:
         return {}
     weights = {name: model.get_parameter(name) for name in names}
-    entries = {name: Entry(name, _dtype(w), tuple(w.shape), w.nbytes) for name, w in weights.items()}
+    entries = {name: Entry(name, dtype_name(w), tuple(w.shape), w.nbytes) for name, w in weights.items()}
 
     def each(function: str, *arguments: int) -> Iterator[tuple[str, Any]]:
         for name, weight in weights.items():
@@ -251,6 +203,11 @@ def _shares(model: nn.Module, recipe: Recipe, names: list[str]) -> dict[str, fs.
     return {name: fs.Unstructured(zeros[name][0] / max(weight.numel(), 1)) for name, weight in weights.items()}
 
 
+def _bits(model: nn.Module, recipe: Recipe, names: list[Use]) -> int | None:
+    """In how many bits a weight is kept; None for its own dtype."""
+    return recipe.bits if all(takes_bits(use.owner(model)) for use in names) else None
+
+
 def _packed_bytes(mask: fs.Bitmask, itemsize: int, bits: int | None) -> int:
     values = mask.count * itemsize if bits is None else mask.count * bits // 8 + 4 * mask.shape[0]
     return values + mask.bits.nbytes + 8 * (mask.shape[0] + 1)
@@ -260,68 +217,21 @@ def _replace(
     model: nn.Module, names: list[Use], mask: fs.Bitmask, chosen: fs.Pattern, bits: int | None, row: TensorReport
 ) -> TensorReport:
     """Packs a weight and puts a layer wherever the weight is."""
-    kept = pack(_parameter(model, names[0]), mask)
+    kept = pack(names[0].tensor(model), mask)
     kept = new_array(kept.shape, kept.values, kept.bitmask, kept.row_offsets, chosen if chosen._lasting else None)
-    s = kept if bits is None else kept.quantize(bits)
-    count = replace_modules(
-        model, [use.module for use in names], lambda linear: SparseLinear.from_packed(s, linear.bias)
-    )
-    return replace(row, pattern=str(chosen), sparsity=s.sparsity, bytes_after=s.nbytes * count, bits=bits)
-
-
-def replace_modules(model: nn.Module, paths: list[str], make: Callable[[Any], nn.Module]) -> int:
-    """Puts what `make` makes of a module in its place, once for a module that is in several; returns how many."""
-    made: dict[nn.Module, nn.Module] = {}
-    for path in paths:
-        module = model.get_submodule(path)
-        if module not in made:
-            new = made[module] = make(module).train(module.training)
-            if isinstance(new, SparseLinear):
-                new.name = path
-        above, _, attribute = path.rpartition(".")
-        owner = model.get_submodule(above)
-        setattr(owner, attribute, made[module])
-        if isinstance(owner, nn.TransformerEncoderLayer):
-            _choose_path(owner)
-    return len(made)
-
-
-def _choose_path(layer: nn.TransformerEncoderLayer) -> None:
-    """Switches the fused path of a layer off, which computes with dense weights, or on again, as its constructor does.
-
-    Eager calls leave it by themselves; compiled ones do not.
-    """
-    packed = isinstance(layer.linear1, SparseLinear) or isinstance(layer.linear2, SparseLinear)
-    kinds = ((F.relu, nn.ReLU), (F.gelu, nn.GELU))
-    codes = (
-        i for i, kind in enumerate(kinds, 1) if layer.activation is kind[0] or isinstance(layer.activation, kind[1])
-    )
-    layer.activation_relu_or_gelu = 0 if packed else next(codes, 0)
+    layers = put_packed(model, names, kept if bits is None else kept.quantize(bits))
+    size = sum(layer.packed.nbytes for layer in layers)
+    return replace(row, pattern=str(chosen), sparsity=kept.sparsity, bytes_after=size, bits=bits)
 
 
 def report_row(model: nn.Module, use: Use) -> TensorReport:
     """The row of a parameter or packed weight as it is."""
-    module, parameter = model.get_submodule(use.module), _parameter(model, use)
+    parameter, packed = use.tensor(model), packed_at(use.owner(model), use.attribute)
     size = parameter.numel() * parameter.element_size()
-    row = TensorReport(use.name, tuple(parameter.shape), _dtype(parameter), None, None, size, size)
-    if not isinstance(module, SparseLinear) or use.attribute != "weight":
+    row = TensorReport(use.name, tuple(parameter.shape), dtype_name(parameter), None, None, size, size)
+    if packed is None:
         return row
-    s = module.packed
+    s = packed.packed
     known = None if s.pattern is None else str(s.pattern)
     bits = BITS if isinstance(s, fs.QuantizedArray) else None
     return replace(row, pattern=known, sparsity=s.sparsity, bytes_after=s.nbytes, bits=bits)
-
-
-def _dtype(parameter: Tensor) -> str:
-    """The name that safetensors gives the dtype, or torch's where it has none."""
-    name = str(parameter.dtype).removeprefix("torch.")
-    return next((short for short, dtype in DTYPES.items() if dtype.name == name), name)
-
-
-@contextmanager
-def error_context(name: str) -> Iterator[None]:
-    """Errors name the tensor."""
-    try:
-        yield
-    except FastSparseError as error:
-        raise type(error)(f"tensor {name!r}: {error}") from None

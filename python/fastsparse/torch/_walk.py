@@ -20,7 +20,7 @@ from fastsparse.torch._blocks import (
     stacks_of,
 )
 from fastsparse.torch._layers import Layer
-from fastsparse.torch._sparsify import error_context
+from fastsparse.torch._places import error_context
 from fastsparse.torch._tensors import as_array
 
 __all__ = ["forwards", "grams_of", "walk"]

@@ -2,17 +2,15 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-import fastsparse as fs
 from fastsparse._errors import FastSparseError
-from fastsparse.torch._tensors import as_tensor
 
-__all__ = ["DenseWeight", "read_only"]
+__all__ = ["DenseWeight", "Unpacking", "read_only"]
 
 # What looks at memory goes past torch's dispatcher.
 _LOOKS_AT_MEMORY = (
@@ -31,6 +29,13 @@ _LOOKS_AT_MEMORY = (
 _SETS_GRADIENT = (Tensor.requires_grad_, Tensor.requires_grad.__set__)
 
 
+class _Source(Protocol):
+    """What has a dense form."""
+
+    def unpack(self) -> Tensor:
+        """The dense form."""
+
+
 class DenseWeight(Tensor):
     """A packed matrix as a read-only dense tensor.
 
@@ -44,16 +49,22 @@ class DenseWeight(Tensor):
     @staticmethod
     def __new__(cls, source: "_Source | Tensor", like: Tensor) -> "DenseWeight":
         """Of the shape, strides and dtype of `like`, whose memory is not looked at."""
-        made = Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), storage_offset=like.storage_offset(), dtype=like.dtype, device="cpu"
-        )
+        with torch.inference_mode(False):  # views of one that inference mode has made are refused outside
+            made = Tensor._make_wrapper_subclass(
+                cls,
+                like.shape,
+                strides=like.stride(),
+                storage_offset=like.storage_offset(),
+                dtype=like.dtype,
+                device="cpu",
+            )
         made._source = source
         return made  # type: ignore[no-any-return]
 
     @classmethod
-    def of(cls, packed: fs.BitmaskArray | fs.QuantizedArray, dtype: torch.dtype, layer: str) -> "DenseWeight":
-        """The weight of a layer, `layer` by name."""
-        return cls(_Source(packed, layer), torch.empty(packed.shape, dtype=dtype, device="meta"))
+    def of(cls, unpack: Callable[[], Tensor], like: Tensor, layer: str) -> "DenseWeight":
+        """The weight of a layer, `layer` by name; `unpack` makes it dense."""
+        return cls(_Whole(unpack, Unpacking(layer, tuple(like.shape))), like)
 
     def _unpacked(self) -> Tensor:
         return self._source if isinstance(self._source, Tensor) else self._source.unpack()
@@ -92,22 +103,34 @@ class DenseWeight(Tensor):
         return pytree.tree_map_only(Tensor, lambda view: cls(view, view), result) if func.is_view else result
 
 
-class _Source:
-    """A packed matrix and who has it."""
+class Unpacking:
+    """Counts how often a weight is unpacked for code that computes with it; the second time a warning names it."""
 
-    def __init__(self, packed: fs.BitmaskArray | fs.QuantizedArray, layer: str) -> None:
-        self._packed, self._layer, self._count = packed, layer, 0
+    def __init__(self, layer: str, shape: tuple[int, ...]) -> None:
+        self._layer, self._shape, self._count = layer, shape, 0
 
-    def unpack(self) -> Tensor:
+    def note(self) -> None:
+        """Once more."""
         self._count += 1
         if self._count == 2:
-            layer = repr(self._layer) if self._layer else "of shape {} × {}".format(*self._packed.shape)
+            layer = repr(self._layer) if self._layer else f"of shape {' × '.join(map(str, self._shape))}"
             warnings.warn(
                 f"layer {layer}: code computes with its dense weight, which is unpacked for that every time; "
                 "better exclude the layer from the recipe",
                 stacklevel=2,
             )
-        return as_tensor(self._packed.to_dense())
+
+
+class _Whole:
+    """The weight of a layer."""
+
+    def __init__(self, unpack: Callable[[], Tensor], unpacking: Unpacking) -> None:
+        self._unpack, self._unpacking = unpack, unpacking
+
+    def unpack(self) -> Tensor:
+        """The dense weight."""
+        self._unpacking.note()
+        return self._unpack()
 
 
 def read_only() -> FastSparseError:
