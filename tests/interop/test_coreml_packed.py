@@ -59,9 +59,10 @@ def sparse_of(op):
     return fs.BitmaskArray.from_parts(values, fs.Bitmask.from_bool(np.asarray(mask) != 0).bits, mask.shape)
 
 
-@pytest.mark.parametrize("precision", ["FLOAT32", "FLOAT16"])
-@pytest.mark.parametrize("ios", [16, 18])
-@pytest.mark.parametrize("how", ["trace", "export"])
+@pytest.mark.parametrize(
+    ("how", "ios", "precision"),
+    [("trace", 16, "FLOAT16"), ("trace", 18, "FLOAT32"), ("export", 16, "FLOAT32"), ("export", 18, "FLOAT16")],
+)
 def test_packed_layers_become_sparse_weights(how, ios, precision, tmp_path):
     model = model_of()
     fst.sparsify(model, "75%")
@@ -126,8 +127,7 @@ def test_what_is_too_old_is_refused():
         ct.convert(traced, inputs=[ct.TensorType(shape=(2, 64))], skip_model_load=True)
 
 
-@pytest.mark.parametrize("ios", [16, 18])
-@pytest.mark.parametrize("how", ["trace", "export"])
+@pytest.mark.parametrize(("how", "ios"), [("trace", 16), ("export", 18)])
 def test_pruned_dense_models_are_marked(how, ios):
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -168,8 +168,9 @@ JOINT = {
 }
 
 
-@pytest.mark.parametrize("kind", JOINT)
-@pytest.mark.parametrize("pattern", ["75%", "2:4", "75%/4x1"])
+@pytest.mark.parametrize(
+    ("kind", "pattern"), [("quantised", "75%"), ("quantised", "2:4"), ("palettised", "75%"), ("palettised", "75%/4x1")]
+)
 def test_joint_forms_of_ios_18(kind, pattern):
     theirs, config, name = JOINT[kind]
     w = np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32)
