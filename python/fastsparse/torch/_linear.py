@@ -404,8 +404,11 @@ class SparseLinear(nn.Module):
             super()._apply(fn, recurse)
         else:  # it stays float32: as integers, which no conversion between floats touches
             self._buffers[SCALE] = scale.view(torch.int32)
-            super()._apply(fn, recurse)
-            self._buffers[SCALE], self._dtype = self._buffers[SCALE].view(torch.float32), sample.dtype
+            try:
+                super()._apply(fn, recurse)
+            finally:
+                self._buffers[SCALE] = self._buffers[SCALE].view(torch.float32)
+            self._dtype = sample.dtype
         _ = self.packed  # lets go of the memory there was
         return self
 
@@ -521,10 +524,10 @@ def _require_gradient(*tensors: Tensor | None) -> bool:
 
 def _states(values: Tensor, bitmask: Tensor, row_offsets: Tensor, row_scale: Tensor | None) -> tuple[int, ...]:
     """What changes with the memory of the buffers, and with their content where that is counted."""
-    parts = (values, bitmask, row_offsets) if row_scale is None else (values, bitmask, row_offsets, row_scale)
-    pointers = tuple([part.data_ptr() for part in parts])
+    last = values if row_scale is None else row_scale
+    pointers = values.data_ptr(), bitmask.data_ptr(), row_offsets.data_ptr(), last.data_ptr()
     try:
-        return (*pointers, *[part._version for part in parts])
+        return (*pointers, values._version, bitmask._version, row_offsets._version, last._version)
     except RuntimeError:  # of a tensor that was made in inference mode
         return pointers
 
