@@ -1,8 +1,10 @@
 """Recipes: which tensor gets which pattern."""
 
+import numpy as np
 import pytest
 
 import fastsparse as fs
+from fastsparse import checkpoint
 from fastsparse.checkpoint import Recipe, Rule
 
 BIG = (64, 64)
@@ -80,6 +82,59 @@ def test_toml(tmp_path):
     )
 
 
+def test_toml_with_sections(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        """
+        default = "50%"
+        [[rule]]
+        match = "down"
+        pattern = "2:4"
+        method = "wanda"
+        [calibration]
+        data = "text.txt"
+        samples = 8
+        length = 256
+        seed = 3
+        sequential = false
+        [method]
+        name = "alps"
+        refine = 5
+        damping = 0.1
+        block_size = 64
+        [allocation]
+        kind = "owl"
+        m = 7
+        lambda = 0.1
+        min = 0.25
+        max = 0.75
+        """
+    )
+    recipe = Recipe.from_toml(path)
+    assert recipe == Recipe(
+        rules=[Rule("down", "2:4", method="wanda")],
+        default="50%",
+        calibration=checkpoint.Calibration("text.txt", 8, 256, 3, False),
+        method=checkpoint.Method("alps", 5, 0.1, 64),
+        allocation=checkpoint.Allocation("owl", 7, 0.1, 0.25, 0.75),
+    )
+    assert (recipe.method_for("a.down.weight"), recipe.method_for("a.up.weight")) == ("wanda", None)
+
+
+def test_what_needs_calibration_data_is_not_done_without(tmp_path):
+    checkpoint.save({"fc.weight": np.ones((64, 64), np.float32)}, tmp_path / "x.safetensors")
+    rule = Rule("fc", "2:4", method="wanda")
+    for recipe, what in (
+        (Recipe(default="50%", method=checkpoint.Method("magnitude")), r"\[method\]"),
+        (Recipe(default="50%", allocation=checkpoint.Allocation()), r"\[allocation\]"),
+        (Recipe(rules=[rule]), "the method of rule 'fc'"),
+    ):
+        with pytest.raises(fs.FastSparseError, match=f"recipe: {what} needs calibration data"):
+            checkpoint.compress(tmp_path / "x.safetensors", tmp_path / "y.safetensors", recipe)
+    with pytest.raises(fs.FastSparseError, match="method: expected a Method, got 'wanda'"):
+        Recipe(method="wanda")
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -97,6 +152,25 @@ def test_toml(tmp_path):
         ("[[rule]]\nmatch = '('\nskip = true", "not a regular expression"),
         ("[[rule]]\nmatch = 1\nskip = true", "not a regular expression"),
         ("[[rule]]\nmatch = 'a'\nkind = 1", "unknown key 'kind'"),
+        ("[[rule]]\nmatch = 'a'\npatern = '2:4'", r"unknown key 'patern' of \[\[rule\]\].*did you mean 'pattern'"),
+        ("[[rule]]\nmatch = 'a'\npattern = '2:4'\nmethod = 'sparsegtp'", "method: expected one of magnitude, wanda"),
+        ("[[rule]]\nmatch = 'a'\nskip = true\nmethod = 'wanda'", "a rule that skips has no method"),
+        ("methods = 1", "unknown key 'methods'.*did you mean 'method'"),
+        ("method = 'wanda'", r"method: expected a section \[method\], got 'wanda'"),
+        ("[method]\nnmae = 'wanda'", r"unknown key 'nmae' of \[method\].*did you mean 'name'"),
+        ("[method]\nname = 'wandas'", r"\[method\]: method: expected one of"),
+        ("[method]\nrefine = -1", r"\[method\]: refine: expected"),
+        ("[method]\ndamping = true", r"\[method\]: damping: expected a number"),
+        ("[method]\nblock_size = 0", r"\[method\]: block_size: expected an integer ≥ 1"),
+        ("[calibration]\nsample = 1", r"unknown key 'sample' of \[calibration\].*did you mean 'samples'"),
+        ("[calibration]\nlength = 1", r"\[calibration\]: length: expected an integer ≥ 2"),
+        ("[calibration]\ndata = 1", r"\[calibration\]: data: expected the name of a file"),
+        ("[calibration]\nsequential = 1", r"\[calibration\]: sequential: expected true or false"),
+        ("[calibration]\nseed = -1", r"\[calibration\]: seed: expected an integer"),
+        ("[allocation]\nkind = 'owls'", r"\[allocation\]: allocation: expected one of uniform, owl, loss"),
+        ("[allocation]\nspread = 1", r"unknown key 'spread' of \[allocation\]"),
+        ("[allocation]\nlambda = 2", r"\[allocation\]: lambda: expected a number from 0 to 1"),
+        ("[allocation]\nmin = 0.6\nmax = 0.5", r"\[allocation\]: min, max: expected min ≤ max"),
         ("include = 'a'", "include: expected a list"),
         ("exclude = ['(']", "not a regular expression"),
         ("min_size = -1", "min_size"),

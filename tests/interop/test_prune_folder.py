@@ -1,37 +1,64 @@
-"""Folders of language models on the command line: pruned with a text, packed, and measured."""
+"""Folders of language models on the command line: pruned with a text, a block in memory at a time, and measured."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
-import transformers
+import transformers as T
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import fastsparse as fs
 import fastsparse.torch as fst
-from fastsparse import checkpoint
+from fastsparse import calibration, checkpoint
 from fastsparse.cli import main
-from fastsparse.torch import _language
+from fastsparse.torch import _blocks, _folder, _language
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*tokens are few for:RuntimeWarning")
 WORDS = [f"w{i}" for i in range(60)]
+SIZES = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+OPT = {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 128}
+CONFIGS = {
+    "Llama": lambda: T.LlamaConfig(**SIZES, intermediate_size=128),
+    "GPT-2": lambda: T.GPT2Config(vocab_size=64, n_embd=64, n_layer=2, n_head=4, n_positions=128),
+    "OPT": lambda: T.OPTConfig(**SIZES, **OPT),
+    # Projections before and after the blocks, which are pruned too.
+    "OPT projected": lambda: T.OPTConfig(**{**SIZES, **OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
+}
+
+
+def make(place, name, **options):
+    torch.manual_seed(0)
+    T.AutoModelForCausalLM.from_config(CONFIGS[name]()).save_pretrained(place / "model", **options)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["a", "b", "c", *WORDS])}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    T.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="a").save_pretrained(place / "model")
+    (place / "model" / "README.md").write_text("a card")
+    rng = np.random.default_rng(0)
+    for file, count in (("text", 4096), ("test", 1024), ("short", 10)):
+        (place / file).write_text(" ".join(rng.choice(WORDS, count)))
+    return place
 
 
 @pytest.fixture
 def folder(tmp_path):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model", max_shard_size="100KB")
-    tokenizer = Tokenizer(models.WordLevel({word: i + 3 for i, word in enumerate(WORDS)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "README.md").write_text("a card")
-    rng = np.random.default_rng(0)
-    for name, count in (("text", 4096), ("test", 1024), ("short", 10)):
-        (tmp_path / name).write_text(" ".join(rng.choice(WORDS, count)))
-    return tmp_path
+    return make(tmp_path, "Llama", max_shard_size="100KB")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Nothing is fetched: no socket is opened to anywhere."""
+
+    def refuse(*_):
+        raise AssertionError("a connection to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def run(capsys, *arguments):
@@ -40,9 +67,67 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+def prune(capsys, folder, target, *options):
+    return run(capsys, "prune", folder / "model", target, "--data", folder / "text", "--length", 128, *options)
+
+
+def dense(path):
+    """The tensors of a folder, unpacked."""
+    stored = checkpoint.open(path)
+    return {name: stored[name].to_dense() if hasattr(stored[name], "to_dense") else stored[name] for name in stored}
+
+
+def content(path):
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "options"),
+    [
+        ("Llama", "50%", {"max_shard_size": "100KB"}),
+        ("GPT-2", "2:4", {}),
+        ("OPT", "50%/row", {"max_shard_size": "100KB"}),
+        ("OPT projected", "75%/1x4", {}),
+    ],
+)
+def test_the_folder_is_what_pruning_in_memory_gives(tmp_path, capsys, monkeypatch, name, pattern, options):
+    folder = make(tmp_path, name, **options)
+    loaded = watch_memory(monkeypatch)
+    code, out, err = prune(capsys, folder, folder / "packed", "--pattern", pattern, "--samples", 16)
+    assert code == 0, err
+    assert loaded == {1}, "blocks in memory at a time"
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "packed", "short", "test", "text"]
+    assert (folder / "packed" / "README.md").read_text() == "a card"
+    config = json.loads((folder / "packed" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "fastsparse"
+    checkpoint.verify(folder / "packed")
+
+    model = T.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    batches = _language.read_tokens(folder / "text", folder / "model", 16, 128)
+    report = fst.prune_model(model, pattern, batches)
+    assert f"{len(report.pruned)} layers pruned" in out
+    found = dense(folder / "packed")
+    for key, parameter in model.state_dict().items():
+        assert key not in found or np.array_equal(found[key], parameter.numpy()), key
+    model.save_pretrained(folder / "pruned")
+    checkpoint.compress(folder / "pruned", folder / "expected", "nonzero")
+    expected = {row.name: row.bytes_after for row in checkpoint.inspect(folder / "expected").tensors}
+    assert {row.name: row.bytes_after for row in checkpoint.inspect(folder / "packed").tensors} == expected
+
+    texts = _language.read_tokens(folder / "test", folder / "model", 4, 128)
+    with torch.no_grad():
+        perplexity = np.exp(np.mean([float(model(input_ids=x, labels=x).loss) for x in texts]))
+    checkpoint.decompress(folder / "packed", folder / "dense")
+    for kind in ("packed", "dense"):
+        measure = ("--data", folder / "test", "--samples", 4, "--length", 128, "--json")
+        code, out, err = run(capsys, "eval", folder / kind, *measure)
+        assert code == 0, err
+        assert json.loads(out)["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+
+
 def test_prune_to_eight_bits(folder, capsys):
-    options = ("--data", folder / "text", "--pattern", "50%", "--samples", 2, "--length", 64, "--method", "magnitude")
-    code, _, err = run(capsys, "prune", folder / "model", folder / "packed", *options, "--refine", 0, "--bits", 8)
+    options = ("--pattern", "50%", "--samples", 2, "--method", "magnitude", "--refine", 0, "--bits", 8)
+    code, _, err = prune(capsys, folder, folder / "packed", *options)
     assert code == 0, err
     report = checkpoint.verify(folder / "packed")
     packed = {row.name: row for row in report.tensors if row.reason is None}
@@ -57,42 +142,233 @@ def test_prune_to_eight_bits(folder, capsys):
     assert found[0] == pytest.approx(found[1], rel=0.01)
 
 
-@pytest.mark.filterwarnings("ignore:.*tokens are few for:RuntimeWarning")
-def test_prune_and_eval(folder, capsys):
-    options = ("--data", folder / "text", "--pattern", "50%", "--samples", 16, "--length", 128)
-    code, out, err = run(capsys, "prune", folder / "model", folder / "packed", *options)
+def watch_memory(monkeypatch):
+    """How many blocks have weights in memory, whenever one runs."""
+    found, run_block = set(), _blocks.Call.run
+    stacks = []
+
+    def watched(self, block, hidden):
+        if not stacks:
+            stacks.append(_blocks.stacks_of(models_made[-1])[0])
+        there = [any(not w.is_meta for w in one.parameters()) for one in stacks[0].blocks.values()]
+        found.add(sum(there))
+        return run_block(self, block, hidden)
+
+    models_made, load = [], _folder.load_weights
+
+    def noted(source):
+        weights, dtype = load(source)
+        models_made.append(weights.model)
+        return weights, dtype
+
+    monkeypatch.setattr(_folder, "load_weights", noted)
+    monkeypatch.setattr(_blocks.Call, "run", watched)
+    return found
+
+
+@pytest.mark.parametrize("options", [(), ("--allocation", "owl"), ("--method", "wanda", "--allocation", "loss")])
+def test_ratios_are_those_in_memory(folder, capsys, options):
+    code, _, err = prune(capsys, folder, folder / "packed", "--pattern", "60%", "--samples", 4, *options)
     assert code == 0, err
-    assert "14 layers pruned, 50.0% zeros" in out
-    assert (folder / "packed" / "README.md").read_text() == "a card"
-    assert (
-        json.loads((folder / "packed" / "config.json").read_text())["quantization_config"]["quant_method"]
-        == "fastsparse"
-    )
+    model = T.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    batches = _language.read_tokens(folder / "text", folder / "model", 4, 128)
+    named = dict(zip([option.strip("-") for option in options[::2]], options[1::2], strict=True))
+    fst.prune_model(model, "60%", batches, **named)
+    found = dense(folder / "packed")
+    assert all(np.array_equal(found[key], p.detach().numpy()) for key, p in model.named_parameters())
 
-    # The same by hand: the model pruned in place, its perplexity by transformers' own loss.
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
-    batches = _language.read_tokens(folder / "text", folder / "model", 16, 128)
-    fst.prune_model(model, "50%", batches)
-    packed = checkpoint.open(folder / "packed")
-    for name, parameter in model.named_parameters():
-        stored = packed[name]
-        dense = stored.to_dense() if hasattr(stored, "to_dense") else stored
-        assert np.array_equal(dense, parameter.detach().numpy()), name
-    texts = _language.read_tokens(folder / "test", folder / "model", 4, 128)
+
+KILLED = """
+import os, signal, sys
+from fastsparse.checkpoint import _stages
+from fastsparse.cli import main
+add, count = _stages.Stages.add, int(sys.argv[1])
+def dying(self, *arguments):
+    global count
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, *arguments)
+    count -= 1
+_stages.Stages.add = dying
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
+    folder = make(tmp_path, "OPT projected")
+    options = ("--pattern", "50%", "--allocation", "owl", "--samples", 4)
+    assert prune(capsys, folder, folder / "whole", *options)[0] == 0
+    arguments = [folder / "model", folder / "packed", "--data", folder / "text", "--length", 128, *options]
+    # Four stages of the allocation, and four of pruning: killed while the second block of these is kept.
+    killed = [sys.executable, "-W", "ignore", "-c", KILLED, "6", "prune", *map(str, arguments)]
+    assert subprocess.run(killed, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert (folder / ".packed.stages").is_dir()
+    assert not (folder / "packed").exists()
+    seen, advance = [], _blocks.Call.run
+    monkeypatch.setattr(_blocks.Call, "run", lambda self, *args: seen.append(1) or advance(self, *args))
+    code, out, err = prune(capsys, folder, folder / "packed", *options)
+    assert (code, len(seen)) == (0, 2 * 4), err
+    assert "6 blocks and shards taken over" in out
+    assert content(folder / "packed") == content(folder / "whole")
+    assert not (folder / ".packed.stages").exists()
+
+
+def test_what_is_another_run_is_begun_anew(folder, capsys, monkeypatch):
+    broken, prune_layer = [], _folder.prune_at
+
+    def failing(*arguments):
+        prune_layer(*arguments)
+        broken.append(1)
+        raise fs.FastSparseError("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_folder, "prune_at", failing)
+        assert prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 4)[0] == 1
+    assert (folder / ".packed.stages").is_dir()
+    for options in (("--pattern", "2:4", "--samples", 4), ("--pattern", "50%", "--samples", 3)):
+        code, out, _ = prune(capsys, folder, folder / "packed", *options, "--overwrite")
+        assert (code, "taken over" in out) == (0, False)
+        with monkeypatch.context() as patch:
+            patch.setattr(_folder, "prune_at", failing)
+            assert prune(capsys, folder, folder / "packed", *options, "--overwrite")[0] == 1
+    code, out, _ = prune(capsys, folder, folder / "packed", *options, "--overwrite")
+    assert (code, "2 blocks and shards taken over" in out) == (0, True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks")
+def test_two_runs_into_one_target(folder, capsys, monkeypatch):
+    prune_layer, second = _folder.prune_at, []
+
+    def nested(*arguments):
+        if not second:
+            second.append(prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 4))
+        return prune_layer(*arguments)
+
+    monkeypatch.setattr(_folder, "prune_at", nested)
+    assert prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 4)[0] == 0
+    assert (second[0][0], "another run is writing it" in second[0][2]) == (1, True)
+
+
+def test_half_precision_is_computed_in_float32(tmp_path, capsys):
+    folder = make(tmp_path, "Llama")
+    model = T.AutoModelForCausalLM.from_pretrained(folder / "model").bfloat16()
+    model.save_pretrained(folder / "model")
+    assert prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 8)[0] == 0
+    found, exact = dense(folder / "packed"), model.float().eval()
+    batches = _language.read_tokens(folder / "text", folder / "model", 8, 128)
+    fst.prune_model(exact, "50%", batches)
+    for name, w in exact.named_parameters():
+        assert found[name].dtype.name == "bfloat16"
+        mine = found[name].astype(np.float32)
+        assert np.mean((mine != 0) == (w.detach().numpy() != 0)) > 0.97
+        assert name.endswith(("embed_tokens.weight", "lm_head.weight", "norm.weight")) or np.mean(mine == 0) >= 0.5
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-2"])
+@pytest.mark.parametrize("grams", [True, False])
+def test_calibrate_stores_what_goes_into_each_layer(tmp_path, capsys, name, grams):
+    folder = make(tmp_path, name)
+    options = ("--data", folder / "text", "--samples", 4, "--length", 64)
+    out = folder / "statistics.safetensors"
+    code, _, err = run(capsys, "calibrate", folder / "model", out, *options, *(["--grams"] if grams else []))
+    assert code == 0, err
+    found = calibration.load_statistics(out)
+    assert (found.model, found.tokens, len(found)) == ("model", 4 * 64, 14 if name == "Llama" else 8)
+    model = T.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    seen = {layer: [] for layer in found}
+    for layer in found:
+        hook = model.get_submodule(layer).register_forward_pre_hook
+        hook(lambda module, args, layer=layer: seen[layer].append(args[0][0].numpy()))
     with torch.no_grad():
-        expected = np.exp(np.mean([float(model(input_ids=x, labels=x).loss) for x in texts]))
-    found = {}
-    checkpoint.decompress(folder / "packed", folder / "dense")
-    for name in ("packed", "dense"):
-        measure = ("--data", folder / "test", "--samples", 4, "--length", 128, "--json")
-        code, out, err = run(capsys, "eval", folder / name, *measure)
-        assert code == 0, err
-        found[name] = json.loads(out)["perplexity"]
-    assert found["packed"] == pytest.approx(expected, rel=1e-5)
-    assert found["dense"] == pytest.approx(expected, rel=1e-5)
+        for x in _language.read_tokens(folder / "text", folder / "model", 4, 64):
+            model(x)
+    for layer, inputs in seen.items():
+        x = np.concatenate(inputs).astype(np.float64)
+        assert found[layer].tokens == len(x)
+        assert found[layer].transposed == (name == "GPT-2")
+        assert np.allclose(found[layer].norms, np.sqrt((x * x).sum(0)), rtol=1e-4)
+        assert found[layer].gram is None if not grams else np.allclose(found[layer].gram, x.T @ x, rtol=1e-3, atol=1e-3)
+    assert run(capsys, "calibrate", folder / "model", out, *options)[0] == 1
+    assert not (folder / ".statistics.safetensors.stages").exists()
 
-    code, _, err = run(capsys, "prune", folder / "model", folder / "packed", *options)
-    assert (code, "--overwrite" in err) == (1, True)
+
+RECIPE = """
+default = "50%"
+[[rule]]
+match = "down_proj"
+pattern = "2:4"
+method = "wanda"
+[calibration]
+data = "{data}"
+samples = 3
+length = 100
+seed = 1
+sequential = false
+[method]
+name = "magnitude"
+refine = 0
+[allocation]
+kind = "owl"
+lambda = 0.05
+max = 0.6
+"""
+
+
+def test_a_recipe_says_all(folder, capsys):
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE.format(data=folder / "text"))
+    code, out, err = run(capsys, "prune", folder / "model", folder / "packed", "--recipe", recipe, "--json")
+    assert code == 0, err
+    rows = {row["name"]: row for row in json.loads(out)["layers"] if row["method"]}
+    ruled = {name: row for name, row in rows.items() if "down_proj" in name}
+    assert {(row["method"], row["pattern"]) for row in ruled.values()} == {("wanda", "2:4")}
+    others = [row for name, row in rows.items() if name not in ruled]
+    assert {row["method"] for row in others} == {"magnitude"}
+    assert len({row["sparsity"] for row in others}) > 1
+    assert max(row["sparsity"] for row in others) <= 0.6
+    assert sum(np.prod(row["shape"]) * (row["sparsity"] - 0.5) for row in others) == pytest.approx(0, abs=1e-6)
+    assert {row["tokens"] for row in rows.values()} == {300}
+    model = T.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    batches = _language.read_tokens(folder / "text", folder / "model", 3, 100, 1)
+    fst.prune_model(model, checkpoint.Recipe.from_toml(recipe), batches)
+    found = dense(folder / "packed")
+    assert all(np.array_equal(found[key], p.detach().numpy()) for key, p in model.named_parameters())
+
+    code, out, _ = run(capsys, "prune", folder / "model", "--recipe", recipe, "--method", "alps", "--plan")
+    assert code == 0
+    assert "layers.0.mlp.down_proj.weight  wanda  2:4" in out
+    assert "layers.0.mlp.up_proj.weight  alps  50%" in out
+    code, _, err = run(capsys, "compress", folder / "model", folder / "x", "--recipe", recipe)
+    assert (code, "[calibration] needs calibration data; use fastsparse prune" in err) == (1, True)
+
+
+def test_pieces_are_drawn(folder):
+    first = _language.read_tokens(folder / "text", folder / "model", 4, 100)
+    drawn = _language.read_tokens(folder / "text", folder / "model", 4, 100, 7)
+    again = _language.read_tokens(folder / "text", folder / "model", 4, 100, 7)
+    every = [piece.tolist() for piece in _language.read_tokens(folder / "text", folder / "model", 40, 100)]
+    assert [piece.tolist() for piece in first] == every[:4]
+    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
+    places = [every.index(piece.tolist()) for piece in drawn]
+    assert places == sorted(set(places))
+    assert places != [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*loaded as a whole:RuntimeWarning")
+def test_blocks_that_cannot_be_run_one_by_one(folder, capsys, monkeypatch):
+    monkeypatch.setattr(_blocks, "_stand_ins_do", lambda *_: False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        code, _, err = prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 4)
+    assert code == 0, err
+    said = [str(warning.message) for warning in caught] + err.splitlines()
+    assert any("blocks cannot be run one by one: it is loaded as a whole" in line for line in said)
+    model = T.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    batches = _language.read_tokens(folder / "text", folder / "model", 4, 128)
+    fst.prune_model(model, "50%", batches, sequential=False)
+    found = dense(folder / "packed")
+    assert all(np.array_equal(found[key], p.detach().numpy()) for key, p in model.named_parameters())
 
 
 def test_tokens_may_be_stored(folder):
@@ -103,16 +379,41 @@ def test_tokens_may_be_stored(folder):
 
 
 def test_bad_input_is_one_line(folder, capsys):
-    options = ("--pattern", "50%", "--data")
-    code, _, err = run(capsys, "prune", folder / "model", folder / "x", *options, folder / "short")
-    assert code == 1
-    assert "short has 10 tokens, fewer than 64 samples of 512" in err
-    (folder / "model" / "tokenizer.json").unlink()
-    (folder / "model" / "tokenizer_config.json").unlink()
-    code, _, err = run(capsys, "eval", folder / "model", "--data", folder / "test")
-    assert code == 1
-    assert "no tokenizer" in err
-    assert len(err.strip().splitlines()) == 1
-    code, _, err = run(capsys, "eval", folder, "--data", folder / "ids.safetensors")
-    assert code == 1
+    def refused(command, *arguments):
+        code, _, err = run(capsys, command, folder / "model", *arguments)
+        assert code == 1
+        assert len(err.strip().splitlines()) == 1, err
+        return err
+
+    to = (folder / "x", "--data", folder / "text", "--samples", 4, "--length", 64, "--pattern")
+    short = refused("prune", folder / "x", "--pattern", "50%", "--data", folder / "short")
+    assert "short has 10 tokens, fewer than 64 samples of 512" in short
+    assert 'pattern: "nonzero" does not rank weights' in refused("prune", *to, "nonzero")
+    assert "exclude: 'q_prj' matches no tensor; near" in refused("prune", *to, "50%", "--exclude", "q_prj")
+    assert 'allocation: "owl" spreads an unstructured' in refused("prune", *to, "2:4", "--allocation", "owl")
+    nan = dense(folder / "model")
+    bad = folder / "model"
+    w = nan["model.embed_tokens.weight"].copy()
+    w[5] = np.nan
+    shard = json.loads((bad / "model.safetensors.index.json").read_text())["weight_map"]["model.embed_tokens.weight"]
+    stored = checkpoint.open(bad / shard)
+    changed = {name: w if name == "model.embed_tokens.weight" else np.array(stored[name]) for name in stored}
+    del stored
+    checkpoint.save(changed, bad / shard, metadata={"format": "pt"}, overwrite=True)
+    assert "tensor 'model.layers.0.self_attn.q_proj.weight': x: nan at index" in refused("prune", *to, "50%")
+    (bad / "tokenizer.json").unlink()
+    (bad / "tokenizer_config.json").unlink()
+    assert "no tokenizer" in refused("eval", "--data", folder / "test")
+    config = json.loads((bad / "config.json").read_text())
+    for change, message in (
+        ({"model_type": "llamma"}, "llamma"),
+        ({"hidden_size": 128}, "the model's [64, 128]"),
+        ({"num_hidden_layers": 3}, "no tensor for the model's 'model.layers.2.self_attn.q_proj.weight'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised by gptq"),
+    ):
+        (bad / "config.json").write_text(json.dumps({**config, **change}))
+        checkpoint.save({"input_ids": np.arange(64).reshape(1, 64)}, folder / "ids.safetensors", overwrite=True)
+        stored = ("--data", folder / "ids.safetensors", "--samples", 1, "--length", 64, "--pattern", "50%")
+        assert message in refused("prune", folder / "x", *stored)
+    (folder / "ids.safetensors").unlink()
     assert sorted(path.name for path in folder.iterdir()) == ["model", "short", "test", "text"]

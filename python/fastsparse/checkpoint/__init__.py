@@ -13,11 +13,15 @@ from fastsparse.checkpoint._reader import Checkpoint, open
 from fastsparse.checkpoint._recipe import Recipe, Rule
 from fastsparse.checkpoint._report import Report, TensorReport
 from fastsparse.checkpoint._save import save
+from fastsparse.checkpoint._sections import Allocation, Calibration, Method
 from fastsparse.checkpoint._verify import VerifyError, verify
 
 __all__ = [
+    "Allocation",
+    "Calibration",
     "Checkpoint",
     "Job",
+    "Method",
     "Plan",
     "Progress",
     "Recipe",

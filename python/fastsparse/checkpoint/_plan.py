@@ -24,7 +24,7 @@ from fastsparse.checkpoint._selection import quantisation_method
 from fastsparse.checkpoint._work import count_kept, prune_or_pack
 from fastsparse.patterns import Pattern, Unstructured
 
-__all__ = ["Choice", "Plan", "choose", "plan"]
+__all__ = ["Choice", "Plan", "choose", "copied_rows", "plan"]
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,13 @@ class Choice:
         taken = set(source.entries)
         jobs = []
         for name, pattern in patterns.items():
-            job = self._job(name, pattern, taken, counts.get(name), name in shares)
+            job = self.job(name, pattern, taken, counts.get(name), name in shares)
             if job.packed is not None:
                 taken.update(job.packed.keys)
             jobs.append(job)
-        return Plan(source.path, tuple(jobs), time.perf_counter() - started, _copied_rows(source))
+        return Plan(source.path, tuple(jobs), time.perf_counter() - started, copied_rows(source))
 
-    def _job(
+    def job(
         self, name: str, chosen: Pattern | str, taken: set[str], count: tuple[int, bool] | None, competes: bool
     ) -> Job:
         """What becomes of a tensor. One that competes with others loses its share even where it stays dense."""
@@ -195,6 +195,9 @@ class Choice:
 def choose(src: StrPath, recipe: Recipe | Pattern | str, *, trust_shards: bool = False, stubs: bool = True) -> Choice:
     """Opens the source and asks the recipe about each tensor; `stubs` is for folders."""
     wanted = Recipe.of(recipe)
+    needs = wanted.calibrated()
+    if needs is not None:
+        raise FastSparseError(f"recipe: {needs} needs calibration data; use fastsparse prune or torch.prune_model")
     source = Reader(src, trust_shards=trust_shards)
     source.check_formats()
     tensors = {}
@@ -210,7 +213,7 @@ def choose(src: StrPath, recipe: Recipe | Pattern | str, *, trust_shards: bool =
     return Choice(source, wanted, choices, dict.fromkeys(sorted(scope)), stubs)
 
 
-def _copied_rows(source: Reader) -> tuple[TensorReport, ...]:
+def copied_rows(source: Reader) -> tuple[TensorReport, ...]:
     """The rows of files of weights that are copied as they are: nobody is to think that they are pruned."""
     rows = []
     for name, size in source.folder.other_weights() if source.folder is not None else ():

@@ -8,10 +8,21 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._format import PACKABLE
+from fastsparse.checkpoint._sections import (
+    METHODS,
+    SECTIONS,
+    Allocation,
+    Calibration,
+    Method,
+    check_keys,
+    one_of,
+    section,
+)
 from fastsparse.checkpoint._selection import UNKNOWN, Layers, is_named, not_a_weight
 from fastsparse.patterns import Pattern, Unstructured, pattern
 from fastsparse.quantized import check_bits
@@ -33,6 +44,8 @@ class Rule:
         The pattern, or its short form.
     skip : bool
         Leave the tensors dense. A rule has a pattern or skips, one of the two.
+    method : str, optional
+        With calibration data: what prunes these tensors in the place of the recipe's method.
 
     Raises
     ------
@@ -43,6 +56,7 @@ class Rule:
     match: str
     pattern: Pattern | str | None = None
     skip: bool = False
+    method: str | None = None
 
     def __post_init__(self) -> None:
         check_expression("match", self.match)
@@ -52,6 +66,10 @@ class Rule:
             raise FastSparseError(f"rule {self.match!r}: expected a pattern or skip = true, one of the two")
         if self.pattern is not None:
             object.__setattr__(self, "pattern", pattern(self.pattern))
+        if self.method is not None:
+            one_of("method", self.method, METHODS)
+            if self.skip:
+                raise FastSparseError(f"rule {self.match!r}: a rule that skips has no method")
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,9 @@ class Recipe:
         8 stores what is kept of float64, float32, float16 and bfloat16 tensors as int8 with a scale for each row, see
         `fastsparse.BitmaskArray.quantize`. Masks are those of the weights before. Other dtypes have eight bits already
         and are packed as they are.
+    calibration, method, allocation : optional
+        How `fastsparse prune` and `fastsparse.torch.prune_model` prune with calibration data. `compress`, which has
+        none, refuses such a recipe.
 
     Raises
     ------
@@ -113,8 +134,14 @@ class Recipe:
     min_sparsity: float | None = None
     max_sparsity: float | None = None
     bits: int | None = None
+    calibration: Calibration | None = None
+    method: Method | None = None
+    allocation: Allocation | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("calibration", Calibration), ("method", Method), ("allocation", Allocation)):
+            if not isinstance(getattr(self, name), kind | None):
+                raise FastSparseError(f"{name}: expected a {kind.__name__}, got {getattr(self, name)!r}")
         object.__setattr__(self, "rules", tuple(self.rules))
         for rule in self.rules:
             if not isinstance(rule, Rule):
@@ -145,9 +172,24 @@ class Recipe:
                 f"min_sparsity, max_sparsity: {least} to {most} does not hold the default {self.default}"
             )
 
+    def method_for(self, name: str) -> str | None:
+        """The method of the rule that decides about a tensor, where it has one."""
+        rule = next((rule for rule in self.rules if re.search(rule.match, name)), None)
+        return None if rule is None else rule.method
+
+    def is_default(self, name: str) -> bool:
+        """Whether no rule decides about a tensor."""
+        return not any(re.search(rule.match, name) for rule in self.rules)
+
+    def calibrated(self) -> str | None:
+        """What of the recipe needs calibration data, if anything does."""
+        sections = (name for name in SECTIONS if getattr(self, name) is not None)
+        rules = (f"the method of rule {rule.match!r}" for rule in self.rules if rule.method is not None)
+        return next(chain((f"[{name}]" for name in sections), rules), None)
+
     def competes(self, name: str) -> bool:
         """Whether a tensor that is pruned takes part in global pruning."""
-        return self.scope == "global" and not any(re.search(rule.match, name) for rule in self.rules)
+        return self.scope == "global" and self.is_default(name)
 
     @classmethod
     def of(cls, recipe: "Recipe | Pattern | str") -> "Recipe":
@@ -157,7 +199,8 @@ class Recipe:
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> "Recipe":
         """Reads a TOML file: keys `default`, `include`, `exclude`, `min_size`, `scope`, `min_sparsity`, `max_sparsity`,
-        `bits`, and `[[rule]]` tables with `match` and `pattern` or `skip = true`.
+        `bits`, `[[rule]]` tables with `match` and `pattern` or `skip = true`, and the sections `[calibration]`,
+        `[method]` and `[allocation]`.
 
         Raises
         ------
@@ -175,15 +218,17 @@ class Recipe:
 
     @classmethod
     def _from_table(cls, table: Mapping[str, Any]) -> "Recipe":
-        _known_keys(table, ("rule", *(field.name for field in fields(cls) if field.name != "rules")))
+        check_keys(table, ("rule", *(field.name for field in fields(cls) if field.name != "rules")))
         rules = table.get("rule", [])
         if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
             raise FastSparseError("rule: expected [[rule]] tables")
         for rule in rules:
-            _known_keys(rule, ("match", "pattern", "skip"))
+            check_keys(rule, ("match", "pattern", "skip", "method"), " of [[rule]]")
             if "match" not in rule:
                 raise FastSparseError("rule: match is missing")
-        options = {key: value for key, value in table.items() if key != "rule"}
+        options: dict[str, Any] = {
+            key: section(key, value) if key in SECTIONS else value for key, value in table.items() if key != "rule"
+        }
         return cls(rules=tuple(Rule(**rule) for rule in rules), **options)
 
     def choose(self, name: str, dtype: str, shape: tuple[int, ...]) -> Pattern | str:
@@ -356,9 +401,3 @@ def _share(name: str, value: Any, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise FastSparseError(f"{name}: expected a number from 0 to 1, got {value!r}")
     return value
-
-
-def _known_keys(table: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for key in table:
-        if key not in known:
-            raise FastSparseError(f"unknown key {key!r}; known are {', '.join(known)}")

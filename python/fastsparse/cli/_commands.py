@@ -14,6 +14,7 @@ from fastsparse._errors import FastSparseError
 from fastsparse.cli._app import app
 from fastsparse.cli._examples import EXAMPLES
 from fastsparse.cli.bench import bench
+from fastsparse.cli.calibrate import calibrate
 from fastsparse.cli.compress import compress
 from fastsparse.cli.convert import convert
 from fastsparse.cli.decompress import decompress
@@ -41,6 +42,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "compress": compress,
     "prune": prune,
+    "calibrate": calibrate,
     "eval": evaluate,
     "decompress": decompress,
     "convert": convert,

@@ -14,7 +14,9 @@ EXAMPLES = {
         "fastsparse prune model-folder small-folder --pattern 50% --data text.txt",
         "fastsparse prune model-folder small-folder --pattern 2:4 --data text.txt \\",
         "    --method wanda --samples 128",
+        "fastsparse prune model-folder small-folder --recipe recipe.toml",
     ),
+    "calibrate": ("fastsparse calibrate model-folder statistics.safetensors --data text.txt",),
     "eval": ("fastsparse eval small-folder --data other-text.txt",),
     "decompress": ("fastsparse decompress small.safetensors dense.safetensors",),
     "convert": (

@@ -1,13 +1,16 @@
 """`fastsparse prune`."""
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fastsparse import checkpoint
 from fastsparse.cli._options import Expressions, Json, Model, Overwrite, WeightBits, parse_expression, parse_pattern
+from fastsparse.cli._progress import progress_of
 from fastsparse.packed import byte_count
 from fastsparse.patterns import Pattern
 
@@ -33,50 +36,94 @@ class Allocation(StrEnum):
 
 def prune(
     model: Model,
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="The packed folder to write.")],
+    dst: Annotated[
+        Path | None, typer.Argument(metavar="DST", help="The packed folder to write; not needed with --plan.")
+    ] = None,
     pattern: Annotated[
-        Pattern, typer.Option("--pattern", parser=parse_pattern, metavar="PATTERN", help="50%, 50%/row, 2:4, …")
-    ],
+        Pattern | None, typer.Option("--pattern", parser=parse_pattern, metavar="PATTERN", help="50%, 50%/row, 2:4, …")
+    ] = None,
     data: Annotated[
-        Path, typer.Option("--data", metavar="FILE", help="Calibration text, or .safetensors with input_ids.")
-    ],
-    method: Annotated[Method, typer.Option(help="How to prune.")] = Method.sparsegpt,
-    refine: Annotated[int, typer.Option(min=0, help="Steps of refinement afterwards.")] = 10,
-    samples: Annotated[int, typer.Option(min=1, help="Pieces of the text.")] = 64,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of each piece.")] = 512,
-    allocation: Annotated[Allocation, typer.Option(help="How the share is spread over layers.")] = Allocation.uniform,
+        Path | None, typer.Option("--data", metavar="FILE", help="Calibration text, or .safetensors with input_ids.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A recipe, in TOML; options take precedence.")
+    ] = None,
+    method: Annotated[Method | None, typer.Option(help="How to prune.  [default: sparsegpt]")] = None,
+    refine: Annotated[int | None, typer.Option(min=0, help="Steps of refinement afterwards.  [default: 10]")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Pieces of the text.  [default: 64]")] = None,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens of each piece.  [default: 512]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the pieces from all of the text; by default it is its beginning.")
+    ] = None,
+    allocation: Annotated[
+        Allocation | None, typer.Option(help="How the share is spread over layers.  [default: uniform]")
+    ] = None,
     exclude: Annotated[
         Expressions,
         typer.Option("--exclude", parser=parse_expression, metavar="RE", help="Leave tensors of this name dense."),
     ] = None,
     bits: WeightBits = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show which layers would be pruned; write nothing.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Prune a language model with calibration text. It is held in memory as a whole and stored packed."""
-    from fastsparse.torch import _language  # with torch, which the other commands do not need
+    """Prune a language model with calibration text and store it packed.
 
-    batches = _language.read_tokens(data, model, samples, length)
-    report, written = _language.prune_folder(
-        model,
-        dst,
-        str(pattern),
-        batches,
-        method=method.value,
-        refine=refine,
-        allocation=allocation.value,
-        exclude=tuple(exclude or ()),
-        weight_bits=None if bits is None else bits.value,
-        overwrite=overwrite,
-        progress=lambda done, total, name: typer.echo(f"{done}/{total}  {name}", err=True),
+    One block of the model is in memory at a time. A run that was ended goes on after the last finished block.
+    """
+    given = checkpoint.Recipe() if recipe is None else checkpoint.Recipe.from_toml(recipe)
+    wanted = replace(
+        given,
+        default=given.default if pattern is None else pattern,
+        exclude=given.exclude + tuple(exclude or ()),
+        calibration=_set(given.calibration or checkpoint.Calibration(), samples=samples, length=length, seed=seed),
+        method=_set(given.method or checkpoint.Method(), name=_value(method), refine=refine),
+        bits=given.bits if bits is None else bits.value,
+        allocation=_set(given.allocation or checkpoint.Allocation(), kind=_value(allocation)),
     )
-    if as_json:
-        print(json.dumps({**written.to_dict(), **report.to_dict()}, indent=2))
+    calibration = wanted.calibration
+    assert calibration is not None, "it was set"
+    if wanted.default is None and not wanted.rules:
+        raise typer.BadParameter("give --pattern, or a recipe with a default or rules")
+    if plan:
+        from fastsparse.torch import _folder
+
+        _show(_folder.plan_folder(model, wanted).to_dict(), as_json)
         return
-    for layer in report.pruned:
-        error = "–" if layer.layer_error is None else f"{layer.layer_error:.4f}"
-        print(f"{layer.name}  {layer.method}  {layer.pattern}  error {error}  {layer.reason or ''}".rstrip())
-    print(
-        f"{len(report.pruned)} layers pruned, {report.sparsity:.1%} zeros, in {report.seconds:.0f} s: "
-        f"{byte_count(written.bytes_before)} → {byte_count(written.bytes_after)}"
-    )
+    text = data if data is not None or calibration.data is None else Path(calibration.data)
+    if dst is None or text is None:
+        raise typer.BadParameter(
+            "DST is missing" if dst is None else "give --data, or a recipe with [calibration] data"
+        )
+    from fastsparse.torch import _folder, _language  # with torch, which the other commands do not need
+
+    batches = _language.read_tokens(text, model, calibration.samples, calibration.length, calibration.seed)
+    with progress_of(as_json) as progress:
+        report, written = _folder.prune_folder(model, dst, wanted, batches, overwrite=overwrite, progress=progress)
+    _show({**written.to_dict(), **report.to_dict()}, as_json)
+    if not as_json:
+        again = f", {len(written.resumed)} blocks and shards taken over" if written.resumed else ""
+        print(
+            f"{len(report.pruned)} layers pruned, {report.sparsity:.1%} zeros, in {report.seconds:.0f} s: "
+            f"{byte_count(written.bytes_before)} → {byte_count(written.bytes_after)}{again}"
+        )
+
+
+def _set(section: Any, **values: Any) -> Any:
+    """A section of a recipe with the values that were given."""
+    return replace(section, **{name: value for name, value in values.items() if value is not None})
+
+
+def _value(choice: StrEnum | None) -> str | None:
+    return None if choice is None else choice.value
+
+
+def _show(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    for layer in report["layers"]:
+        if layer["method"] is not None:
+            error = "–" if layer["layer_error"] is None else f"{layer['layer_error']:.4f}"
+            line = f"{layer['name']}  {layer['method']}  {layer['pattern']}  error {error}  {layer['reason'] or ''}"
+            print(line.rstrip())

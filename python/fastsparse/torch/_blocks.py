@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastsparse._errors import FastSparseError
+from fastsparse.patterns import Pattern
+from fastsparse.torch._layers import Layer
 
 __all__ = [
     "Call",
@@ -55,10 +57,18 @@ class Place:
     """Where the weights of a model are, and the inputs of its blocks: all in memory.
 
     Another place has the weights there only within `rest` and `block`, and keeps what is finished.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether all weights are there throughout.
+    notes : dict
+        What is known of each layer, by its name; of those of finished stages from the beginning.
     """
 
-    whole = True
-    """Whether all weights are there throughout."""
+    def __init__(self) -> None:
+        self.whole = True
+        self.notes: dict[str, Any] = {}
 
     def rest(self) -> AbstractContextManager[None]:
         """Within, the weights outside of all blocks are there."""
@@ -82,6 +92,9 @@ class Place:
 
     def finish(self, stage: str, outputs: Tensors | None) -> None:
         """All is done with this block; `outputs` are those of it."""
+
+    def store(self, layer: Layer, pattern: Pattern) -> None:
+        """A layer has a new weight, pruned by a pattern."""
 
 
 @dataclass

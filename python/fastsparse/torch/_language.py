@@ -1,27 +1,25 @@
-"""Folders of language models: loaded with transformers, measured and pruned on text. Nothing is fetched."""
+"""Folders of language models: made and loaded with transformers, measured on text. Nothing is fetched."""
 
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastsparse import checkpoint
 from fastsparse._errors import FastSparseError
-from fastsparse.checkpoint import Report
+from fastsparse.checkpoint._reader import Reader
 from fastsparse.torch._load import load
-from fastsparse.torch._model import ModelReport, prune_model
+from fastsparse.torch._out_of_core import Weights, torch_dtype, without_weights
 
-__all__ = ["load_language_model", "perplexity", "prune_folder", "read_tokens"]
+__all__ = ["load_language_model", "load_weights", "perplexity", "read_tokens"]
 
 StrPath = str | os.PathLike[str]
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".gguf", ".pt", ".pth")
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+"""Nothing is fetched, and no code of a folder is run."""
 
 
 def _transformers() -> Any:
@@ -30,6 +28,44 @@ def _transformers() -> Any:
     except ImportError as error:
         raise FastSparseError(f"model: language models need transformers: {error}") from None
     return transformers
+
+
+def _config(folder: Path) -> Any:
+    """The configuration of a model, as that of a dense one."""
+    if not (folder / "config.json").is_file():
+        raise FastSparseError(f"model: {folder}: expected a model folder with config.json")
+    config = _transformers().AutoConfig.from_pretrained(str(folder), **_LOCAL)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def load_weights(source: Reader) -> tuple[Weights, torch.dtype]:
+    """A language model on the meta device with the weights of its folder, of which none is loaded; and their dtype.
+
+    It computes in float32, also where the weights are of 16 bits: most processors multiply those more slowly.
+
+    Parameters
+    ----------
+    source : Reader
+        The folder, dense or packed.
+
+    Raises
+    ------
+    FastSparseError
+        If transformers is missing or does not know the model, or a tensor is missing or of another shape.
+    """
+    folder = Path(source.path)
+    transformers = _transformers()
+    try:
+        config = _config(folder)
+        with without_weights():
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except (ValueError, OSError, ImportError) as error:
+        raise FastSparseError(f"model: {folder}: {str(error).splitlines()[0]}") from None
+    model.tie_weights()
+    floating = (found.dtype for found in source.tensors.values() if found.dtype in ("F32", "BF16", "F16"))
+    return Weights(model.eval(), source, model.base_model_prefix), torch_dtype(next(floating, "F32"))
 
 
 def load_language_model(path: StrPath) -> Any:
@@ -46,22 +82,17 @@ def load_language_model(path: StrPath) -> Any:
         If it is no folder, transformers is missing or does not know the model.
     """
     folder = Path(path)
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise FastSparseError(f"model: {folder}: expected a model folder with config.json")
     transformers = _transformers()
-    packed = any(row.reason is None for row in checkpoint.inspect(folder).tensors)
     try:
-        if not packed:
-            return transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype="auto", local_files_only=True
-            ).eval()
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=_dtype(config)).eval()
-    except (ValueError, OSError) as error:
-        raise FastSparseError(f"model: {folder}: {error}") from None
+        config = _config(folder)
+        if not any(row.reason is None for row in checkpoint.inspect(folder).tensors):
+            return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", **_LOCAL).eval()
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=_dtype(config), trust_remote_code=False)
+        model.eval()
+    except FastSparseError:
+        raise
+    except (ValueError, OSError, ImportError) as error:
+        raise FastSparseError(f"model: {folder}: {str(error).splitlines()[0]}") from None
     load(model, folder)
     return model
 
@@ -71,7 +102,7 @@ def _dtype(config: Any) -> torch.dtype:
     return getattr(torch, named.removeprefix("torch.")) if isinstance(named, str) else named
 
 
-def read_tokens(data: StrPath, model: StrPath, samples: int, length: int) -> list[Tensor]:
+def read_tokens(data: StrPath, model: StrPath, samples: int, length: int, seed: int | None = None) -> list[Tensor]:
     """Pieces of `length` tokens, ``[1, length]`` each: the first `samples` of a text or of stored tokens.
 
     Parameters
@@ -82,6 +113,8 @@ def read_tokens(data: StrPath, model: StrPath, samples: int, length: int) -> lis
         The folder whose tokenizer is used for text.
     samples, length : int
         How many pieces, and how long.
+    seed : int, optional
+        Draws pieces from all of the text, none twice, and takes them in its order.
 
     Raises
     ------
@@ -105,7 +138,7 @@ def read_tokens(data: StrPath, model: StrPath, samples: int, length: int) -> lis
         if not any((Path(model) / name).is_file() for name in _TOKENIZERS):
             raise FastSparseError(f"model: {os.fspath(model)}: no tokenizer; expected one of {', '.join(_TOKENIZERS)}")
         try:
-            tokenizer = _transformers().AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+            tokenizer = _transformers().AutoTokenizer.from_pretrained(str(model), **_LOCAL)
         except (ValueError, OSError) as error:
             raise FastSparseError(f"model: {os.fspath(model)}: no tokenizer: {str(error).splitlines()[0]}") from None
         ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
@@ -113,7 +146,11 @@ def read_tokens(data: StrPath, model: StrPath, samples: int, length: int) -> lis
         raise FastSparseError(
             f"data: {os.fspath(data)} has {len(ids)} tokens, fewer than {samples} samples of {length}"
         )
-    return list(ids[: samples * length].reshape(samples, 1, length))
+    pieces = ids[: len(ids) // length * length].reshape(-1, 1, length)
+    if seed is None:
+        return list(pieces[:samples])
+    drawn = np.random.default_rng(seed).choice(len(pieces), samples, replace=False)
+    return [pieces[at] for at in sorted(drawn.tolist())]
 
 
 @torch.inference_mode()
@@ -121,42 +158,3 @@ def perplexity(model: Any, texts: list[Tensor]) -> float:
     """The exponential of the mean loss of all tokens but the first of each text."""
     losses = [model(input_ids=ids, labels=ids).loss.double() for ids in texts]
     return float(torch.stack(losses).mean().exp())
-
-
-def prune_folder(
-    src: StrPath,
-    dst: StrPath,
-    pattern: str,
-    batches: list[Tensor],
-    *,
-    overwrite: bool = False,
-    weight_bits: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-    **options: Any,
-) -> tuple[ModelReport, Report]:
-    """Prune the language model of a folder with calibration data, and write it packed, with its side files.
-
-    The whole model is held in memory. With `weight_bits` what is kept is stored as `checkpoint.compress` does with the
-    `bits` of a recipe; calibration knows nothing of that rounding. `options` are those of `prune_model`.
-
-    Raises
-    ------
-    FastSparseError
-        If `dst` exists and is not to be replaced, or as `prune_model`. Nothing is written then.
-    """
-    target = Path(dst)
-    if target.exists() and not overwrite:
-        raise FastSparseError(f"{target}: it exists already; overwrite=True replaces it")
-    if not target.absolute().parent.is_dir():
-        raise FastSparseError(f"{target}: its folder does not exist")
-    recipe = checkpoint.Recipe(default="nonzero", bits=weight_bits)
-    model = load_language_model(src)
-    report = prune_model(model, pattern, batches, progress=progress, **options)
-    with tempfile.TemporaryDirectory(prefix=".fastsparse-", dir=target.absolute().parent) as work:
-        dense = Path(work) / "dense"
-        shutil.copytree(src, dense, ignore=shutil.ignore_patterns(*(f"*{suffix}" for suffix in _WEIGHTS), ".git"))
-        config = (dense / "config.json").read_text(encoding="utf-8")
-        model.save_pretrained(dense)
-        merged = {**json.loads((dense / "config.json").read_text(encoding="utf-8")), **json.loads(config)}
-        (dense / "config.json").write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
-        return report, checkpoint.compress(dense, dst, recipe, overwrite=overwrite)

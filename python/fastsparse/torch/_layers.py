@@ -22,10 +22,10 @@ __all__ = ["Layer", "layers_of"]
 
 
 class Layer:
-    """A module with a weight, seen as a matrix of outputs and inputs."""
+    """A module with a weight, seen as a matrix of outputs and inputs; `method` where a rule has one."""
 
-    def __init__(self, name: str, module: nn.Module, pattern: Pattern) -> None:
-        self.name, self.module, self.pattern = name, module, pattern
+    def __init__(self, name: str, module: nn.Module, pattern: Pattern, method: str | None = None) -> None:
+        self.name, self.module, self.pattern, self.method = name, module, pattern, method
         self.transposed = type(module).__name__ == "Conv1D"
         rows, *cols = module.weight.shape
         self.rows, self.cols = (math.prod(cols), rows) if self.transposed else (rows, math.prod(cols))
@@ -74,11 +74,8 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 
 
-def layers_of(
-    model: nn.Module, pattern: Pattern, exclude: Sequence[str]
-) -> tuple[dict[str, Layer], dict[str, LayerReport]]:
+def layers_of(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Layer], dict[str, LayerReport]]:
     """The layers to prune, and a row for each parameter."""
-    recipe = Recipe(default=pattern, exclude=tuple(exclude))
     uses = {names[0].name: names for names in uses_of(model)}
     shown = {name: report_row(model, names[0]) for name, names in uses.items()}
     choices = recipe.choose_all({name: (row.dtype, row.shape) for name, row in shown.items()})
@@ -89,7 +86,7 @@ def layers_of(
         reason = choice if isinstance(choice, str) else _obstacle(model, names)
         if reason is None:
             assert isinstance(choice, Pattern)
-            layers[name] = Layer(name, model.get_submodule(names[0].module), choice)
+            layers[name] = Layer(name, model.get_submodule(names[0].module), choice, recipe.method_for(name))
         rows[name] = LayerReport(name, shown[name].shape, reason=reason)
     if not layers:
         raise FastSparseError(f"model: {type(model).__name__} has no weight that is pruned by default")

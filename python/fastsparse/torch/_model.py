@@ -3,6 +3,8 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,24 +15,24 @@ import fastsparse as fs
 from fastsparse import calibration
 from fastsparse._errors import FastSparseError
 from fastsparse.calibration import Gram, allocation
+from fastsparse.checkpoint._recipe import Recipe
+from fastsparse.checkpoint._sections import Allocation, Calibration, Method
 from fastsparse.patterns import Pattern, Unstructured
 from fastsparse.torch._blocks import Place, run
 from fastsparse.torch._layers import Layer, layers_of
 from fastsparse.torch._places import error_context
 from fastsparse.torch._report import LayerReport, ModelReport
-from fastsparse.torch._walk import forwards, grams_of, walk
+from fastsparse.torch._walk import Ticks, walk
 
-__all__ = ["LayerReport", "ModelReport", "prune_model"]
+__all__ = ["LayerReport", "ModelReport", "prune_at", "prune_model"]
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "alps")
-ALLOCATIONS = ("uniform", "owl", "loss")
 _GRID = np.linspace(0, 1, 21)
 """Sparsities at which the allocation by loss measures each layer."""
 
 
 def prune_model(
     model: nn.Module,
-    pattern: str | Pattern,
+    pattern: str | Pattern | Recipe,
     batches: Iterable[Any],
     *,
     method: str = "sparsegpt",
@@ -55,8 +57,9 @@ def prune_model(
     model : nn.Module
         On the CPU, float32, float16 or bfloat16. Blocks are the modules of a `nn.ModuleList` of one class. What is in
         none is pruned on the inputs of the whole model. A model without blocks is one block.
-    pattern : Pattern or str
-        Unstructured, n:m, top-k or blocks along the rows of each weight, as the method takes it.
+    pattern : Pattern, str or Recipe
+        Unstructured, n:m, top-k or blocks along the rows of each weight, as the method takes it. A recipe has one for
+        each layer, and may have another method for some; its sections stand for the arguments that they describe.
     batches : iterable
         What the model's forward takes: a tensor, a tuple of arguments, or a dict of keywords. Where one holds an
         `attention_mask` of two dimensions, tokens that it masks are left out; not with an encoder and a decoder, whose
@@ -105,60 +108,93 @@ def prune_model(
     >>> report.sparsity, [layer.method for layer in report.pruned]
     (0.5, ['sparsegpt', 'sparsegpt'])
     """
-    started = time.perf_counter()
-    chosen = fs.pattern(pattern) if isinstance(pattern, str) else pattern
     given = list(batches)
-    _check_arguments(chosen, method, allocation, refine, given)
-    layers, rows = layers_of(model, chosen, exclude)
-    work = _Work(method, refine, damping, block_size, layers, rows, progress)
+    recipe = pattern if isinstance(pattern, Recipe) else Recipe.of(pattern)
+    recipe = replace(
+        recipe,
+        exclude=(*recipe.exclude, *exclude),
+        calibration=recipe.calibration or Calibration(sequential=sequential),
+        method=recipe.method or Method(method, refine, damping, block_size),
+        allocation=recipe.allocation or Allocation(allocation),
+    )
+    return prune_at(model, recipe, given, lambda label: nullcontext(Place()), Ticks(progress, lambda layer: 1))
+
+
+Places = Callable[[str], AbstractContextManager[Place]]
+"""Where the weights are while something is done with all of them: "allocate" or "prune"."""
+
+
+def prune_at(
+    model: nn.Module,
+    recipe: Recipe,
+    batches: Sequence[Any],
+    places: Places,
+    ticks: Ticks,
+) -> ModelReport:
+    """What `prune_model` does, wherever the weights are. The recipe has all its sections."""
+    started = time.perf_counter()
+    assert recipe.calibration is not None, "it has all its sections"
+    _check(recipe, batches)
+    layers, rows = layers_of(model, recipe)
+    patterns = {name: layer.pattern for name, layer in layers.items()}
     with run(model):
-        if allocation != "uniform":
-            work.patterns = _allocate(model, layers, chosen, given, allocation)
-        if sequential:
-            walk(model, given, layers, work.prune, Place())
-        else:
-            work.prune(layers, grams_of(layers, forwards(model, given), given))
+        if recipe.allocation is not None and recipe.allocation.kind != "uniform":
+            with places("allocate") as place:
+                patterns.update(_allocate(model, layers, recipe, batches, place))
+        with places("prune") as place:
+            work = _Work(recipe, layers, patterns, rows, place, ticks)
+            walk(model, batches, layers, work.prune, place, dense=not recipe.calibration.sequential)
     return ModelReport(tuple(rows.values()), time.perf_counter() - started)
 
 
-def _check_arguments(pattern: Pattern, method: str, allocation: str, refine: int, batches: list[Any]) -> None:
-    for name, value, known in (("method", method, METHODS), ("allocation", allocation, ALLOCATIONS)):
-        if value not in known:
-            raise FastSparseError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
-        raise FastSparseError(f"refine: expected a number of steps ≥ 0, got {refine!r}")
-    if allocation != "uniform" and not isinstance(pattern, Unstructured):
-        raise FastSparseError(f'allocation: "{allocation}" spreads an unstructured sparsity, not "{pattern}"')
-    if isinstance(pattern, fs.Threshold | fs.Nonzero):
-        raise FastSparseError(f'pattern: "{pattern}" does not rank weights; expected a share, n:m, top-k or blocks')
+def _check(recipe: Recipe, batches: Sequence[Any]) -> None:
+    kind = recipe.allocation.kind if recipe.allocation is not None else "uniform"
+    if kind != "uniform" and not isinstance(recipe.default, Unstructured):
+        raise FastSparseError(f'allocation: "{kind}" spreads an unstructured sparsity, not "{recipe.default}"')
+    for chosen in (recipe.default, *(rule.pattern for rule in recipe.rules)):
+        if isinstance(chosen, fs.Threshold | fs.Nonzero):
+            raise FastSparseError(f'pattern: "{chosen}" does not rank weights; expected a share, n:m, top-k or blocks')
+    if recipe.scope != "tensor":
+        raise FastSparseError(f"scope: {recipe.scope!r} ranks by magnitude; an [allocation] spreads zeros over layers")
     if not batches:
         raise FastSparseError("batches: there are none; at least one is needed for the inputs of the layers")
 
 
 def _allocate(
-    model: nn.Module, layers: Mapping[str, Layer], pattern: Pattern, batches: list[Any], kind: str
+    model: nn.Module, layers: Mapping[str, Layer], recipe: Recipe, batches: Sequence[Any], place: Place
 ) -> dict[str, Pattern]:
-    """The pattern of each layer, by what a forward of the dense model tells."""
+    """The pattern of each layer that no rule decides about, by what a forward of the dense model tells."""
+    pattern, chosen = recipe.default, recipe.allocation
     assert isinstance(pattern, Unstructured), "checked"
-    grams = grams_of(layers, forwards(model, batches), batches, diagonal=True)
-    missing = [name for name in layers if name not in grams]
-    if missing:
-        raise FastSparseError(f"allocation: layer {missing[0]!r} saw no token; exclude it, or use uniform ratios")
-    sizes = [layer.rows * layer.cols for layer in layers.values()]
-    if kind == "owl":
-        shares = [allocation.outliers(layer.matrix(), grams[name].norms) for name, layer in layers.items()]
-        ratios = allocation.owl(shares, sizes, pattern.sparsity)
+    assert chosen is not None, "it has all its sections"
+    free = {name: layer for name, layer in layers.items() if recipe.is_default(name)}
+
+    def measure(some: Mapping[str, Layer], grams: Mapping[str, Gram]) -> None:
+        for name, layer in some.items():
+            if name not in grams:
+                raise FastSparseError(f"allocation: layer {name!r} saw no token; exclude it, or use uniform ratios")
+            norms = grams[name].norms
+            owl = chosen.kind == "owl"
+            place.notes[name] = (
+                allocation.outliers(layer.matrix(), norms, m=chosen.m) if owl else _losses(layer.matrix(), norms)
+            )
+
+    walk(model, batches, free, measure, place, dense=True, diagonal=True)
+    sizes = [layer.rows * layer.cols for layer in free.values()]
+    found = [place.notes[name] for name in free]
+    bounds = {"least": chosen.least, "most": chosen.most}
+    if chosen.kind == "owl":
+        ratios = allocation.owl(found, sizes, pattern.sparsity, spread=chosen.spread, **bounds)
     else:
-        losses = [_losses(layer.matrix(), grams[name].norms) for name, layer in layers.items()]
-        ratios = allocation.loss(losses, _GRID, sizes, pattern.sparsity)
-    return {name: Unstructured(ratio, per=pattern.per) for name, ratio in zip(layers, ratios, strict=True)}
+        ratios = allocation.loss(found, _GRID, sizes, pattern.sparsity, **bounds)
+    return {name: Unstructured(ratio, per=pattern.per) for name, ratio in zip(free, ratios, strict=True)}
 
 
-def _losses(matrix: NDArray[Any], norms: NDArray[np.float64]) -> NDArray[np.float64]:
+def _losses(matrix: NDArray[Any], norms: NDArray[np.float64]) -> list[float]:
     """The share of the layer's energy, by `(|w|·‖x‖)²`, that each sparsity of the grid takes."""
     energies = np.sort(np.square(matrix * norms.astype(np.float32)), axis=None)
     sums = np.concatenate(([0.0], np.cumsum(energies, dtype=np.float64)))
-    losses: NDArray[np.float64] = sums[np.rint(_GRID * len(energies)).astype(np.int64)] / max(sums[-1], 1e-300)
+    losses: list[float] = (sums[np.rint(_GRID * len(energies)).astype(np.int64)] / max(sums[-1], 1e-300)).tolist()
     return losses
 
 
@@ -167,19 +203,21 @@ class _Work:
 
     def __init__(
         self,
-        method: str,
-        refine: int,
-        damping: float,
-        block_size: int,
-        layers: dict[str, Layer],
+        recipe: Recipe,
+        layers: Mapping[str, Layer],
+        patterns: Mapping[str, Pattern],
         rows: dict[str, LayerReport],
-        progress: Callable[[int, int, str], None] | None,
+        place: Place,
+        ticks: Ticks,
     ) -> None:
-        self.method, self.refine, self.damping, self.block_size = method, refine, damping, block_size
-        self.layers, self.rows = layers, rows
-        self.patterns: Mapping[str, Pattern] = {name: layer.pattern for name, layer in layers.items()}
-        self._progress, self._done = progress, 0
-        self._most = 0
+        assert recipe.method is not None, "it has all its sections"
+        self._method, self._layers, self._patterns = recipe.method, layers, patterns
+        self._rows, self._place, self._ticks = rows, place, ticks
+        rows.update(
+            (name, LayerReport(**{**note, "shape": tuple(note["shape"])})) for name, note in place.notes.items()
+        )
+        ticks.begin("pruning", layers, place.notes)
+        self._most = max((rows[name].tokens for name in place.notes), default=0)
 
     def prune(self, layers: Mapping[str, Layer], grams: Mapping[str, Gram]) -> None:
         """Prunes these layers, by magnitude those that no batch has reached."""
@@ -188,12 +226,13 @@ class _Work:
             self._prune(layer, grams.get(name))
 
     def _prune(self, layer: Layer, gram: Gram | None) -> None:
-        w, pattern = layer.matrix(), self.patterns[layer.name]
-        method, reason = self.method, None
+        w, pattern = layer.matrix(), self._patterns[layer.name]
+        wanted = layer.method or self._method.name
+        method, reason = wanted, None
         if gram is None or gram.tokens == 0:
-            method, reason = "magnitude", "it saw no token" if self.method != "magnitude" else None
+            method, reason = "magnitude", "it saw no token" if wanted != "magnitude" else None
         elif method in ("sparsegpt", "alps") and gram.tokens < min(self._most, 2 * layer.cols):
-            method, reason = "wanda", f"it saw {gram.tokens} tokens, too few for {self.method}"
+            method, reason = "wanda", f"it saw {gram.tokens} tokens, too few for {wanted}"
         if gram is not None and method != "magnitude" and gram.tokens < 4 * layer.cols and reason is None:
             warnings.warn(
                 f"layer {layer.name!r}: {gram.tokens} tokens are few for {layer.cols} columns; "
@@ -206,8 +245,9 @@ class _Work:
             new, mask = self._compute(w, gram, pattern, method)
             error = None if gram is None or not gram.tokens else calibration.layer_error(w, new, gram)
         layer.write(new)
+        self._place.store(layer, pattern)
         sparsity = 1 - mask.count / max(w.size, 1)
-        self.rows[layer.name] = LayerReport(
+        row = self._rows[layer.name] = LayerReport(
             layer.name,
             tuple(layer.module.weight.shape),
             method,
@@ -217,9 +257,8 @@ class _Work:
             error,
             reason,
         )
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, len(self.layers), layer.name)
+        self._place.notes[layer.name] = asdict(row)
+        self._ticks.tick(layer)
 
     def _compute(
         self, w: NDArray[Any], gram: Gram | None, pattern: Pattern, method: str
@@ -228,13 +267,15 @@ class _Work:
         if method == "magnitude" or gram is None:
             mask = fs.select(w, pattern)
             return fs.apply_mask(w, mask), mask
+        steps, damping = self._method.refine, self._method.damping
         if method == "wanda":
             mask = calibration.wanda(w, gram.norms, pattern)
             new = fs.apply_mask(w, mask)
         elif method == "alps":
-            return calibration.alps(w, gram, pattern, damping=self.damping, steps=self.refine)
+            return calibration.alps(w, gram, pattern, damping=damping, steps=steps)
         else:
-            new, mask = calibration.sparsegpt(w, gram, pattern, damping=self.damping, block_size=self.block_size)
-        if self.refine:
-            new = calibration.refine(w, gram, mask, start=new, steps=self.refine, damping=self.damping)
+            block_size = self._method.block_size
+            new, mask = calibration.sparsegpt(w, gram, pattern, damping=damping, block_size=block_size)
+        if steps:
+            new = calibration.refine(w, gram, mask, start=new, steps=steps, damping=damping)
         return new, mask

@@ -1,6 +1,6 @@
 """Going through a model, block by block, with what goes into each of its layers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from fastsparse._errors import FastSparseError
 from fastsparse.calibration import Gram
+from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.torch._blocks import (
     Call,
+    NotOneByOneError,
     Place,
     Stack,
     Tensors,
@@ -23,7 +25,7 @@ from fastsparse.torch._layers import Layer
 from fastsparse.torch._places import error_context
 from fastsparse.torch._tensors import as_array
 
-__all__ = ["forwards", "grams_of", "walk"]
+__all__ = ["Ticks", "grams_of", "walk"]
 
 
 def grams_of(
@@ -73,9 +75,36 @@ def _mask(batch: Any) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def forwards(model: nn.Module, batches: Iterable[Any]) -> list[Callable[[], Any]]:
+def _forwards(model: nn.Module, batches: Iterable[Any]) -> list[Callable[[], Any]]:
     """A call for each batch that runs the whole model on it."""
     return [partial(forward, model, batch) for batch in batches]
+
+
+class Ticks:
+    """Tells a caller how far the work on some layers is.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Called with what is done, what there is in all, and the layer at hand.
+    weigh : callable
+        What a layer counts.
+    """
+
+    def __init__(self, progress: Progress | None, weigh: Callable[[Layer], int]) -> None:
+        self._progress, self._weigh = progress, weigh
+        self._ticker = Ticker(None, [])
+
+    def begin(self, phase: str, layers: Mapping[str, Layer], done: Container[str]) -> None:
+        """These are all layers, and some of them are done."""
+        self._ticker = Ticker(self._progress, [(phase, sum(map(self._weigh, layers.values())))])
+        for name, layer in layers.items():
+            if name in done:
+                self.tick(layer)
+
+    def tick(self, layer: Layer) -> None:
+        """Another one is done."""
+        self._ticker.tick(self._weigh(layer), layer.name)
 
 
 Visit = Callable[[Mapping[str, Layer], Mapping[str, Gram]], None]
@@ -91,8 +120,10 @@ def walk(
     *,
     dense: bool = False,
     diagonal: bool = False,
-) -> None:
+) -> list[Stack]:
     """Visits all layers: those before the blocks, stack by stack and block by block, those after.
+
+    Where the whole model is in memory and every layer is to see what the dense model gives, all are visited at once.
 
     Parameters
     ----------
@@ -105,12 +136,25 @@ def walk(
     diagonal : bool
         Whether Gram matrices hold their diagonal only.
 
+    Returns
+    -------
+    list of Stack
+        The stacks with the outputs of their last blocks.
+
     Raises
     ------
     NotOneByOneError
         If the blocks of the model cannot be run one by one.
     """
+    if dense and place.whole:
+        with place.rest():
+            if not place.finished(WHOLE):
+                visit(layers, grams_of(layers, _forwards(model, batches), batches, diagonal=diagonal))
+                place.finish(WHOLE, None)
+        return []
     stacks = stacks_of(model)
+    if len(stacks) > 1 and not place.whole:
+        raise NotOneByOneError(f"it has the blocks {stacks[0].name!r} and {stacks[1].name!r}")
     outside = {name: layer for name, layer in layers.items() if not any(_is_in(name, stack.name) for stack in stacks)}
     with place.rest():
         early = _early(model, outside, stacks, batches[0])
@@ -137,10 +181,11 @@ def walk(
             calls = (partial(forward_after, model, stacks, batch, at) for at, batch in enumerate(batches))
             visit(late, grams_of(late, calls, batches, diagonal=diagonal))
             place.finish(AFTER, None)
+    return stacks
 
 
-BEFORE, AFTER = "before all blocks", "after all blocks"
-"""The stages of the layers that are in no block."""
+BEFORE, AFTER, WHOLE = "before all blocks", "after all blocks", "the whole model"
+"""The stages of the layers that are in no block, and of all layers at once."""
 
 
 def _is_in(name: str, path: str) -> bool:

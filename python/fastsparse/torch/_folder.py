@@ -1,0 +1,262 @@
+"""Folders of language models pruned and measured block by block: the model is never in memory as a whole."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsparse._errors import FastSparseError
+from fastsparse.calibration import Gram
+from fastsparse.calibration._statistics import describe, save_statistics
+from fastsparse.checkpoint._format import Packed
+from fastsparse.checkpoint._progress import Progress
+from fastsparse.checkpoint._reader import Checkpoint, Reader, StrPath, native
+from fastsparse.checkpoint._recipe import Recipe
+from fastsparse.checkpoint._replace import replace_tensors
+from fastsparse.checkpoint._report import Report
+from fastsparse.checkpoint._selection import quantisation_method
+from fastsparse.checkpoint._stages import Stages
+from fastsparse.checkpoint._writer import check_place, check_target
+from fastsparse.torch._blocks import NotOneByOneError, run
+from fastsparse.torch._language import load_weights
+from fastsparse.torch._layers import Layer, layers_of
+from fastsparse.torch._model import prune_at
+from fastsparse.torch._out_of_core import OutOfCore, Weights
+from fastsparse.torch._report import ModelReport
+from fastsparse.torch._tensors import as_array
+from fastsparse.torch._walk import Ticks, walk
+
+__all__ = ["calibrate_folder", "plan_folder", "prune_folder"]
+
+
+def prune_folder(
+    src: StrPath,
+    dst: StrPath,
+    recipe: Recipe,
+    batches: Sequence[Tensor],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[ModelReport, Report]:
+    """Prune the language model of a folder with calibration data, and write it packed, as `compress` does.
+
+    One block of the model is in memory at a time. Finished blocks are kept in a folder beside the target, from which a
+    run that was ended goes on. A model whose blocks cannot be run one by one is loaded as a whole, with a warning.
+
+    Parameters
+    ----------
+    src, dst : path-like
+        A model folder, dense, and the one to write.
+    recipe : Recipe
+        With all its sections.
+    batches : sequence of Tensor
+        Ids, ``[1, length]`` each.
+    overwrite : bool
+        Whether an existing `dst` is replaced.
+    progress : callable, optional
+        Called with bytes of weights done, bytes in all, and the layer at hand.
+
+    Raises
+    ------
+    FastSparseError
+        As `prune_model` and `compress`. What was finished by then is kept.
+    """
+    source = _open(src)
+    check_target(source, dst, overwrite)
+    weights, dtype = load_weights(source)
+    ticks = _ticks(weights, progress)
+    settings = _settings(source, recipe, batches)
+    assert recipe.calibration is not None, "it has all its sections"
+    with Stages(_beside(dst), source, settings) as stages:
+        try:
+            label = "prune"
+            report = prune_at(weights.model, recipe, batches, _places(weights, stages, dtype), ticks)
+        except NotOneByOneError as error:
+            label = "prune in memory"
+            _warn(error)
+            whole = replace(recipe, calibration=replace(recipe.calibration, sequential=False))
+            report = prune_at(weights.model, whole, batches, _places(weights, stages, dtype, whole=True), ticks)
+        new = {weights.keys[name]: (file, name) for name, file in stages.arrays(label).items()}
+        reasons = {key: row.reason or "" for row in report.layers for key in weights.spelled(row.name)}
+        written = replace_tensors(src, dst, new, reasons, bits=recipe.bits, overwrite=overwrite)
+        return report, replace(written, resumed=(*written.resumed, *stages.resumed))
+
+
+def plan_folder(src: StrPath, recipe: Recipe) -> ModelReport:
+    """What `prune_folder` would do to each layer, without a forward.
+
+    Raises
+    ------
+    FastSparseError
+        As `prune_folder`.
+    """
+    assert recipe.method is not None, "it has all its sections"
+    weights, _ = load_weights(_open(src))
+    layers, rows = layers_of(weights.model, recipe)
+    for name, layer in layers.items():
+        rows[name] = replace(rows[name], method=layer.method or recipe.method.name, pattern=str(layer.pattern))
+    return ModelReport(tuple(rows.values()), 0.0)
+
+
+def calibrate_folder(
+    src: StrPath,
+    path: StrPath,
+    batches: Sequence[Tensor],
+    *,
+    grams: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Store the norms, and the Gram matrices, of what goes into the layers of the dense model of a folder.
+
+    Parameters
+    ----------
+    src : path-like
+        A model folder, dense or packed.
+    path : path-like
+        The file to write, see `fastsparse.calibration.load_statistics`.
+    batches : sequence of Tensor
+        Ids, ``[1, length]`` each.
+    grams : bool
+        Whether Gram matrices are stored too.
+    overwrite : bool
+        Whether an existing file is replaced.
+    progress : callable, optional
+        As for `prune_folder`.
+
+    Returns
+    -------
+    dict
+        What the metadata says of each layer.
+    """
+    source = Reader(src)
+    source.check_formats()
+    check_place(path, folder=False, overwrite=overwrite)
+    weights, dtype = load_weights(source)
+    layers, _ = layers_of(weights.model, Recipe(default="50%"))
+    ticks = _ticks(weights, progress)
+    settings = [_settings(source, None, batches), grams]
+    with Stages(_beside(path), source, settings) as stages:
+        places = _places(weights, stages, dtype)
+        try:
+            label = "calibrate"
+            _collect(weights, layers, batches, places(label), grams, ticks)
+        except NotOneByOneError as error:
+            _warn(error)
+            label = "calibrate in memory"
+            _collect(weights, layers, batches, _places(weights, stages, dtype, whole=True)("calibrate"), grams, ticks)
+        entries = stages.notes(label)
+        tokens = sum(batch.numel() for batch in batches)
+        name = os.path.basename(os.path.abspath(src))
+        arrays = _Arrays(stages.arrays(label))
+        save_statistics(path, arrays, entries, model=name, tokens=tokens, overwrite=overwrite)
+        return entries
+
+
+def _collect(
+    weights: Weights,
+    layers: Mapping[str, Layer],
+    batches: Sequence[Tensor],
+    at: AbstractContextManager[OutOfCore],
+    grams: bool,
+    ticks: Ticks,
+) -> None:
+    """Gathers the statistics of all layers as stages."""
+    with at as place, run(weights.model):
+        ticks.begin("measuring", layers, [f"{name}.weight" for name in place.notes])
+
+        def visit(own: Mapping[str, Layer], found: Mapping[str, Gram]) -> None:
+            modules = {_module(name): gram for name, gram in found.items()}
+            transposed = {_module(name): layer.transposed for name, layer in own.items()}
+            arrays, notes = describe(modules, transposed, matrices=grams)
+            place.arrays.update(arrays)
+            place.notes.update(notes)
+            for layer in own.values():
+                ticks.tick(layer)
+
+        walk(weights.model, batches, layers, visit, place, dense=True, diagonal=not grams)
+
+
+def _module(name: str) -> str:
+    """The layer that a weight belongs to."""
+    return name.removesuffix(".weight")
+
+
+class _Arrays(Mapping[str, Any]):
+    """The tensors of some files by name; each goes from memory when the next one is asked for."""
+
+    def __init__(self, files: Mapping[str, Checkpoint]) -> None:
+        self._files, self._last = files, ""
+
+    def __getitem__(self, name: str) -> Any:
+        if self._last:
+            self._files[self._last].release(self._last)
+        self._last = name
+        return self._files[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _open(src: StrPath) -> Reader:
+    """A folder whose weights can be pruned with calibration data."""
+    source = Reader(src)
+    source.check_formats()
+    if source.folder is None:
+        raise FastSparseError(f"model: {source.path}: expected a model folder, not a file")
+    for name, found in source.tensors.items():
+        if isinstance(found, Packed):
+            raise FastSparseError(f"{source.path}: tensor {name!r} is packed already; decompress the checkpoint first")
+    method = quantisation_method(source.folder.read_config())
+    if method is not None:
+        raise FastSparseError(f"model: {source.path}: quantised by {method}; calibrated pruning takes floating weights")
+    return source
+
+
+def _beside(target: StrPath) -> Path:
+    """Where the finished stages of a run are kept."""
+    path = Path(target).absolute()
+    return path.with_name(f".{path.name}.stages")
+
+
+def _settings(source: Reader, recipe: Recipe | None, batches: Sequence[Tensor]) -> list[Any]:
+    """All that decides about a result beside the weights of the blocks, as plain values."""
+    assert source.folder is not None, "a model folder is read"
+    tokens = [str(native().digest(as_array(batch.contiguous()).reshape(-1).view("uint8"))) for batch in batches]
+    described = None if recipe is None else {name: repr(value) for name, value in asdict(recipe).items()}
+    return [described, source.folder.read_config(), tokens, str(torch.__version__)]
+
+
+def _places(
+    weights: Weights, stages: Stages, dtype: torch.dtype, *, whole: bool = False
+) -> Callable[[str], AbstractContextManager[OutOfCore]]:
+    """Where the weights are, for what is done with them."""
+
+    @contextmanager
+    def place(label: str) -> Iterator[OutOfCore]:
+        found = OutOfCore(weights, stages, dtype, f"{label} in memory" if whole else label, whole=whole)
+        try:
+            yield found
+        finally:
+            found.unload()
+
+    return place
+
+
+def _warn(error: NotOneByOneError) -> None:
+    why = str(error).removesuffix("; pass sequential=False")
+    warnings.warn(f"{why}: it is loaded as a whole, and each layer sees the dense model", RuntimeWarning, stacklevel=3)
+
+
+def _ticks(weights: Weights, progress: Progress | None) -> Ticks:
+    """Progress in bytes of weights."""
+    return Ticks(progress, lambda layer: layer.rows * layer.cols * weights.stored_dtype(layer.name).itemsize)
