@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsparse._errors import FastSparseError
+from fastsparse.calibration import _products
 from fastsparse.calibration._arguments import finite, gram_matrix, weights
 from fastsparse.calibration._factor import warn_of_few_tokens
 from fastsparse.calibration._gram import Gram
@@ -107,7 +108,7 @@ def alps(
     scale = np.sqrt(diagonal)
     damped /= scale[:, None]
     damped /= scale
-    values, vectors = np.linalg.eigh(damped)
+    values, vectors = _products.active().eigh(damped)
     mask, kept = _alternate(
         (given.astype(np.float64) * scale).astype(np.float32),
         np.maximum(values, 0).astype(np.float32),
@@ -123,13 +124,14 @@ def _alternate(
     w: NDArray[np.float32], values: NDArray[np.float32], vectors: NDArray[np.float32], pattern: Pattern, iterations: int
 ) -> tuple[Bitmask, NDArray[np.float32]]:
     """The mask where dense and pruned weights meet, and the pruned ones."""
-    target = ((w @ vectors) * values) @ vectors.T
+    matmul = _products.active().matmul
+    target = matmul(matmul(w, vectors) * values, vectors.T)
     mask = select(w, pattern)
     pruned: NDArray[np.float32] = np.where(mask.to_bool(), w, np.float32(0)).astype(np.float32, copy=False)
     dual = np.zeros_like(w)
     penalty, seen = np.float32(_FIRST_PENALTY), mask
     for iteration in range(1, iterations + 1):
-        dense = ((target - dual + penalty * pruned) @ vectors / (values + penalty)) @ vectors.T
+        dense = matmul(matmul(target - dual + penalty * pruned, vectors) / (values + penalty), vectors.T)
         proposed = dense + dual / penalty
         mask = select(proposed, pattern)
         pruned = np.where(mask.to_bool(), proposed, np.float32(0)).astype(np.float32, copy=False)

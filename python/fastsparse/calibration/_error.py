@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastsparse.calibration import _products
 from fastsparse.calibration._arguments import gram_matrix, same_shape, weights
 from fastsparse.calibration._gram import Gram
 
@@ -58,4 +59,4 @@ def layer_error(w: ArrayLike, w_new: ArrayLike, gram: Gram | ArrayLike) -> float
 
 def _energy(w: NDArray[Any], gram: NDArray[Any]) -> float:
     """`tr(W G Wᵀ)`."""
-    return float(np.einsum("rc,rc->", w @ gram, w, dtype=np.float64))
+    return float(np.einsum("rc,rc->", _products.active().matmul(w, gram), w, dtype=np.float64))

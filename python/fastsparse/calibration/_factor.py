@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsparse._errors import FastSparseError
+from fastsparse.calibration import _products
 from fastsparse.calibration._arguments import finite, gram_matrix
 from fastsparse.calibration._gram import Gram
 
@@ -137,15 +138,15 @@ def _factorize(matrix: NDArray[np.float64]) -> bool:
     factorised with both axes turned round, which makes LAPACK's lower triangle an upper one, and the panel above it
     follows.
     """
+    products = _products.active()
     for first in reversed(range(0, len(matrix), _PANEL)):
         end = min(first + _PANEL, len(matrix))
-        matrix[:end, first:end] -= matrix[:end, end:] @ matrix[first:end, end:].T
-        try:
-            block = np.linalg.cholesky(matrix[first:end, first:end][::-1, ::-1])[::-1, ::-1]
-        except np.linalg.LinAlgError:
+        matrix[:end, first:end] -= products.matmul(matrix[:end, end:], matrix[first:end, end:].T)
+        lower = products.cholesky(matrix[first:end, first:end][::-1, ::-1].copy())
+        if lower is None:
             return False
-        matrix[first:end, first:end] = block
-        matrix[:first, first:end] = matrix[:first, first:end] @ inverse_of_upper(block).T
+        block = matrix[first:end, first:end] = lower[::-1, ::-1].copy()
+        matrix[:first, first:end] = products.matmul(matrix[:first, first:end], inverse_of_upper(block).T)
     return True
 
 
@@ -157,5 +158,6 @@ def inverse_of_upper(matrix: NDArray[Any]) -> NDArray[Any]:
     inverse = np.zeros_like(matrix)
     upper = inverse[:half, :half] = inverse_of_upper(matrix[:half, :half])
     lower = inverse[half:, half:] = inverse_of_upper(matrix[half:, half:])
-    inverse[:half, half:] = -upper @ matrix[:half, half:] @ lower
+    matmul = _products.active().matmul
+    inverse[:half, half:] = matmul(matmul(-upper, matrix[:half, half:]), lower)
     return inverse

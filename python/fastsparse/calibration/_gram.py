@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsparse._errors import FastSparseError
+from fastsparse.calibration import _products
 from fastsparse.patterns import integer
 
 _TOKENS = 16384
@@ -117,7 +118,10 @@ class Gram:
         tokens = array.reshape(-1, self._cols)
         self._check_range(array, tokens)
         for piece in _pieces(tokens, np.float64 if self._diagonal else np.float32):
-            self._sums += np.einsum("tc,tc->c", piece, piece) if self._diagonal else piece.T @ piece
+            if self._diagonal:
+                self._sums += np.einsum("tc,tc->c", piece, piece)
+            else:
+                _products.active().add_gram(self._sums, piece)
         self._tokens += len(tokens)
 
     def merge(self, other: Gram) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import _backend
+from fastsparse.calibration import _products
 from fastsparse.calibration._arguments import finite, gram_matrix, mask_of, restored, same_shape, weights
 from fastsparse.calibration._factor import warn_of_few_tokens
 from fastsparse.calibration._gram import Gram
@@ -86,13 +87,12 @@ def refine(
     scale = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0).astype(np.float32)
 
     x: NDArray[np.float32] = np.where(kept.to_bool(), initial.astype(np.float32), np.float32(0))
-    residual: NDArray[np.float32] = np.matmul(before - x, matrix, dtype=np.float32)
+    matmul = _products.active().matmul
+    residual: NDArray[np.float32] = matmul(before - x, matrix)
     direction = np.zeros_like(x)
     # The first call has no product: it only turns the gradient into a direction.
     energy = np.zeros(len(x))
     _backend.active.refine_step(x, residual, direction, None, scale, kept.bits, energy)
     for _ in range(count):
-        _backend.active.refine_step(
-            x, residual, direction, np.matmul(direction, matrix, dtype=np.float32), scale, kept.bits, energy
-        )
+        _backend.active.refine_step(x, residual, direction, matmul(direction, matrix), scale, kept.bits, energy)
     return restored(x, given.dtype)

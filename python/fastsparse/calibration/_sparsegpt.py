@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
+from fastsparse.calibration import _products
 from fastsparse.calibration._arguments import restored, weights
 from fastsparse.calibration._factor import Factor, factorize, inverse_of_upper
 from fastsparse.calibration._gram import Gram
@@ -117,13 +118,14 @@ def sparsegpt(
         before = before[:, factor.order]
     after, keep, change = np.empty_like(before), np.empty(before.shape, np.bool_), np.empty_like(before)
     # Fresh memory for every block would cost as much as what is computed in it.
+    matmul = _products.active().matmul
     scratch = np.empty((2, len(before) * plan.size), np.float32)
     for first, end in plan.blocks():
         pending, block = scratch[:, : len(before) * (end - first)].reshape(2, len(before), end - first)
         triangle = factor.upper[first:end, first:end]
         inverse = inverse_of_upper(triangle).astype(np.float32)
-        np.matmul(change[:, :first], factor.upper[:first, first:end].astype(np.float32), out=pending)
-        np.matmul(pending, inverse, out=block)
+        matmul(change[:, :first], factor.upper[:first, first:end].astype(np.float32), pending)
+        matmul(pending, inverse, block)
         np.subtract(before[:, first:end], block, out=block)
         scale = triangle.diagonal().astype(np.float32)
         bits = plan.choose(block, first, scale)

@@ -14,13 +14,14 @@ from torch import nn
 import fastsparse as fs
 from fastsparse import calibration
 from fastsparse._errors import FastSparseError
-from fastsparse.calibration import Gram, allocation
+from fastsparse.calibration import Gram, _products, allocation
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._sections import Allocation, Calibration, Method
 from fastsparse.patterns import Pattern, Unstructured
 from fastsparse.torch._blocks import Place, run
 from fastsparse.torch._layers import Layer, layers_of
 from fastsparse.torch._places import error_context
+from fastsparse.torch._products import TorchProducts
 from fastsparse.torch._report import LayerReport, ModelReport
 from fastsparse.torch._walk import Ticks, walk
 
@@ -137,7 +138,7 @@ def prune_at(
     _check(recipe, batches)
     layers, rows = layers_of(model, recipe)
     patterns = {name: layer.pattern for name, layer in layers.items()}
-    with run(model):
+    with run(model), _products.using(TorchProducts()):
         if recipe.allocation is not None and recipe.allocation.kind != "uniform":
             with places("allocate") as place:
                 patterns.update(_allocate(model, layers, recipe, batches, place))
