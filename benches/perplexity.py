@@ -40,11 +40,11 @@ def ours(model: Any, pattern: str, batches: list[torch.Tensor], **options: Any) 
 
 
 def llm_compressor(model: Any, pattern: str, batches: list[torch.Tensor], method: str) -> None:
-    pruning_peers.prune(model, batches, pruning_peers.LLMCompressor(method, pattern))
+    pruning_peers.prune(model, batches, pattern, pruning_peers.llm_compressor(method, pattern))
 
 
 def coremltools(model: Any, pattern: str, batches: list[torch.Tensor]) -> None:
-    pruning_peers.prune(model, batches, pruning_peers.CoreMLTools(pattern))
+    pruning_peers.prune(model, batches, pattern, pruning_peers.coremltools(pattern))
 
 
 def nothing(model: Any, pattern: str, batches: list[torch.Tensor]) -> None:
@@ -118,7 +118,10 @@ def measure(
     model = copy.deepcopy(dense)
     started, cpu = time.perf_counter(), time.process_time()
     run(model, pattern, batches)
-    row: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 1), "cpu": round(time.process_time() - cpu, 1)}
+    row: dict[str, Any] = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu": round(time.process_time() - cpu, 1),
+    }
     found = perplexity(model, test)
     weights = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)

@@ -29,6 +29,11 @@ WHISPER |= {"max_source_positions": 50, "max_target_positions": 64, "pad_token_i
 OPT = {"vocab_size": 64, "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 OPT |= {"word_embed_proj_dim": 64, "max_position_embeddings": 128}
 
+MOE = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+MOE |= {"intermediate_size": 64, "num_local_experts": 4, "head_dim": 16}
+GPT_OSS = {**MOE, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * 2}
+LLAMA_4 = {**MOE, "num_experts_per_tok": 1, "intermediate_size_mlp": 64, "interleave_moe_layer_step": 1}
+
 
 def ids(rows=1):
     return [torch.randint(3, 60, (rows, 64)) for _ in range(4)]
@@ -63,6 +68,8 @@ MODELS = {
         ids,
         48,
     ),
+    "GPT-OSS": (lambda: T.GptOssForCausalLM(T.GptOssConfig(**GPT_OSS)), ids, 24),
+    "Llama 4": (lambda: T.Llama4ForCausalLM(T.Llama4TextConfig(**LLAMA_4)), ids, 30),
     "Sequential": (
         lambda: nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)),
         lambda: [torch.randn(256, 64)],
@@ -82,6 +89,13 @@ def make(name):
     torch.manual_seed(0)
     model, batches, pruned = MODELS[name]
     return model().eval(), batches(), pruned
+
+
+def weight_of(model, name):
+    """A parameter, or the slice of one that is an expert."""
+    name, _, index = name.partition("[")
+    weight = model.get_parameter(name).detach()
+    return weight[int(index[:-1])] if index else weight
 
 
 def outputs(model, batch):
@@ -110,12 +124,12 @@ def test_models_of_all_kinds_are_pruned_exactly(name):
     report = fst.prune_model(model, "50%", batches)
     assert len(report.pruned) == pruned, [(row.name, row.reason) for row in report.layers if row.method is None]
     for row in report.pruned:
-        w = model.get_parameter(row.name)
+        w = weight_of(model, row.name)
         assert row.sparsity == pytest.approx(0.5, abs=0.01)
         assert int((w == 0).sum()) == round(row.sparsity * w.numel())
         assert row.layer_error is None or 0 < row.layer_error < 1
     rest = {row.name for row in report.layers} - {row.name for row in report.pruned}
-    assert all(torch.equal(model.get_parameter(other), dense.get_parameter(other)) for other in rest)
+    assert all(torch.equal(weight_of(model, other), weight_of(dense, other)) for other in rest)
     assert all(not module._forward_pre_hooks and not module._forward_hooks for module in model.modules())
     expected = outputs(model, batches[0])
     packed = fst.sparsify(model, "nonzero")
@@ -181,6 +195,87 @@ def test_layers_that_see_too_little_say_so():
     assert all(row.method in ("wanda", "magnitude") for row in few)
     with pytest.warns(RuntimeWarning, match=r"layer 'model\.layers.*: 256 tokens are few for 128 columns"):
         fst.prune_model(*make("Llama")[:1], "50%", batches)
+
+
+class Routed(nn.Module):
+    """Three experts, each token goes to one: as modules, or as slices of one parameter, multiplied in several ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        weights = torch.randn(3, 64, 64)
+        if way == "modules":
+            self.experts = nn.ModuleDict({f"e{i}": nn.Linear(64, 64, bias=False) for i in range(3)})
+            for expert, weight in zip(self.experts.values(), weights, strict=True):
+                expert.weight.data = weight.clone()
+        else:
+            inputs_first = way in ("x @ w", "batched", "grouped")
+            self.weights = nn.Parameter(weights.mT.contiguous() if inputs_first else weights)
+
+    def forward(self, x):
+        x = x.reshape(-1, 64)
+        routes = x[:, :3].argmax(dim=1)
+        if self.way == "batched":
+            apart = torch.stack([x * (routes == i)[:, None] for i in range(3)])
+            return torch.bmm(apart, self.weights).sum(0)
+        if self.way == "grouped":
+            ends = torch.bincount(routes, minlength=3).cumsum(0).to(torch.int32)
+            order = routes.argsort(stable=True)
+            return torch._grouped_mm(x[order], self.weights, offs=ends)[order.argsort()]
+        if self.way == "copies":
+            return torch.einsum("tc,trc->tr", x, self.weights[routes])
+        y = torch.zeros_like(x)
+        for i in range(3):
+            y[routes == i] = self._expert(i, x[routes == i])
+        return y
+
+    def _expert(self, i, x):
+        if self.way == "modules":
+            return self.experts[f"e{i}"](x)
+        w = self.weights[i]
+        if self.way == "linear":
+            return nn.functional.linear(x, w)
+        return x @ w if self.way == "x @ w" else (w @ x.T).T
+
+
+def routed(way):
+    torch.manual_seed(0)
+    batches, model = [torch.randn(300, 64) for _ in range(3)], Routed(way)
+    return model, fst.prune_model(model, "2:4", batches)
+
+
+@pytest.mark.parametrize("way", ["linear", "x @ w", "w @ x", "batched", "grouped"])
+def test_experts_of_one_parameter_are_pruned_on_what_is_routed_to_them(way):
+    model, report = routed(way)
+    by_modules, expected = routed("modules")
+    assert [row.name for row in report.pruned] == [f"weights[{i}]" for i in range(3)]
+    assert [row.tokens for row in report.pruned] == [row.tokens for row in expected.pruned]
+    for i, expert in enumerate(by_modules.experts.values()):
+        weight = model.weights[i].detach()
+        found = weight.T if way in ("x @ w", "batched", "grouped") else weight
+        assert torch.allclose(found, expert.weight, atol=1e-4)
+
+
+def test_experts_whose_products_are_not_seen_stay_dense():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), Routed("copies"))
+    report = fst.prune_model(model, "50%", [torch.randn(300, 64)])
+    rows = {row.name: row for row in report.layers}
+    assert rows["0.weight"].sparsity == 0.5
+    assert all(rows[f"1.weights[{i}]"].reason == "no product with it was seen" for i in range(3))
+    assert (model[1].weights != 0).all()
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_padding_of_encoder_and_decoder_does_not_count(sequential):
+    model, batches, _ = make("T5")
+    padding, late = torch.ones(1, 64, dtype=torch.int64), torch.ones(1, 64, dtype=torch.int64)
+    padding[:, 40:], late[:, 50:] = 0, 0
+    masked = [{**batch, "attention_mask": padding, "decoder_attention_mask": late} for batch in batches]
+    report = fst.prune_model(model, "50%", masked, method="wanda", refine=0, sequential=sequential)
+    for row in report.pruned:
+        across = "EncDecAttention.k" in row.name or "EncDecAttention.v" in row.name
+        assert row.tokens == len(batches) * (50 if row.name.startswith("decoder") and not across else 40), row
 
 
 def test_stacks_are_found_without_names():

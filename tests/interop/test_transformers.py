@@ -126,3 +126,14 @@ def test_version_4_is_refused_in_one_sentence():
     last = done.stderr.strip().splitlines()[-1]
     assert "needs transformers 5 or newer, this is 4." in last
     assert "fastsparse.torch.load" in last
+
+
+@needs_version_5
+def test_stacked_experts_are_pruned_on_what_is_routed_to_them(tmp_path):
+    found = run("experts", tmp_path)
+    assert found["eager"] == found["grouped_mm"]
+    assert found["eager"]["sparsities"] == [0.5]
+    assert len(found["eager"]["tokens"]) == 16
+    assert sum(found["eager"]["tokens"]) == 4 * 2 * 384  # four parameters, two experts for each token
+    assert found["batched_mm"]["sparsities"] == [None]
+    assert found["batched_mm"]["reasons"] == ["no product with it was seen"]

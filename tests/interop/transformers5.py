@@ -1,6 +1,6 @@
 """Packed folders in transformers 5, in a process of its own: other tests need version 4. Prints JSON.
 
-python transformers5.py plugin|eightbit|orphan FOLDER
+python transformers5.py plugin|eightbit|orphan|experts FOLDER
 """
 
 import json
@@ -119,6 +119,31 @@ def orphan(folder):
     }
 
 
+def experts(folder):
+    """Pruned with calibration data, whatever multiplies the experts: layers pruned, dense ones, and their reasons."""
+    import warnings
+
+    import fastsparse.torch as fst
+
+    warnings.simplefilter("ignore")
+    found = {}
+    for way in ("eager", "grouped_mm", "batched_mm"):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_local_experts": 4}
+        config = transformers.MixtralConfig(**sizes, **heads, experts_implementation=way)
+        model = transformers.MixtralForCausalLM(config).eval()
+        report = fst.prune_model(model, "50%", [torch.randint(0, 64, (2, 64)) for _ in range(3)])
+        rows = [row for row in report.layers if "experts" in row.name]
+        found[way] = {
+            "tokens": [row.tokens for row in rows],
+            "sparsities": sorted({row.sparsity for row in rows}, key=str),
+            "reasons": sorted({str(row.reason) for row in rows if row.method is None}),
+        }
+    return found
+
+
 if __name__ == "__main__":
     assert int(transformers.__version__.split(".")[0]) >= 5, transformers.__version__
-    print(json.dumps({"plugin": plugin, "eightbit": eightbit, "orphan": orphan}[sys.argv[1]](Path(sys.argv[2]))))
+    checks = {"plugin": plugin, "eightbit": eightbit, "orphan": orphan, "experts": experts}
+    print(json.dumps(checks[sys.argv[1]](Path(sys.argv[2]))))

@@ -1,6 +1,5 @@
 """The layers of a model that are pruned with calibration data: weights as matrices, and what goes into them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +12,12 @@ from torch.nn import functional as F
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.patterns import Pattern
-from fastsparse.torch._places import uses_of
+from fastsparse.torch._places import Use, uses_of
 from fastsparse.torch._report import LayerReport
 from fastsparse.torch._sparsify import report_row
 from fastsparse.torch._tensors import has_memory
 
-__all__ = ["Layer", "layers_of"]
+__all__ = ["Expert", "Layer", "Stacked", "layers_of"]
 
 
 class Layer:
@@ -26,19 +25,40 @@ class Layer:
 
     def __init__(self, name: str, module: nn.Module, pattern: Pattern, method: str | None = None) -> None:
         self.name, self.module, self.pattern, self.method = name, module, pattern, method
-        self.transposed = type(module).__name__ == "Conv1D"
-        rows, *cols = module.weight.shape
-        self.rows, self.cols = (math.prod(cols), rows) if self.transposed else (rows, math.prod(cols))
+
+    unseen = "it saw no token"
+    """What a report says where no batch reached it."""
+
+    @property
+    def weight(self) -> Tensor:
+        """What is pruned, as the model has it."""
+        weight: Tensor = self.module.weight.detach()
+        return weight
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the inputs come first."""
+        return type(self.module).__name__ == "Conv1D"
+
+    @property
+    def rows(self) -> int:
+        """Outputs."""
+        return int(self.weight.shape[1 if self.transposed else 0])
+
+    @property
+    def cols(self) -> int:
+        """Inputs, of a convolution those of a patch."""
+        return int(self.weight.numel() // max(self.rows, 1))
 
     def matrix(self) -> NDArray[Any]:
         """The weight, ``[outputs, inputs]``, float32."""
-        weight = self.module.weight.detach().float()
+        weight = self.weight.float()
         matrix = weight.T if self.transposed else weight.reshape(len(weight), -1)
         return np.ascontiguousarray(matrix.numpy())
 
     def write(self, matrix: NDArray[Any]) -> None:
         """Makes this the weight."""
-        weight = self.module.weight.data
+        weight = self.weight
         new = torch.from_numpy(np.ascontiguousarray(matrix.T if self.transposed else matrix))
         weight.copy_(new.reshape(weight.shape))
 
@@ -47,9 +67,44 @@ class Layer:
         module = self.module
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             return _patches(module, x)
-        if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
-            x = x[mask.to(torch.bool)]
-        return x.reshape(-1, x.shape[-1])
+        x = x.reshape(-1, x.shape[-1])
+        return x[mask.to(torch.bool).reshape(-1)] if mask is not None and len(x) == mask.numel() else x
+
+
+class Stacked:
+    """A parameter of three dimensions, ``[experts, …, …]``, that experts are slices of."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.inputs: int | None = None
+        """The dimension of the inputs, 1 or 2, once a product has shown it."""
+
+
+class Expert(Layer):
+    """A slice of a stacked parameter. What goes into it is seen by the products with it."""
+
+    unseen = "no product with it was seen"
+
+    def __init__(
+        self, name: str, module: nn.Module, stacked: Stacked, index: int, pattern: Pattern, method: str | None
+    ) -> None:
+        super().__init__(name, module, pattern, method)
+        self.stacked, self.index = stacked, index
+
+    @property
+    def weight(self) -> Tensor:
+        """What is pruned, as the model has it."""
+        return self.stacked.weight.detach()[self.index]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the inputs come first."""
+        return self.stacked.inputs == 1
+
+    def tokens(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The inputs that are for this expert: where it is given all tokens, those of others are zero."""
+        x = super().tokens(x, mask)
+        return x[x.any(dim=1)]
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
@@ -84,13 +139,30 @@ def layers_of(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Layer], dict[
     for name, names in uses.items():
         choice = choices[name]
         reason = choice if isinstance(choice, str) else _obstacle(model, names)
+        own = [(name, shown[name].shape)]
         if reason is None:
             assert isinstance(choice, Pattern)
-            layers[name] = Layer(name, model.get_submodule(names[0].module), choice, recipe.method_for(name))
-        rows[name] = LayerReport(name, shown[name].shape, reason=reason)
+            found = _layers(name, model.get_submodule(names[0].module), names[0], choice, recipe.method_for(name))
+            layers.update((layer.name, layer) for layer in found)
+            own = [(layer.name, tuple(layer.weight.shape)) for layer in found]
+        rows.update((row, LayerReport(row, shape, reason=reason)) for row, shape in own)
     if not layers:
         raise FastSparseError(f"model: {type(model).__name__} has no weight that is pruned by default")
     return layers, rows
+
+
+def _layers(name: str, module: nn.Module, use: Use, pattern: Pattern, method: str | None) -> list[Layer]:
+    """The layer of a parameter, or its experts."""
+    if _known(module, use.attribute):
+        return [Layer(name, module, pattern, method)]
+    stacked = Stacked(getattr(module, use.attribute))
+    return [Expert(f"{name}[{i}]", module, stacked, i, pattern, method) for i in range(len(stacked.weight))]
+
+
+def _known(module: nn.Module, attribute: str) -> bool:
+    """Whether what goes into a module is what its weight is multiplied with."""
+    known = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) or type(module).__name__ == "Conv1D"
+    return known and attribute == "weight"
 
 
 def _obstacle(model: nn.Module, names: Sequence[Any]) -> str | None:
@@ -98,11 +170,14 @@ def _obstacle(model: nn.Module, names: Sequence[Any]) -> str | None:
     if len(names) > 1:
         return f"tied to {names[1].name}"
     module, attribute = model.get_submodule(names[0].module), names[0].attribute
-    known = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) or type(module).__name__ == "Conv1D"
-    if not known or attribute != "weight":
-        return f"of a {type(module).__name__}, whose inputs are not captured"
+    weight = getattr(module, attribute)
+    if not has_memory(weight):
+        return f"the weight is a {type(weight).__name__}, not a plain tensor"
+    if not _known(module, attribute):
+        if weight.ndim != 3:
+            return f"of a {type(module).__name__}, whose inputs are not captured"
+        if weight.is_meta:
+            return "experts of one parameter are pruned only where the whole model is in memory"
     if getattr(module, "groups", 1) != 1:
         return f"a convolution of {module.groups} groups"
-    if not has_memory(module.weight):
-        return f"the weight is a {type(module.weight).__name__}, not a plain tensor"
     return None

@@ -19,7 +19,7 @@ from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._sections import Allocation, Calibration, Method
 from fastsparse.patterns import Pattern, Unstructured
 from fastsparse.torch._blocks import Place, run
-from fastsparse.torch._layers import Layer, layers_of
+from fastsparse.torch._layers import Expert, Layer, layers_of
 from fastsparse.torch._places import error_context
 from fastsparse.torch._products import TorchProducts
 from fastsparse.torch._report import LayerReport, ModelReport
@@ -224,14 +224,18 @@ class _Work:
         """Prunes these layers, by magnitude those that no batch has reached."""
         self._most = max([self._most, *(gram.tokens for gram in grams.values())])
         for name, layer in layers.items():
-            self._prune(layer, grams.get(name))
+            if isinstance(layer, Expert) and layer.stacked.inputs is None:
+                self._rows[name] = replace(self._rows[name], reason=layer.unseen)
+                self._ticks.tick(layer)
+            else:
+                self._prune(layer, grams.get(name))
 
     def _prune(self, layer: Layer, gram: Gram | None) -> None:
         w, pattern = layer.matrix(), self._patterns[layer.name]
         wanted = layer.method or self._method.name
         method, reason = wanted, None
         if gram is None or gram.tokens == 0:
-            method, reason = "magnitude", "it saw no token" if wanted != "magnitude" else None
+            method, reason = "magnitude", layer.unseen if wanted != "magnitude" else None
         elif method in ("sparsegpt", "alps") and gram.tokens < min(self._most, 2 * layer.cols):
             method, reason = "wanda", f"it saw {gram.tokens} tokens, too few for {wanted}"
         if gram is not None and method != "magnitude" and gram.tokens < 4 * layer.cols and reason is None:
@@ -250,7 +254,7 @@ class _Work:
         sparsity = 1 - mask.count / max(w.size, 1)
         row = self._rows[layer.name] = LayerReport(
             layer.name,
-            tuple(layer.module.weight.shape),
+            tuple(layer.weight.shape),
             method,
             str(pattern),
             sparsity,

@@ -1,6 +1,7 @@
 """Going through a model, block by block, with what goes into each of its layers."""
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,8 @@ from fastsparse.torch._blocks import (
     forward_until,
     stacks_of,
 )
-from fastsparse.torch._layers import Layer
+from fastsparse.torch._experts import ProductsWithExperts
+from fastsparse.torch._layers import Expert, Layer
 from fastsparse.torch._places import error_context
 from fastsparse.torch._tensors import as_array
 
@@ -29,17 +31,22 @@ __all__ = ["Ticks", "grams_of", "walk"]
 
 
 def grams_of(
-    layers: Mapping[str, Layer], calls: Iterable[Callable[[], Any]], batches: Sequence[Any], *, diagonal: bool = False
+    layers: Mapping[str, Layer],
+    calls: Iterable[Callable[[], Any]],
+    batches: Sequence[Any],
+    stacks: Sequence[Stack] = (),
+    *,
+    diagonal: bool = False,
 ) -> dict[str, Gram]:
     """The Gram matrix of the inputs of each layer, over all calls; layers that are given one tensor share one."""
     grams: dict[str, Gram] = {}
     leaders: dict[str, str] = {}
     seen: list[tuple[Tensor, str]] = []
-    mask: Tensor | None = None
+    masks = _Masks(stacks)
 
     def note(layer: Layer, x: Tensor) -> None:
-        kind = (type(layer.module), layer.cols) if isinstance(layer.module, nn.Conv1d | nn.Conv2d) else None
-        same = (name for other, name in seen if other is x and kind is None)
+        shares = not isinstance(layer.module, nn.Conv1d | nn.Conv2d)
+        same = (name for other, name in seen if other is x and shares)
         leader = next(same, layer.name)
         if leaders.setdefault(layer.name, leader) != leader:
             raise FastSparseError(
@@ -49,13 +56,17 @@ def grams_of(
             seen.append((x, layer.name))
             gram = grams.setdefault(layer.name, Gram(layer.cols, diagonal=diagonal))
             with error_context(layer.name):
-                gram.update(as_array(layer.tokens(x, mask).float()))
+                gram.update(as_array(layer.tokens(x, masks.of(layer, x)).float()))
 
-    handles = [layer.module.register_forward_pre_hook(_note(layer, note)) for layer in layers.values()]
+    experts = [layer for layer in layers.values() if isinstance(layer, Expert)]
+    modules = [layer for layer in layers.values() if not isinstance(layer, Expert)]
+    handles = [layer.module.register_forward_pre_hook(_note(layer, note)) for layer in modules]
+    handles += masks.hooks()
     try:
         for call, batch in zip(calls, batches, strict=True):
-            mask = _mask(batch)
-            call()
+            masks.batch = batch
+            with ProductsWithExperts(experts, note) if experts else nullcontext():
+                call()
             seen.clear()
     finally:
         for handle in handles:
@@ -67,12 +78,37 @@ def _note(layer: Layer, note: Callable[[Layer, Tensor], None]) -> Callable[[nn.M
     return lambda module, args: note(layer, args[0])
 
 
-def _mask(batch: Any) -> Tensor | None:
-    """What masks the tokens of a batch. An encoder and a decoder have masks of their own: then none is applied."""
-    if not hasattr(batch, "keys") or any(str(key).startswith("decoder_") for key in batch.keys()):  # noqa: SIM118
-        return None
-    mask = {**batch}.get("attention_mask")
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+class _Masks:
+    """Which tokens are padding: `attention_mask` of a batch says it, `decoder_attention_mask` in a second stack.
+
+    What the blocks of the second stack are given besides their own input comes from the first.
+    """
+
+    def __init__(self, stacks: Sequence[Stack]) -> None:
+        self.batch: Any = None
+        self._stacks = stacks
+        self._second = stacks[1] if len(stacks) > 1 else None
+        self._from_first: list[Tensor] = []
+
+    def hooks(self) -> list[Any]:
+        """Hooks that note what the blocks of the second stack are given."""
+        blocks = self._second.blocks.values() if self._second is not None else ()
+        return [block.register_forward_pre_hook(self._note, with_kwargs=True) for block in blocks]
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()]
+        self._from_first = given[1:]
+
+    def of(self, layer: Layer, x: Tensor) -> Tensor | None:
+        """The mask of the input of a layer, if it has one."""
+        if not hasattr(self.batch, "keys"):
+            return None
+        within = next((stack for stack in self._stacks if _is_in(layer.name, stack.name)), None)
+        if within is None and len(self._stacks) > 1:
+            return None  # nothing says which of the two masks it is
+        own = within is not None and within is self._second and all(x is not other for other in self._from_first)
+        mask = {**self.batch}.get("decoder_attention_mask" if own else "attention_mask")
+        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _forwards(model: nn.Module, batches: Iterable[Any]) -> list[Callable[[], Any]]:
@@ -146,13 +182,13 @@ def walk(
     NotOneByOneError
         If the blocks of the model cannot be run one by one.
     """
+    stacks = stacks_of(model)
     if dense and place.whole:
         with place.rest():
             if not place.finished(WHOLE):
-                visit(layers, grams_of(layers, _forwards(model, batches), batches, diagonal=diagonal))
+                visit(layers, grams_of(layers, _forwards(model, batches), batches, stacks, diagonal=diagonal))
                 place.finish(WHOLE, None)
         return []
-    stacks = stacks_of(model)
     if len(stacks) > 1 and not place.whole:
         raise NotOneByOneError(f"it has the blocks {stacks[0].name!r} and {stacks[1].name!r}")
     outside = {name: layer for name, layer in layers.items() if not any(_is_in(name, stack.name) for stack in stacks)}
@@ -172,7 +208,9 @@ def walk(
             else:
                 own = {name: layer for name, layer in layers.items() if _is_in(name, path)}
                 with place.block(path):
-                    hidden = _block(stack, path, own, hidden, batches, visit, place, dense=dense, diagonal=diagonal)
+                    hidden = _block(
+                        stacks, stack, path, own, hidden, batches, visit, place, dense=dense, diagonal=diagonal
+                    )
             stack.calls[path] = []
         stack.outputs = hidden
     late = {name: layer for name, layer in outside.items() if name not in early}
@@ -193,6 +231,7 @@ def _is_in(name: str, path: str) -> bool:
 
 
 def _block(
+    stacks: Sequence[Stack],
     stack: Stack,
     path: str,
     own: Mapping[str, Layer],
@@ -212,7 +251,7 @@ def _block(
         return (partial(_advance, stack.blocks[path], call, x, taken) for call, x in pairs)
 
     if own:
-        visit(own, grams_of(own, calls(outputs if dense else None), batches, diagonal=diagonal))
+        visit(own, grams_of(own, calls(outputs if dense else None), batches, stacks, diagonal=diagonal))
     if not own or not dense:
         for call in calls(outputs):
             call()
