@@ -118,10 +118,8 @@ def measure(
     model = copy.deepcopy(dense)
     started, cpu = time.perf_counter(), time.process_time()
     run(model, pattern, batches)
-    row: dict[str, Any] = {
-        "seconds": round(time.perf_counter() - started, 1),
-        "cpu": round(time.process_time() - cpu, 1),
-    }
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    row: dict[str, Any] = {"seconds": round(seconds, 1), "cpu": round(cpu, 1)}
     found = perplexity(model, test)
     weights = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)

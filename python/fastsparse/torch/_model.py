@@ -50,8 +50,8 @@ def prune_model(
     For each block of the model one forward collects the Gram matrices of its layers (those that share an input share
     one), all of them are pruned, and a second forward makes the input of the next block. Masks are exact:
     ``sparsify(model, "nonzero")`` packs the model afterwards. What is a weight is decided as by `sparsify`; pruned are
-    `nn.Linear`, transformers' `Conv1D`, and `nn.Conv1d` and `nn.Conv2d` of one group, whose Gram matrix is that of
-    their patches.
+    `nn.Linear`, transformers' `Conv1D`, `nn.Conv1d` and `nn.Conv2d` of one group, whose Gram matrix is that of their
+    patches, and experts that are slices of one parameter, each on the tokens that it is multiplied with.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def prune_model(
         each layer, and may have another method for some; its sections stand for the arguments that they describe.
     batches : iterable
         What the model's forward takes: a tensor, a tuple of arguments, or a dict of keywords. Where one holds an
-        `attention_mask` of two dimensions, tokens that it masks are left out; not with an encoder and a decoder, whose
-        masks differ: give those no padding.
+        `attention_mask` of two dimensions, tokens that it masks are left out; of a decoder after an encoder those that
+        `decoder_attention_mask` masks. Tokens that a router has picked out for an expert are counted as they come.
     method : {"sparsegpt", "wanda", "alps", "magnitude"}
         See `fastsparse.calibration`.
     refine : int
@@ -85,7 +85,7 @@ def prune_model(
     Returns
     -------
     ModelReport
-        A row for each parameter.
+        A row for each parameter; for each expert one, ``name[3]``, where a parameter holds several.
 
     Raises
     ------
