@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test test-rust test-python test-one sanitize lint demo interop bench bench-one build lock clean
+.PHONY: test test-rust test-python test-one sanitize lint demo docs interop bench bench-one build lock clean
 
 test: lint test-rust test-python
 
@@ -37,6 +37,10 @@ lint: build
 # MODEL=path takes a safetensors file of your own.
 demo: build
 	$(BIN)/python demo/demo.py $(MODEL)
+
+# The site: every page of `docs` and the reference from the docstrings; a warning is an error. Open docs/_build/html/index.html.
+docs: build .venv-docs/.built
+	COLUMNS=80 PYTHONPATH=python .venv-docs/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 # One kernel: its Rust tests, its Python tests and its speed. K=nm, select, block, pack, linear, histogram, energy, ...
 test-one: build
@@ -73,6 +77,11 @@ build: .venv/.built
 	$(BIN)/pip install --quiet -r requirements/dev.lock
 	@touch $@
 
+.venv-docs/.built: requirements/docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet -r requirements/docs.lock
+	@touch $@
+
 .venv-interop/.built: .venv-interop/.tools $(SOURCES)
 	VIRTUAL_ENV=$(CURDIR)/.venv-interop PIP_QUIET=1 $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
@@ -89,6 +98,7 @@ build: .venv/.built
 lock: .venv/.tools
 	$(BIN)/pip install --quiet uv
 	$(LOCK) --group develop --extra dask --extra scipy -o requirements/dev.lock
+	$(LOCK) --group docs -o requirements/docs.lock
 	$(LOCK) --group interop --extra coreml --extra scipy --extra torch -o requirements/interop.lock
 
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --quiet \
@@ -96,4 +106,4 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -
 
 clean:
 	cargo clean
-	rm -rf .venv .venv-interop .venv-transformers5 dist
+	rm -rf .venv .venv-docs .venv-interop .venv-transformers5 dist docs/_build
