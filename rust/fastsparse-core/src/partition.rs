@@ -262,5 +262,8 @@ pub fn check_parts(values: usize, shape: Matrix, mask: &[u8], offsets: &[i64]) -
     if total != values {
         return Err(Error::ValueCount { found: total, expected: values });
     }
+    if offsets[shape.rows] != total as i64 {
+        return Err(Error::RowOffsets { index: shape.rows }); // there are no rows
+    }
     Ok(())
 }

@@ -357,6 +357,8 @@ fn checks_name_the_row() {
     assert_eq!(check_parts(4, shape, &mask, &[0, 3, 3, 4]), Err(wrong));
     let padded = [0x82, 0x02, 0x00, 0x06, 0x00, 0x00];
     assert_eq!(check_parts(4, shape, &padded, &[0, 3, 4, 4]), Err(Error::Padding { row: 1 }));
+    let no_rows = Matrix { rows: 0, cols: 8 };
+    assert_eq!(check_parts(0, no_rows, &[], &[5]), Err(Error::RowOffsets { index: 0 }));
 }
 
 #[test]
