@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test test-rust test-python test-one sanitize fuzz fuzz-build lint deny demo docs interop bench bench-one build lock clean
+.PHONY: test test-rust test-python test-one sanitize miri fuzz fuzz-build lint deny demo docs interop bench bench-one build lock clean
 
 test: lint test-rust test-python
 
@@ -56,6 +56,11 @@ sanitize:
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=allocator_may_return_null=1 FASTSPARSE_SHORT_TESTS=1 \
 	cargo test --package fastsparse-core --locked --quiet --lib --tests \
 		--target x86_64-unknown-linux-gnu --target-dir target/sanitize
+
+# Scalar paths under Miri, some hundred times slower than without. It knows few instructions of vectors, so none are detected.
+miri:
+	MIRIFLAGS=-Zmiri-disable-isolation FASTSPARSE_SHORT_TESTS=1 \
+	cargo +nightly miri test --package fastsparse-core --locked --test '$(K)*' --target-dir target/miri
 
 # Each fuzz target for SECONDS; `make -j2 fuzz` runs them two at a time. What they find is added to target/fuzz, what fails lies
 # beside it. The Rust ones run under the address sanitizer as well. Linux on x86-64.
