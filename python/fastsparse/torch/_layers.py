@@ -29,6 +29,9 @@ class Layer:
     unseen = "it saw no token"
     """What a report says where no batch reached it."""
 
+    is_unknown = False
+    """Whether nothing is known of what it is multiplied with, so that it stays dense."""
+
     @property
     def weight(self) -> Tensor:
         """What is pruned, as the model has it."""
@@ -74,8 +77,8 @@ class Layer:
 class Stacked:
     """A parameter of three dimensions, ``[experts, …, …]``, that experts are slices of."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, name: str, weight: Tensor) -> None:
+        self.name, self.weight = name, weight
         self.inputs: int | None = None
         """The dimension of the inputs, 1 or 2, once a product has shown it."""
 
@@ -95,6 +98,11 @@ class Expert(Layer):
     def weight(self) -> Tensor:
         """What is pruned, as the model has it."""
         return self.stacked.weight.detach()[self.index]
+
+    @property
+    def is_unknown(self) -> bool:  # type: ignore[override]
+        """Whether no product with any expert of the parameter was seen."""
+        return self.stacked.inputs is None
 
     @property
     def transposed(self) -> bool:
@@ -155,7 +163,7 @@ def _layers(name: str, module: nn.Module, use: Use, pattern: Pattern, method: st
     """The layer of a parameter, or its experts."""
     if _known(module, use.attribute):
         return [Layer(name, module, pattern, method)]
-    stacked = Stacked(getattr(module, use.attribute))
+    stacked = Stacked(name, getattr(module, use.attribute))
     return [Expert(f"{name}[{i}]", module, stacked, i, pattern, method) for i in range(len(stacked.weight))]
 
 

@@ -172,6 +172,8 @@ def _allocate(
 
     def measure(some: Mapping[str, Layer], grams: Mapping[str, Gram]) -> None:
         for name, layer in some.items():
+            if layer.is_unknown:
+                continue
             if name not in grams:
                 raise FastSparseError(f"allocation: layer {name!r} saw no token; exclude it, or use uniform ratios")
             norms = grams[name].norms
@@ -181,6 +183,7 @@ def _allocate(
             )
 
     walk(model, batches, free, measure, place, dense=True, diagonal=True)
+    free = {name: layer for name, layer in free.items() if not layer.is_unknown}
     sizes = [layer.rows * layer.cols for layer in free.values()]
     found = [place.notes[name] for name in free]
     bounds = {"least": chosen.least, "most": chosen.most}
@@ -224,8 +227,11 @@ class _Work:
         """Prunes these layers, by magnitude those that no batch has reached."""
         self._most = max([self._most, *(gram.tokens for gram in grams.values())])
         for name, layer in layers.items():
-            if isinstance(layer, Expert) and layer.stacked.inputs is None:
-                self._rows[name] = replace(self._rows[name], reason=layer.unseen)
+            if isinstance(layer, Expert) and layer.is_unknown:
+                # Nothing says that they are experts at all: one row for the parameter.
+                del self._rows[name]
+                whole = layer.stacked
+                self._rows[whole.name] = LayerReport(whole.name, tuple(whole.weight.shape), reason=layer.unseen)
                 self._ticks.tick(layer)
             else:
                 self._prune(layer, grams.get(name))
