@@ -46,10 +46,16 @@ demo: build
 docs: build .venv-docs/.built
 	COLUMNS=80 PYTHONPATH=python .venv-docs/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
 
-# One kernel: its Rust tests, its Python tests and its speed. K=nm, select, block, pack, linear, histogram, energy, ...
+# One kernel: its Rust tests, its Python tests and its speed. K=nm, select, block, pack, linear, linear_int8, energy, ...
 test-one: build
 	cargo test --package fastsparse-core --locked --quiet --test '$(K)*'
-	$(BIN)/pytest --quiet tests -k '$(K)'
+	$(BIN)/pytest --quiet tests -k '$(or $(PYTHON_TESTS_OF_$(K)),$(K))'
+
+# Where Python tests have another name.
+PYTHON_TESTS_OF_linear_indexed := prepared
+PYTHON_TESTS_OF_linear_blocks := prepared
+PYTHON_TESTS_OF_histogram := global
+PYTHON_TESTS_OF_energy := test_files
 
 # The core under the address sanitizer, for which a stable compiler has to be told that it may: Linux on x86-64.
 sanitize:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import fastsparse as fs
 import fastsparse.torch as fst
-from fastsparse import checkpoint
+from fastsparse import _backend, checkpoint
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
 # Sums differ in their order: a few roundings of the result, for which torch's layer is computed in
@@ -559,3 +559,70 @@ def test_threads_compute_the_same_at_once():
     with ThreadPoolExecutor(4) as pool:
         for y, other in zip(pool.map(compute, xs), expected, strict=True):
             assert torch.equal(y, other)
+
+
+def decoded(layer, x, calls=20):
+    """The last result of many calls with one row."""
+    for _ in range(calls):
+        with torch.no_grad():
+            y = layer(x)
+    return y
+
+
+@pytest.fixture
+def indices_are_fast(monkeypatch):
+    monkeypatch.setattr(_backend.active, "prefers_indices", lambda values, shape, batch: batch == 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("indices_are_fast")
+def test_one_row_again_and_again(kind):
+    dense, layer = pair(kind, "90%")
+    x = torch.randn(3, 1, 100, dtype=kind)
+    saved = {name: part.clone() for name, part in layer.state_dict().items()}
+    with torch.no_grad():
+        first = layer(x[0])
+    assert layer.forms == ("mask",)
+    assert_close(first, dense, x[0])
+    assert_close(decoded(layer, x[0]), dense, x[0])
+    assert layer.forms == ("mask", "indices")
+    assert_close(decoded(layer, x), dense, x)  # the mask again
+    # What is saved and copied is the mask alone.
+    assert all(torch.equal(part, saved[name]) for name, part in layer.state_dict().items())
+    assert len(layer.state_dict()) == len(saved)
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert again.forms == ("mask",)
+        assert_close(decoded(again, x[1]), dense, x[1])
+    # Other weights, another layout.
+    other, replacement = pair(kind, "95%")
+    layer.load_state_dict(replacement.state_dict())
+    assert layer.forms == ("mask",)
+    assert_close(decoded(layer, x[1]), other, x[1])
+    with torch.no_grad():
+        layer.values.mul_(2)
+    assert layer.forms == ("mask",)
+
+
+@pytest.mark.usefixtures("indices_are_fast")
+def test_both_forms_take_no_more_than_the_dense_weight(monkeypatch):
+    x = torch.randn(1, 100)
+    for pattern, forms in [("50%", ("mask",)), ("90%", ("mask", "indices"))]:
+        _, layer = pair(pattern=pattern, shape=(144, 100))
+        decoded(layer, x)
+        assert layer.forms == forms
+    _, layer = pair(pattern="90%")
+    layer.forms_up_to = 0
+    decoded(layer, x)
+    assert layer.forms == ("mask",)
+    monkeypatch.setattr(fst.SparseLinear, "forms_up_to", 4)
+    _, layer = pair(pattern="50%")
+    decoded(layer, x)
+    assert layer.forms == ("mask", "indices")
+    _, layer = pair(pattern="90%")
+    monkeypatch.setattr(fs.BitmaskArray, "prepare", refuse_memory)
+    decoded(layer, x)
+    assert layer.forms == ("mask",)
+
+
+def refuse_memory(*_, **__):
+    raise MemoryError

@@ -17,6 +17,7 @@ import fastsparse as fs
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
 from fastsparse.masks import percent_sparse
+from fastsparse.operand import Operand
 from fastsparse.packed import new_array
 from fastsparse.quantized import BITS, quantized
 from fastsparse.torch._tensors import as_array, as_tensor, compress
@@ -26,7 +27,9 @@ __all__ = ["COMPUTES", "KEYS", "SCALE", "Packed", "SparseLinear"]
 
 Packed = fs.BitmaskArray | fs.QuantizedArray
 COMPUTES = (torch.float32, torch.float16, torch.bfloat16)
-_VIEWS = ("_packed", "_seen", "_dense")
+_VIEWS = ("_packed", "_seen", "_dense", "_one_row", "_one_row_calls")
+_PREPARED_AFTER = 8
+"""Calls with one row until a layer lays its weight out for them: that takes about as long as ten such calls."""
 KEYS = ("shape", "compressed", "bitmask", "row_offsets")
 SCALE = "row_scale"
 """The fifth key, of weights of eight bits. Beside it is an empty `weight` of the dtype that these stand for."""
@@ -141,6 +144,12 @@ class SparseLinear(nn.Module):
     step of its own, as `fs.linear` does. `dtype` is that of the weight that it stands for; the backward pass takes that
     weight, and the input as it was.
 
+    Where column indices or blocks are faster than the mask for one row of input, as they are from about 75 % zeros on,
+    a layer that is called so again and again, as in decoding, lays its weight out anew after some calls, as
+    `fs.BitmaskArray.prepare` does, and keeps that beside the buffers; `forms` says so. Longer inputs go on with the
+    mask. Both together never take more memory than `forms_up_to` times the dense weight; 0 keeps the mask alone. It can
+    be set on a layer, or on the class for all of them. State dicts, pickles and copies hold the buffers only.
+
     The state dict has the keys of the sparse-bitmask layout, `shape`, `compressed`, `bitmask` and `row_offsets`: saved
     as a safetensors file it is a checkpoint that `fastsparse.checkpoint` reads, and the other way round. With eight
     bits `row_scale` and an empty `weight`, which has the dtype, are there too. A layer takes the state of any other of
@@ -173,8 +182,8 @@ class SparseLinear(nn.Module):
     """
 
     # What torch.jit.script leaves out.
-    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_dense", "_dtype")
-    __jit_unused_properties__ = ("packed", "weight", "dtype")
+    __jit_ignored_attributes__ = ("_packed", "_pattern", "_seen", "_dense", "_dtype", "_one_row", "_one_row_calls")
+    __jit_unused_properties__ = ("packed", "weight", "dtype", "forms")
 
     in_features: int
     out_features: int
@@ -186,6 +195,11 @@ class SparseLinear(nn.Module):
     _packed: Packed
     _seen: tuple[Any, ...]
     _dense: DenseWeight | None
+    _one_row: Operand
+    """What is computed with for one row of input."""
+    _one_row_calls: int
+    forms_up_to: float = 1.0
+    """Memory of all forms of the weight at most, in parts of the dense weight's."""
     name: str = ""
     """What warnings and errors call the layer; `sparsify` gives it the name of its module."""
 
@@ -277,6 +291,13 @@ class SparseLinear(nn.Module):
         return self.values.dtype if self.row_scale is None else self._dtype
 
     @property
+    def forms(self) -> tuple[str, ...]:
+        """The layouts that the weight is held in: ``("mask",)``, and ``"indices"`` or ``"blocks"`` for one row."""
+        packed = self.packed
+        second = self._one_row
+        return ("mask",) if second is packed or not isinstance(second, fs.PreparedWeights) else ("mask", second.form)
+
+    @property
     def weight(self) -> Tensor:
         """The dense weight, ``[out_features, in_features]``, for code that looks at it. It is read-only.
 
@@ -326,7 +347,8 @@ class SparseLinear(nn.Module):
             bias = known["bias"] if "bias" in known else self.bias  # noqa: SIM401 (attributes are slow)
             if type(x) is Tensor and not (torch.is_grad_enabled() and _require_gradient(x, self.values, bias)):
                 b = None if bias is None else as_array(bias)
-                return as_tensor(packed._linear(as_array(x, "x"), b, None, None))
+                form = packed if x.numel() != self.in_features else self._form_of_one_row()
+                return as_tensor(form._linear(as_array(x, "x"), b, None, None))
         else:
             _refuse_onnx()
         call = _linear if torch._C._functorch.peek_interpreter_stack() is None else _Transformed.apply
@@ -366,6 +388,22 @@ class SparseLinear(nn.Module):
         buffers = self.values, self.bitmask, self.row_offsets, scale
         self._seen = (*buffers, _states(*buffers))
         self._dense = None
+        self._one_row, self._one_row_calls = self._packed, 0
+
+    def _form_of_one_row(self) -> Operand:
+        """The form that is fastest for one row, once there were some such calls: another one if memory allows it."""
+        packed, calls = self._packed, self._one_row_calls
+        if calls == _PREPARED_AFTER or not isinstance(packed, fs.BitmaskArray):
+            return self._one_row
+        self._one_row_calls = calls + 1
+        if calls + 1 == _PREPARED_AFTER and self.forms_up_to > 0:
+            try:
+                second = packed.prepare(batch=1)
+            except MemoryError:  # the mask computes without
+                return packed
+            if second.form != "mask" and packed.nbytes + second.nbytes <= self.forms_up_to * packed.dense_nbytes:
+                self._one_row = second
+        return self._one_row
 
     def _check_buffers(self) -> None:
         try:
