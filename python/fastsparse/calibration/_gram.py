@@ -55,10 +55,22 @@ class Gram:
         self._sums = np.zeros(cols) if diagonal else np.zeros((cols, cols), np.float32)
         self._tokens = 0
 
+    @classmethod
+    def of_sums(cls, sums: NDArray[Any], tokens: int) -> Gram:
+        """The Gram of known sums: a matrix `XᵀX`, or its diagonal; it is not copied, and is not to be updated."""
+        gram = cls.__new__(cls)
+        gram._cols, gram._diagonal, gram._sums, gram._tokens = len(sums), sums.ndim == 1, sums, tokens
+        return gram
+
     @property
     def cols(self) -> int:
         """Number of columns."""
         return self._cols
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether it holds the diagonal only."""
+        return self._diagonal
 
     @property
     def tokens(self) -> int:

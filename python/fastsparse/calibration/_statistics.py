@@ -40,6 +40,11 @@ class LayerStatistics:
     transposed: bool = False
     gram: NDArray[np.float32] | None = None
 
+    def as_gram(self) -> Gram:
+        """The same as a `Gram`, which holds the diagonal only where there are norms only."""
+        sums = np.square(self.norms, dtype=np.float64) if self.gram is None else self.gram
+        return Gram.of_sums(sums, self.tokens)
+
 
 class Statistics(Mapping[str, LayerStatistics]):
     """The statistics of a model: a lazy mapping from the names of layers, such as ``model.layers.0.mlp.up_proj``.

@@ -23,7 +23,7 @@ from fastsparse.checkpoint._reader import Checkpoint, Reader, native
 from fastsparse.checkpoint._save import save
 from fastsparse.packed import BitmaskArray
 
-__all__ = ["Stages"]
+__all__ = ["Stages", "file_digest"]
 
 METADATA_KEY = "fastsparse.stage"
 _PIECE = 16 << 20
@@ -137,7 +137,7 @@ class Stages:
             path, shapes = outputs
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-            content["outputs"] = {"file": path.name, "digest": _digest(path), "shapes": [list(s) for s in shapes]}
+            content["outputs"] = {"file": path.name, "digest": file_digest(path), "shapes": [list(s) for s in shapes]}
         name = f"{len(self._stages):06}.safetensors"
         save(arrays, self.folder / name, metadata={METADATA_KEY: json.dumps(content)}, overwrite=True)
         earlier = list(self._last_outputs())
@@ -172,12 +172,12 @@ class Stages:
             found.append({**stage, "file": name})
         outputs = [stage["outputs"] for stage in found if stage["outputs"] is not None][-1:]
         try:
-            return found if all(_digest(self.folder / last["file"]) == last["digest"] for last in outputs) else []
+            return found if all(file_digest(self.folder / last["file"]) == last["digest"] for last in outputs) else []
         except OSError:
             return []
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """The digest of a file, read piece by piece."""
     with path.open("rb") as file:
         pieces = iter(lambda: file.read(_PIECE), b"")

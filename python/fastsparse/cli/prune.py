@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastsparse import checkpoint
+from fastsparse.calibration import load_statistics
 from fastsparse.cli._options import Expressions, Json, Model, Overwrite, WeightBits, parse_expression, parse_pattern
 from fastsparse.cli._progress import progress_of
 from fastsparse.packed import byte_count
@@ -44,6 +45,10 @@ def prune(
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="Calibration text, or .safetensors with input_ids.")
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `calibrate` stored, in the place of --data: no forward is run."),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A recipe, in TOML; options take precedence.")
@@ -91,13 +96,17 @@ def prune(
         _show(_folder.plan_folder(model, wanted).to_dict(), as_json)
         return
     text = data if data is not None or calibration.data is None else Path(calibration.data)
-    if dst is None or text is None:
-        raise typer.BadParameter(
-            "DST is missing" if dst is None else "give --data, or a recipe with [calibration] data"
-        )
+    if dst is None:
+        raise typer.BadParameter("DST is missing")
+    if (text is None and statistics is None) or (data is not None and statistics is not None):
+        raise typer.BadParameter("give --data, a recipe with [calibration] data, or --statistics, one of these")
     from fastsparse.torch import _folder, _language  # with torch, which the other commands do not need
 
-    batches = _language.read_tokens(text, model, calibration.samples, calibration.length, calibration.seed)
+    if statistics is not None:
+        batches: Any = load_statistics(statistics)
+    else:
+        assert text is not None, "checked"
+        batches = _language.read_tokens(text, model, calibration.samples, calibration.length, calibration.seed)
     with progress_of(as_json) as progress:
         report, written = _folder.prune_folder(model, dst, wanted, batches, overwrite=overwrite, progress=progress)
     _show({**written.to_dict(), **report.to_dict()}, as_json)

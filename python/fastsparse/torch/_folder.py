@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsparse._errors import FastSparseError
-from fastsparse.calibration import Gram
+from fastsparse.calibration import Gram, Statistics
 from fastsparse.calibration._statistics import describe, save_statistics
 from fastsparse.checkpoint._format import Packed
 from fastsparse.checkpoint._progress import Progress
@@ -21,7 +21,7 @@ from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._replace import replace_tensors
 from fastsparse.checkpoint._report import Report
 from fastsparse.checkpoint._selection import quantisation_method
-from fastsparse.checkpoint._stages import Stages
+from fastsparse.checkpoint._stages import Stages, file_digest
 from fastsparse.checkpoint._writer import check_place, check_target
 from fastsparse.torch._blocks import NotOneByOneError, run
 from fastsparse.torch._language import load_weights
@@ -39,7 +39,7 @@ def prune_folder(
     src: StrPath,
     dst: StrPath,
     recipe: Recipe,
-    batches: Sequence[Tensor],
+    batches: Sequence[Tensor] | Statistics,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -55,8 +55,8 @@ def prune_folder(
         A model folder, dense, and the one to write.
     recipe : Recipe
         With all its sections.
-    batches : sequence of Tensor
-        Ids, ``[1, length]`` each.
+    batches : sequence of Tensor, or Statistics
+        Ids, ``[1, length]`` each; or what `calibrate_folder` stored, with which no forward is run.
     overwrite : bool
         Whether an existing `dst` is replaced.
     progress : callable, optional
@@ -228,10 +228,13 @@ def _beside(target: StrPath) -> Path:
     return path.with_name(f".{path.name}.stages")
 
 
-def _settings(source: Reader, recipe: Recipe | None, batches: Sequence[Tensor]) -> list[Any]:
+def _settings(source: Reader, recipe: Recipe | None, batches: Sequence[Tensor] | Statistics) -> list[Any]:
     """All that decides about a result beside the weights of the blocks, as plain values."""
     assert source.folder is not None, "a model folder is read"
-    tokens = [str(native().digest(as_array(batch.contiguous()).reshape(-1).view("uint8"))) for batch in batches]
+    if isinstance(batches, Statistics):
+        tokens = [file_digest(Path(batches.path))]
+    else:
+        tokens = [str(native().digest(as_array(batch.contiguous()).reshape(-1).view("uint8"))) for batch in batches]
     described = None if recipe is None else {name: repr(value) for name, value in asdict(recipe).items()}
     return [described, source.folder.read_config(), tokens, str(torch.__version__)]
 

@@ -14,7 +14,7 @@ from torch import nn
 import fastsparse as fs
 from fastsparse import calibration
 from fastsparse._errors import FastSparseError
-from fastsparse.calibration import Gram, _products, allocation
+from fastsparse.calibration import Gram, Statistics, _products, allocation
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._sections import Allocation, Calibration, Method
 from fastsparse.patterns import Pattern, Unstructured
@@ -34,7 +34,7 @@ _GRID = np.linspace(0, 1, 21)
 def prune_model(
     model: nn.Module,
     pattern: str | Pattern | Recipe,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Statistics,
     *,
     method: str = "sparsegpt",
     refine: int = 10,
@@ -109,7 +109,7 @@ def prune_model(
     >>> report.sparsity, [layer.method for layer in report.pruned]
     (0.5, ['sparsegpt', 'sparsegpt'])
     """
-    given = list(batches)
+    given = batches if isinstance(batches, Statistics) else list(batches)
     recipe = pattern if isinstance(pattern, Recipe) else Recipe.of(pattern)
     recipe = replace(
         recipe,
@@ -128,7 +128,7 @@ Places = Callable[[str], AbstractContextManager[Place]]
 def prune_at(
     model: nn.Module,
     recipe: Recipe,
-    batches: Sequence[Any],
+    batches: Sequence[Any] | Statistics,
     places: Places,
     ticks: Ticks,
 ) -> ModelReport:
@@ -148,7 +148,7 @@ def prune_at(
     return ModelReport(tuple(rows.values()), time.perf_counter() - started)
 
 
-def _check(recipe: Recipe, batches: Sequence[Any]) -> None:
+def _check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
     kind = recipe.allocation.kind if recipe.allocation is not None else "uniform"
     if kind != "uniform" and not isinstance(recipe.default, Unstructured):
         raise FastSparseError(f'allocation: "{kind}" spreads an unstructured sparsity, not "{recipe.default}"')
@@ -162,7 +162,7 @@ def _check(recipe: Recipe, batches: Sequence[Any]) -> None:
 
 
 def _allocate(
-    model: nn.Module, layers: Mapping[str, Layer], recipe: Recipe, batches: Sequence[Any], place: Place
+    model: nn.Module, layers: Mapping[str, Layer], recipe: Recipe, batches: Sequence[Any] | Statistics, place: Place
 ) -> dict[str, Pattern]:
     """The pattern of each layer that no rule decides about, by what a forward of the dense model tells."""
     pattern, chosen = recipe.default, recipe.allocation
@@ -254,7 +254,7 @@ class _Work:
         with error_context(layer.name), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*tokens are too few for")
             new, mask = self._compute(w, gram, pattern, method)
-            error = None if gram is None or not gram.tokens else calibration.layer_error(w, new, gram)
+            error = None if gram is None or gram.diagonal or not gram.tokens else calibration.layer_error(w, new, gram)
         layer.write(new)
         self._place.store(layer, pattern)
         sparsity = 1 - mask.count / max(w.size, 1)
@@ -279,6 +279,11 @@ class _Work:
             mask = fs.select(w, pattern)
             return fs.apply_mask(w, mask), mask
         steps, damping = self._method.refine, self._method.damping
+        if gram.diagonal and (steps or method != "wanda"):
+            raise FastSparseError(
+                f"statistics: they are norms only, and {method if method != 'wanda' else 'refinement'} takes Gram "
+                "matrices (fastsparse calibrate --grams); wanda without refinement takes norms"
+            )
         if method == "wanda":
             mask = calibration.wanda(w, gram.norms, pattern)
             new = fs.apply_mask(w, mask)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastsparse._errors import FastSparseError
-from fastsparse.calibration import Gram
+from fastsparse.calibration import Gram, Statistics
 from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.torch._blocks import (
     Call,
@@ -149,7 +149,7 @@ Visit = Callable[[Mapping[str, Layer], Mapping[str, Gram]], None]
 
 def walk(
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: Sequence[Any] | Statistics,
     layers: Mapping[str, Layer],
     visit: Visit,
     place: Place,
@@ -160,6 +160,7 @@ def walk(
     """Visits all layers: those before the blocks, stack by stack and block by block, those after.
 
     Where the whole model is in memory and every layer is to see what the dense model gives, all are visited at once.
+    With stored statistics in the place of batches nothing is run.
 
     Parameters
     ----------
@@ -183,6 +184,9 @@ def walk(
         If the blocks of the model cannot be run one by one.
     """
     stacks = stacks_of(model)
+    if isinstance(batches, Statistics):
+        _stored(model, batches, layers, visit, place)
+        return []
     if dense and place.whole:
         with place.rest():
             if not place.finished(WHOLE):
@@ -224,6 +228,35 @@ def walk(
 
 BEFORE, AFTER, WHOLE = "before all blocks", "after all blocks", "the whole model"
 """The stages of the layers that are in no block, and of all layers at once."""
+
+
+def _stored(model: nn.Module, statistics: Statistics, layers: Mapping[str, Layer], visit: Visit, place: Place) -> None:
+    """Visits all layers with what a file says of their inputs."""
+    rest = dict(layers)
+    for path in (path for stack in stacks_of(model) for path in stack.blocks):
+        own = {name: rest.pop(name) for name in layers if _is_in(name, path)}
+        if own and not place.finished(path):
+            with place.block(path):
+                visit(own, _grams_in(statistics, own))
+                place.finish(path, None)
+    if rest and not place.finished(BEFORE):
+        with place.rest():
+            visit(rest, _grams_in(statistics, rest))
+            place.finish(BEFORE, None)
+
+
+def _grams_in(statistics: Statistics, layers: Mapping[str, Layer]) -> dict[str, Gram]:
+    grams = {}
+    for name, layer in layers.items():
+        found = statistics.get(name.removesuffix(".weight"))
+        if found is None:
+            raise FastSparseError(f"statistics: {statistics.path} has nothing of layer {name!r}; exclude it")
+        if len(found.norms) != layer.cols:
+            raise FastSparseError(
+                f"statistics: {statistics.path} has {len(found.norms)} inputs of layer {name!r}, the model {layer.cols}"
+            )
+        grams[name] = found.as_gram()
+    return grams
 
 
 def _is_in(name: str, path: str) -> bool:
