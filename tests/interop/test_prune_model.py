@@ -12,7 +12,9 @@ from torch import nn
 import fastsparse as fs
 import fastsparse.torch as fst
 from fastsparse import calibration
-from fastsparse.torch._blocks import stacks_of
+from fastsparse.torch._blocks import Stack, stacks_of
+from fastsparse.torch._layers import Layer
+from fastsparse.torch._walk import _Masks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tokens are few for:RuntimeWarning")
 SIZES = {
@@ -278,6 +280,16 @@ def test_padding_of_encoder_and_decoder_does_not_count(sequential):
     for row in report.pruned:
         across = "EncDecAttention.k" in row.name or "EncDecAttention.v" in row.name
         assert row.tokens == len(batches) * (50 if row.name.startswith("decoder") and not across else 40), row
+
+
+def test_two_stacks_without_a_decoder_share_the_mask():
+    mask, x = torch.ones(1, 8), torch.ones(1, 8, 4)
+    masks = _Masks([Stack("vision.blocks", {}), Stack("text.blocks", {})])
+    masks.batch = {"pixel_values": x, "attention_mask": mask}
+    for name in ("vision.blocks.0.q.weight", "text.blocks.0.q.weight", "between.weight"):
+        assert masks.of(Layer(name, nn.Linear(4, 4), fs.pattern("50%")), x) is mask
+    masks.batch["decoder_input_ids"] = x
+    assert masks.of(Layer("text.blocks.0.q.weight", nn.Linear(4, 4), fs.pattern("50%")), x) is None
 
 
 def test_stacks_are_found_without_names():

@@ -79,9 +79,10 @@ def _note(layer: Layer, note: Callable[[Layer, Tensor], None]) -> Callable[[nn.M
 
 
 class _Masks:
-    """Which tokens are padding: `attention_mask` of a batch says it, `decoder_attention_mask` in a second stack.
+    """Which tokens are padding: `attention_mask` of a batch says it, and of a decoder `decoder_attention_mask`.
 
-    What the blocks of the second stack are given besides their own input comes from the first.
+    A decoder is the second stack where a batch has arguments for one. What its blocks are given besides their own input
+    comes from the encoder.
     """
 
     def __init__(self, stacks: Sequence[Stack]) -> None:
@@ -103,11 +104,13 @@ class _Masks:
         """The mask of the input of a layer, if it has one."""
         if not hasattr(self.batch, "keys"):
             return None
-        within = next((stack for stack in self._stacks if _is_in(layer.name, stack.name)), None)
-        if within is None and len(self._stacks) > 1:
-            return None  # nothing says which of the two masks it is
-        own = within is not None and within is self._second and all(x is not other for other in self._from_first)
-        mask = {**self.batch}.get("decoder_attention_mask" if own else "attention_mask")
+        batch, name = {**self.batch}, "attention_mask"
+        if self._second is not None and any(str(key).startswith("decoder_") for key in batch):
+            if not any(_is_in(layer.name, stack.name) for stack in self._stacks):
+                return None  # nothing says which of the two masks it is
+            if _is_in(layer.name, self._second.name) and all(x is not other for other in self._from_first):
+                name = "decoder_attention_mask"
+        mask = batch.get(name)
         return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
