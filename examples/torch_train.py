@@ -3,8 +3,9 @@
     python examples/torch_train.py [--sparsity 0.9] [--steps 600] [--every 20]
 
 The schedule is that of Zhu and Gupta, "To prune, or not to prune" (2017): from a dense start the sparsity rises as
-``s · (1 − (1 − t)³)``, quickly at first, while there is much to spare, and levels off for the last third of the steps.
-Choosing takes about as long as reading the weights, so it may happen often. At the end the model is packed as it is.
+``s · (1 − (1 − t)³)``, fast at first, while there is much to spare, and levels off; the last third of the steps train
+what is left. Choosing takes about as long as reading the weights, so it may happen often. At the end the model is
+packed.
 """
 
 import argparse
@@ -14,36 +15,24 @@ from torch import Tensor, nn
 
 import fastsparse as fs
 import fastsparse.torch as fst
+from fastsparse import checkpoint
 
 
 def make_model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 16))
 
 
-def sparsity_at(step: int, steps: int, final: float) -> float:
-    """The polynomial schedule; it ends with two thirds of the steps."""
-    t = min(1.0, step / (steps * 2 / 3))
-    return final * (1 - (1 - t) ** 3)
-
-
-def train(model: nn.Module, x: Tensor, y: Tensor, final: float, steps: int, every: int) -> list[float]:
+def train(model: nn.Module, x: Tensor, y: Tensor, pruner: fst.Pruner, steps: int) -> list[float]:
     """Trains all linear layers under masks; returns the losses."""
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    masks: list[fs.Bitmask] = []
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for step in range(steps):
-        if step % every == 0:
-            pattern = fs.Unstructured(sparsity_at(step, steps, final))
-            masks = [fst.select(weight, pattern) for weight in weights]
+    for _ in range(steps):
         at = torch.randint(len(x), (128,))
         loss = nn.functional.mse_loss(model(x[at]), y[at])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        with torch.no_grad():
-            for weight, mask in zip(weights, masks, strict=True):
-                fst.apply_mask(weight, mask, out=weight)
+        pruner.step()
         losses.append(loss.item())
     return losses
 
@@ -62,9 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
         y = make_model()(x)  # what there is to learn: another network
         y /= y.std()
     model = make_model()
-    losses = train(model, x, y, options.sparsity, options.steps, options.every)
+    every_layer = checkpoint.Recipe(default=fs.Unstructured(options.sparsity), min_size=0)
+    pruner = fst.Pruner(model, every_layer, end=max(1, options.steps * 2 // 3), every=options.every)
+    losses = train(model, x, y, pruner, options.steps)
     dense = model(x).detach()
-    report = fst.sparsify(model, "nonzero")
+    report = pruner.finish()
     print(f"loss: {losses[0]:.3f} at first, {sum(losses[-20:]) / 20:.3f} at the end, {y.var().item():.3f} by guessing")
     print(f"{report.sparsity:.1%} of the packed weights are zero")
     print(f"weights: {report.bytes_after / 1e3:.1f} kB, dense {report.bytes_before / 1e3:.1f} kB")

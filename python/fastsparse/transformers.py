@@ -2,7 +2,7 @@
 
 The import registers a quantizer under the name that packed folders carry in their `config.json`. Linear layers become
 `fastsparse.torch.SparseLinear` while the folder is read, one at a time; whatever else is packed is unpacked.
-`save_pretrained` writes packed folders again. Orphaned folders of compressed-tensors 0.10 to 0.14 in its sparse layouts
+`save_pretrained` writes packed folders again. Orphaned folders of compressed-tensors 0.3 to 0.14 in its sparse layouts
 run the same way.
 
 Examples
@@ -12,8 +12,9 @@ Examples
 >>> model = AutoModelForCausalLM.from_pretrained("packed-folder")               # doctest: +SKIP
 """
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +27,11 @@ from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._reader import matrix_bits
 from fastsparse.masks import matrix_view
 from fastsparse.quantized import BITS
-from fastsparse.torch._linear import COMPUTES, SparseLinear
+from fastsparse.torch._linear import COMPUTES, KEYS, SparseLinear
 from fastsparse.torch._load import cast
-from fastsparse.torch._sparsify import sparsify
+from fastsparse.torch._parameter import SparseParameter
+from fastsparse.torch._places import Use, obstacle, packed_at, put_packed, uses_of
+from fastsparse.torch._sparsify import sparsify, to_dense
 from fastsparse.torch._tensors import as_array, as_tensor
 
 if int(transformers.__version__.partition(".")[0]) < 5:
@@ -37,7 +40,8 @@ if int(transformers.__version__.partition(".")[0]) < 5:
         "fastsparse.torch.load puts a packed folder into a model of any version"
     )
 
-from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers import modeling_utils
+from transformers.core_model_loading import ConversionOps, WeightConverter, revert_weight_conversion
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -114,32 +118,47 @@ class _Assemble(ConversionOps):  # type: ignore[misc]
         for stem, parts in groups.items():
             weights = _weights(parts, full_layer_name)
             if single and len(weights) == 1:
-                return self._place(weights[0], full_layer_name, model, missing_keys)
+                return self.hf_quantizer.place(weights[0], full_layer_name, model, missing_keys)
+            if not all(isinstance(weight, Tensor) for weight in weights):
+                self.hf_quantizer.merged.add(full_layer_name)
             results[stem] = [_dense(weight) for weight in weights]
         return results
-
-    def _place(
-        self, weight: Tensor | _Packed, name: str, model: Any, missing_keys: set[str] | None
-    ) -> dict[str, Tensor]:
-        path, _, attribute = name.rpartition(".")
-        module = model.get_submodule(path)
-        dtype = getattr(module, attribute).dtype
-        if isinstance(weight, Tensor):
-            return {name: weight.to(dtype) if weight.is_floating_point() else weight}
-        if type(module) is not nn.Linear or attribute != "weight" or dtype not in COMPUTES or len(weight.shape) != 2:
-            return {name: _dense(weight).to(dtype)}
-        expected = (module.out_features, module.in_features)
-        if weight.shape != expected:
-            raise FastSparseError(f"tensor {name!r}: packed with shape {weight.shape}, the model has {expected}")
-        self.hf_quantizer.packed[path] = cast(weight, dtype)
-        module.weight._is_hf_initialized = True
-        if missing_keys is not None:
-            missing_keys.discard(name)
-        return {}
 
     @property
     def reverse_op(self) -> ConversionOps:
         """There is none: what is saved has the keys of the packed layers."""
+        raise FastSparseError("packed weights are saved as they are")
+
+
+class _Repack(ConversionOps):  # type: ignore[misc]
+    """Packs what a converter of the model has merged of packed weights, such as the experts of a layer."""
+
+    def __init__(self, hf_quantizer: "FastSparseQuantizer") -> None:
+        self.hf_quantizer = hf_quantizer
+
+    def __deepcopy__(self, memo: Any) -> "_Repack":
+        return self
+
+    def convert(
+        self,
+        input_dict: Mapping[str, Any],
+        full_layer_name: str = "",
+        model: Any = None,
+        missing_keys: set[str] | None = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        """The merged weight, unless it is packed."""
+        found = dict(input_dict)
+        if full_layer_name not in self.hf_quantizer.merged or len(found) != 1:
+            return found
+        (weight,) = found.values()
+        weight = weight[0] if isinstance(weight, list) else weight
+        placed = self.hf_quantizer.place(fs.pack(as_array(weight)), full_layer_name, model, missing_keys)
+        return dict.fromkeys(found, placed[full_layer_name]) if placed else {}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """There is none, as with `_Assemble`."""
         raise FastSparseError("packed weights are saved as they are")
 
 
@@ -203,8 +222,29 @@ class FastSparseQuantizer(HfQuantizer):  # type: ignore[misc]
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.packed: dict[str, _Packed] = {}
+        self.merged: set[str] = set()
         self._conversions: list[tuple[Any, Any]] = []
         self._names: tuple[str, ...] = ()
+
+    def place(
+        self, weight: Tensor | _Packed, name: str, model: Any, missing_keys: set[str] | None
+    ) -> dict[str, Tensor]:
+        """Keeps a packed weight until all is loaded, if the model can have it packed; otherwise it is unpacked."""
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        parameter = getattr(module, attribute)
+        if isinstance(weight, Tensor):
+            return {name: weight.to(parameter.dtype) if weight.is_floating_point() else weight}
+        if obstacle(module, attribute) is not None or parameter.dtype not in COMPUTES:
+            return {name: _dense(weight).to(parameter.dtype)}
+        if weight.shape != tuple(parameter.shape):
+            expected = tuple(parameter.shape)
+            raise FastSparseError(f"tensor {name!r}: packed with shape {weight.shape}, the model has {expected}")
+        self.packed[name] = cast(weight, parameter.dtype)
+        parameter._is_hf_initialized = True
+        if missing_keys is not None:
+            missing_keys.discard(name)
+        return {}
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Refuses devices that packed layers do not compute on."""
@@ -239,42 +279,48 @@ class FastSparseQuantizer(HfQuantizer):  # type: ignore[misc]
         """Remembers the model's own converters: what is saved is converted back by those."""
         updated: list[Any] = super().update_weight_conversions(weight_conversions, model)
         self._conversions = list(zip(weight_conversions, updated, strict=False))
+        for own, used in self._conversions:
+            if used is not own:  # it merges what is packed
+                used.operations = [*used.operations, _Repack(self)]
         return updated
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.pre_quantized:
             # Only now: until here transformers empties the buffers that are not in the state dict.
-            for path in list(self.packed):
-                self._replace(model, path, self.packed.pop(path))
+            for name in list(self.packed):
+                path, _, attribute = name.rpartition(".")
+                put_packed(model, [Use(path, attribute)], self.packed.pop(name))
             model._weight_conversions = [own for own, used in self._conversions if used.was_used()]
         else:
             config = self.quantization_config
             sparsify(model, config.pattern or "nonzero", weight_bits=config.weight_bits)
         return model
 
-    @staticmethod
-    def _replace(model: Any, path: str, weight: _Packed) -> None:
-        dense = model.get_submodule(path)
-        layer = SparseLinear.from_packed(weight, dense.bias).train(dense.training)
-        layer.name = path
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The parts of packed layers, and for each the empty tensor that makes readers that know none stop."""
         state = model.state_dict()
-        for name, module in model.named_modules():
-            if isinstance(module, SparseLinear):
-                state[f"{name}.weight"] = torch.empty(0, dtype=module.dtype)
+        for (use, *_), packed in _packed_in(model):
+            dense = {use.name: torch.empty(0, dtype=packed.dtype)}
+            if isinstance(packed, SparseParameter):
+                whole = {use.name: packed.to_dense().detach()}
+                saved = revert_weight_conversion(model, whole)
+                if saved.keys() != whole.keys():  # it was merged while it was loaded
+                    for key in [key for key in state if key.startswith(f"{use.name}.")]:
+                        del state[key]
+                    dense = {name: torch.empty(0, dtype=packed.dtype) for name in saved}
+                    for name, weight in saved.items():
+                        state.update(_parts_of(name, fs.pack(as_array(weight))))
+            state.update(dense)
         return state, {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         if isinstance(dtype, str):  # as the config of a model that was saved has it
             dtype = getattr(torch, dtype)
-        for name, module in list(model.named_modules()):
-            if isinstance(module, SparseLinear):
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.to_dense().to(dtype=dtype))
+        packed = [use for (use, *_), _ in _packed_in(model)]
+        to_dense(model)
+        for use in packed:
+            weight = use.tensor(model)
+            weight.data = weight.data.to(dtype=dtype)
         return model
 
     def is_serializable(self) -> bool:
@@ -308,6 +354,40 @@ class _CompressedTensorsConfig(_CompressedTensors):  # type: ignore[misc]
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING["compressed-tensors"] = _CompressedTensorsConfig
+
+
+def _with_older_section(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """Sections of other names are taken too: compressed-tensors wrote them before 0.10."""
+
+    @functools.wraps(choose)
+    def chosen(config: Any, *args: Any, **kwargs: Any) -> Any:
+        for name in ("compression_config", "sparsity_config"):
+            section = getattr(config, name, None)
+            if isinstance(section, dict) and getattr(config, "quantization_config", None) is None:
+                layout = (section.get("sparsity_config") or section).get("format")
+                if layout in _SPARSE_LAYOUTS and not section.get("config_groups"):
+                    config.quantization_config = {"quant_method": METHOD}
+                    delattr(config, name)
+        return choose(config, *args, **kwargs)
+
+    return chosen
+
+
+modeling_utils.get_hf_quantizer = _with_older_section(modeling_utils.get_hf_quantizer)
+
+
+def _packed_in(model: nn.Module) -> list[tuple[list[Use], SparseLinear]]:
+    """The packed weights of a model, and where they are."""
+    found = ((uses, packed_at(uses[0].owner(model), uses[0].attribute)) for uses in uses_of(model))
+    return [(uses, packed) for uses, packed in found if packed is not None]
+
+
+def _parts_of(name: str, s: fs.BitmaskArray) -> dict[str, Tensor]:
+    """The tensors of a packed weight in a file."""
+    stem = name.removesuffix(".weight")
+    parts = map(as_tensor, (s.values, s.bitmask, s.row_offsets[:-1]))
+    shape = torch.tensor(s.shape, dtype=torch.int64)
+    return dict(zip((f"{stem}.{key}" for key in KEYS), (shape, *parts), strict=True))
 
 
 def _leaves(files: Sequence[str]) -> dict[str, None]:

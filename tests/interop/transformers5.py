@@ -1,6 +1,6 @@
 """Packed folders in transformers 5, in a process of its own: other tests need version 4. Prints JSON.
 
-python transformers5.py plugin|eightbit|orphan|experts FOLDER
+python transformers5.py plugin|eightbit|orphan|experts FOLDER...
 """
 
 import json
@@ -9,17 +9,27 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 PROMPT = torch.arange(3, 11)[None]
 
 
-def logits(model):
+def auto_class(folder):
+    config = json.loads((folder / "config.json").read_text())
+    kinds = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}
+    return kinds.get(config["model_type"], AutoModelForCausalLM)
+
+
+def logits(model, as_made=False):
+    others = {"decoder_input_ids": PROMPT} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
-        return model(PROMPT).logits.float()
+        found = model(PROMPT, **others).logits
+    return found if as_made else found.float()
 
 
 def tokens(model):
+    if not model.can_generate():
+        return None
     return model.generate(PROMPT, max_new_tokens=12, do_sample=False).tolist()
 
 
@@ -33,14 +43,15 @@ def plugin(folder):
         return sum(isinstance(module, fst.SparseLinear) for module in model.modules())
 
     checkpoint.decompress(folder / "packed", folder / "dense")
-    dense = AutoModelForCausalLM.from_pretrained(folder / "dense")
-    model, info = AutoModelForCausalLM.from_pretrained(folder / "packed", output_loading_info=True)
+    kind = auto_class(folder / "dense")
+    dense = kind.from_pretrained(folder / "dense")
+    model, info = kind.from_pretrained(folder / "packed", output_loading_info=True)
     model.save_pretrained(folder / "again", max_shard_size="60KB")
-    again = AutoModelForCausalLM.from_pretrained(folder / "again")
-    half = AutoModelForCausalLM.from_pretrained(folder / "packed", dtype=torch.bfloat16, device_map="cpu")
-    pruned = AutoModelForCausalLM.from_pretrained(folder / "source", quantization_config=FastSparseConfig("50%"))
+    again = kind.from_pretrained(folder / "again")
+    half = kind.from_pretrained(folder / "packed", dtype=torch.bfloat16, device_map="cpu")
+    pruned = kind.from_pretrained(folder / "source", quantization_config=FastSparseConfig("50%"))
     try:
-        AutoModelForCausalLM.from_pretrained(folder / "packed", device_map={"": "cuda:0"})
+        kind.from_pretrained(folder / "packed", device_map={"": "cuda:0"})
         refused = ""
     except ValueError as error:
         refused = str(error)
@@ -54,8 +65,8 @@ def plugin(folder):
         "shards": len(list((folder / "again").glob("*.safetensors"))),
         "again": [packed(again), torch.equal(logits(again), logits(model))],
         "verified": checkpoint.verify(folder / "again").packed,
-        "half": [str(half.dtype), packed(half), str(half(PROMPT).logits.dtype)],
-        "pruned": [packed(pruned), (logits(pruned) - logits(dense)).abs().max().item()],
+        "half": [str(half.dtype), packed(half), str(logits(half, as_made=True).dtype)],
+        "pruned": packed(pruned),
         "refused": refused,
     }
     back = model.dequantize()
@@ -145,5 +156,5 @@ def experts(folder):
 
 if __name__ == "__main__":
     assert int(transformers.__version__.split(".")[0]) >= 5, transformers.__version__
-    checks = {"plugin": plugin, "eightbit": eightbit, "orphan": orphan, "experts": experts}
-    print(json.dumps(checks[sys.argv[1]](Path(sys.argv[2]))))
+    job = {"plugin": plugin, "eightbit": eightbit, "orphan": orphan, "experts": experts}[sys.argv[1]]
+    print(json.dumps([job(Path(folder)) for folder in sys.argv[2:]]))

@@ -78,6 +78,12 @@ class SparseParameter(ArrangedLinear):
         owner = prefix.removesuffix(f"{self.attribute}{_SUFFIX}.")
         return owner if self.attribute == "weight" else f"{owner}{self.attribute}."
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.attribute != "weight":  # the empty tensor that says what the others are parts of
+            name = self._prefix(prefix).removesuffix(".")
+            destination[name] = torch.empty(0, dtype=self.dtype, device="cpu")
+
     def _piece(self, index: int) -> fs.BitmaskArray:
         rows = self._order_of.size[0]
         return kept(self.packed).rows(index * rows, (index + 1) * rows)

@@ -14,7 +14,7 @@ from fastsparse.torch._linear import SparseLinear
 from fastsparse.torch._places import error_context
 from fastsparse.torch._tensors import as_tensor, select
 
-__all__ = ["PatternPruning", "PatternSparsifier", "prune_module"]
+__all__ = ["PatternPruning", "PatternSparsifier", "at_level", "level_of", "prune_module"]
 
 
 class PatternPruning(torch_prune.BasePruningMethod):
@@ -134,7 +134,7 @@ class PatternSparsifier(BaseSparsifier):
         super().prepare(model, config)
         self.groups = [_Group(group) for group in self.groups]
         for group in self.groups:
-            level = _level(fs.pattern(group["pattern"]))
+            level = level_of(fs.pattern(group["pattern"]))
             if level is not None:
                 group.setdefault("sparsity_level", level)
 
@@ -150,7 +150,7 @@ class PatternSparsifier(BaseSparsifier):
         """Chooses the mask of one tensor."""
         parametrizations = module.parametrizations[tensor_name]
         with error_context(tensor_name if tensor_fqn is None else tensor_fqn):
-            chosen = select(parametrizations.original, _at_level(fs.pattern(pattern), sparsity_level))
+            chosen = select(parametrizations.original, at_level(fs.pattern(pattern), sparsity_level))
         mask = parametrizations[0].mask
         mask.data = as_tensor(chosen).to(mask.dtype)
 
@@ -164,7 +164,7 @@ class _Group(dict[str, Any]):
         raise FastSparseError(f"sparsity_level: {self['pattern']} has no sparsity that a scheduler could change")
 
 
-def _level(pattern: fs.Pattern) -> float | None:
+def level_of(pattern: fs.Pattern) -> float | None:
     """The share of zeros that a pattern names, if it does."""
     match pattern:
         case fs.Unstructured() | fs.Block():
@@ -176,9 +176,9 @@ def _level(pattern: fs.Pattern) -> float | None:
     return None
 
 
-def _at_level(pattern: fs.Pattern, level: float | None) -> fs.Pattern:
+def at_level(pattern: fs.Pattern, level: float | None) -> fs.Pattern:
     """The pattern with another share of zeros."""
-    if level is None or level == _level(pattern):
+    if level is None or level == level_of(pattern):
         return pattern
     match pattern:
         case fs.Unstructured() | fs.Block():

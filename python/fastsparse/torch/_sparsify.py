@@ -32,21 +32,25 @@ from fastsparse.torch._places import (
 )
 from fastsparse.torch._tensors import as_array, pack, select
 
-__all__ = ["report_row", "sparsify", "to_dense"]
+__all__ = ["chosen_of", "report_row", "sparsify", "to_dense"]
 
 
 def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str, *, weight_bits: int | None = None) -> Report:
-    """Prune a model's linear layers and replace them by `SparseLinear`, in place.
+    """Prune the layers of a model and pack them, in place: linear ones become `SparseLinear`.
 
     The default selection is that of checkpoints: weights of more than 2048 elements, but no embeddings, output layers
     and routers unless a rule or `include` of the recipe names them. Names are those of the state dict, such as
     ``model.layers.0.mlp.up_proj.weight``.
 
-    What stays dense, and the report says so: whatever is no `torch.nn.Linear`, subclasses of it among them; a weight
-    that something other than linear layers shares, such as an output layer tied to its embedding; a layer with hooks,
-    and one whose weight is computed (make that permanent first, with `torch.nn.utils.prune.remove` for example); a
-    weight that is no plain tensor, quantised by torchao for example; one that packed would be larger. Linear layers
-    that share a weight get a packed copy each. What is packed already stays as it is and is reported.
+    Packed are `torch.nn.Linear`, transformers' `Conv1D`, convolutions of one group with a kernel of one and no padding,
+    experts that are one parameter of three dimensions in a module that is not of torch, and the weights of
+    `torch.nn.MultiheadAttention`. A pattern is that of the tensor as the state dict has it.
+
+    What stays dense, and the report says so: whatever is none of these, subclasses of `torch.nn.Linear` among them; a
+    weight that something else shares, such as an output layer tied to its embedding; a layer with hooks, and one whose
+    weight is computed (make that permanent first, with `torch.nn.utils.prune.remove` for example); a weight that is no
+    plain tensor, quantised by torchao for example; one that packed would be larger. Layers that share a weight get a
+    packed copy each. What is packed already stays as it is and is reported.
 
     All masks are chosen before the first layer is replaced, so that an error leaves the model as it was. Then one dense
     weight is freed before the next is packed: the memory never holds more than the model, the masks and one layer.
@@ -60,7 +64,7 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str, *, weight_bits
         global scope spreads the zeros over all weights of the model that are pruned by default.
     weight_bits : {None, 8}
         8 rounds what is kept to int8 with a scale for each row, as `fs.BitmaskArray.quantize` does: 5 bits a weight at
-        50 %. None is what the recipe says.
+        50 %. Weights of linear layers only; others keep their dtype. None is what the recipe says.
 
     Returns
     -------
@@ -96,8 +100,7 @@ def sparsify(model: nn.Module, recipe: Recipe | fs.Pattern | str, *, weight_bits
         check_bits("weight_bits", weight_bits)
         wanted = replace(wanted, bits=weight_bits)
     uses = {names[0].name: names for names in uses_of(model)}
-    found = wanted.choose_all(_tensors(model, uses.values()))
-    choices = {name: _choose(model, found, names) for name, names in uses.items()}
+    choices = chosen_of(model, wanted)
     pruned = (name for name, chosen in choices.items() if isinstance(chosen, fs.Pattern))
     choices.update(_shares(model, wanted, sorted(filter(wanted.competes, pruned))))
     rows = {name: report_row(model, names[0]) for name, names in uses.items()}
@@ -162,6 +165,19 @@ def to_dense(model: nn.Module) -> nn.Module:
         if packed_at(uses[0].owner(model), uses[0].attribute) is not None:
             put_dense(model, uses)
     return model
+
+
+def chosen_of(model: nn.Module, recipe: Recipe) -> dict[str, fs.Pattern | str]:
+    """For each parameter and packed weight the pattern that a recipe has for it, or the reason why it stays as it is.
+
+    Raises
+    ------
+    FastSparseError
+        If an expression of the recipe is found in no name.
+    """
+    uses = uses_of(model)
+    found = recipe.choose_all(_tensors(model, uses))
+    return {names[0].name: _choose(model, found, names) for names in uses}
 
 
 def _tensors(model: nn.Module, uses: Iterable[list[Use]]) -> dict[str, tuple[str, tuple[int, ...]]]:
