@@ -125,6 +125,28 @@ def test_the_folder_is_what_pruning_in_memory_gives(tmp_path, capsys, monkeypatc
         assert json.loads(out)["perplexity"] == pytest.approx(perplexity, rel=1e-5)
 
 
+def test_a_folder_may_hold_the_body_alone(tmp_path, capsys):
+    folder = make(tmp_path, "GPT-2")
+    path = folder / "model" / "model.safetensors"
+    body = {name.removeprefix("transformer."): w for name, w in dense(folder / "model").items()}
+    assert "h.0.mlp.c_fc.weight" in body
+    checkpoint.save(
+        {**body, "h.0.attn.bias": np.ones((1, 1, 128, 128), np.float32)},
+        path.with_name("new"),
+        metadata={"format": "pt"},
+    )
+    path.with_name("new").rename(path)
+    code, _, err = prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 4)
+    assert code == 0, err
+    rows = {row.name: row for row in checkpoint.inspect(folder / "packed").tensors}
+    assert rows["h.1.mlp.c_fc.weight"].sparsity == 0.5
+    assert rows["h.0.attn.bias"].sparsity is None
+    checkpoint.decompress(folder / "packed", folder / "dense")
+    measure = ("--data", folder / "test", "--samples", 2, "--length", 64, "--json")
+    found = [json.loads(run(capsys, "eval", folder / name, *measure)[1])["perplexity"] for name in ("packed", "dense")]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_prune_to_eight_bits(folder, capsys):
     options = ("--pattern", "50%", "--samples", 2, "--method", "magnitude", "--refine", 0, "--bits", 8)
     code, _, err = prune(capsys, folder, folder / "packed", *options)

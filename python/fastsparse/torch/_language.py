@@ -93,7 +93,12 @@ def load_language_model(path: StrPath) -> Any:
         raise
     except (ValueError, OSError, ImportError) as error:
         raise FastSparseError(f"model: {folder}: {str(error).splitlines()[0]}") from None
-    load(model, folder)
+    # A folder may hold the body alone, without the name under which a model with a head has it, and buffers of old.
+    has_prefix = any(name.startswith(f"{model.base_model_prefix}.") for name in checkpoint.open(folder))
+    report = load(model if has_prefix else model.base_model, folder, strict=False)
+    missing = [row.name for row in report.tensors if row.reason == "not in the file"]
+    if missing:
+        raise FastSparseError(f"model: {folder}: no tensor for the model's {missing[0]!r}")
     return model
 
 
