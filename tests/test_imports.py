@@ -15,6 +15,7 @@ def module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+EXTENSION = "fastsparse._core"
 FILES = {module(path): path for path in PACKAGE.rglob("*.py")}
 
 
@@ -30,7 +31,7 @@ def imported(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}: a relative import"
             for name in node.names:
                 inner = f"{node.module}.{name.name}"
-                yield inner if inner in FILES else str(node.module)
+                yield inner if inner in FILES or inner == EXTENSION else str(node.module)
 
 
 GRAPH = {name: {other for other in imported(path) if other in FILES} for name, path in FILES.items()}

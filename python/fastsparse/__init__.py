@@ -4,6 +4,7 @@ import typing
 
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError, FormatError
+from fastsparse.analysis import Sweep, detect, sweep
 from fastsparse.masks import Bitmask
 from fastsparse.ops import apply_mask, compress, linear, pack, prune, select, set_num_threads, show_runtime, unpack
 from fastsparse.packed import BitmaskArray
@@ -22,11 +23,13 @@ __all__ = [
     "Pattern",
     "PreparedWeights",
     "QuantizedArray",
+    "Sweep",
     "Threshold",
     "TopK",
     "Unstructured",
     "apply_mask",
     "compress",
+    "detect",
     "linear",
     "pack",
     "pattern",
@@ -34,15 +37,26 @@ __all__ = [
     "select",
     "set_num_threads",
     "show_runtime",
+    "sweep",
     "unpack",
 ]
 
 
-_SUBMODULES = ("calibration", "checkpoint", "compressed_tensors", "coreml", "cutlass", "torch", "transformers")
+_SUBMODULES = (
+    "analysis",
+    "calibration",
+    "checkpoint",
+    "compressed_tensors",
+    "coreml",
+    "cutlass",
+    "torch",
+    "transformers",
+)
 """Imported when they are asked for: some need packages that are optional."""
 
 if typing.TYPE_CHECKING:
     # Type checkers are told the names instead, so that they see those that are wrong.
+    from fastsparse import analysis as analysis
     from fastsparse import calibration as calibration
     from fastsparse import checkpoint as checkpoint
     from fastsparse import compressed_tensors as compressed_tensors

@@ -36,9 +36,13 @@ __all__ = [
     "check_bits",
     "check_parts",
     "check_pattern",
+    "common_zeros",
     "compress",
     "count_magnitudes",
     "digest",
+    "energies_by_rank",
+    "energies_of_largest",
+    "energy_of_mask",
     "from_bool",
     "get_isa",
     "get_num_threads",
@@ -48,6 +52,7 @@ __all__ = [
     "linear",
     "linear_blocks",
     "linear_indexed",
+    "nonzero",
     "pack",
     "prefers_blocks",
     "prefers_indices",
@@ -60,6 +65,7 @@ __all__ = [
     "set_num_threads",
     "sum_of_squares",
     "to_bool",
+    "uniform_blocks",
     "unindex",
     "unlay_blocks",
     "unpack",
@@ -234,6 +240,32 @@ def refine_step(
     """One step of conjugate gradients for each row on its own, from the product of its direction and the matrix.
 
     Without a product, the first direction. Preconditioned by `scale`. Changes x, residual, direction, energy."""
+
+def energies_of_largest(
+    w: ArrayLike, zeros: list[int], column_scale: ArrayLike | None, threads: int | None
+) -> list[float]:
+    """The sum of squares of what is ranked, of all but the smallest `n` elements, for each `n` of `zeros`."""
+
+def energies_by_rank(
+    w: ArrayLike, of: int, axis: int, column_scale: ArrayLike | None, threads: int | None
+) -> tuple[list[float], list[float]]:
+    """The same of the smallest, second smallest, … element of each group of `of` ≤ 64 along an axis; and of the groups
+    at its end that are shorter, of which there may be none."""
+
+def energy_of_mask(
+    w: ArrayLike, shape: _Shape, bits: NDArray[np.uint8], column_scale: ArrayLike | None, threads: int | None
+) -> float:
+    """The same of what a mask keeps."""
+
+def nonzero(w: ArrayLike) -> tuple[_Shape, NDArray[np.uint8], NDArray[np.int64]]:
+    """Shape, mask and row offsets of what is `!= 0`; NaN is."""
+
+def common_zeros(shape: _Shape, bits: NDArray[np.uint8], of: int, axis: int) -> tuple[int, int | None] | None:
+    """The least number of zeros of all groups of `of` ≤ 64 along an axis, where three in four have exactly that, and
+    the least of a shorter group at its end. None where the first is 0 or no group is that long."""
+
+def uniform_blocks(shape: _Shape, bits: NDArray[np.uint8], spec: _Spec) -> tuple[int, int, int]:
+    """How many blocks of a block pattern a mask drops as a whole, how many it keeps so, and how many there are."""
 
 def set_num_threads(threads: int | None) -> None:
     """None: back to FASTSPARSE_NUM_THREADS or, without it, the available cores."""

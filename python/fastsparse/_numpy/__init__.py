@@ -5,6 +5,14 @@ order the magnitudes: finite numbers first, then infinity, then the NaNs. That i
 compares keys.
 """
 
+from fastsparse._numpy._analysis import (
+    common_zeros,
+    energies_by_rank,
+    energies_of_largest,
+    energy_of_mask,
+    nonzero,
+    uniform_blocks,
+)
 from fastsparse._numpy._blocks import lay_blocks, linear_blocks, prefers_blocks, unlay_blocks
 from fastsparse._numpy._calibration import prune_columns, refine_step
 from fastsparse._numpy._indexed import index, linear_indexed, prefers_indices, unindex
@@ -35,7 +43,11 @@ __all__ = [
     "check_bits",
     "check_parts",
     "check_pattern",
+    "common_zeros",
     "compress",
+    "energies_by_rank",
+    "energies_of_largest",
+    "energy_of_mask",
     "from_bool",
     "get_isa",
     "get_num_threads",
@@ -45,6 +57,7 @@ __all__ = [
     "linear",
     "linear_blocks",
     "linear_indexed",
+    "nonzero",
     "pack",
     "prefers_blocks",
     "prefers_indices",
@@ -55,6 +68,7 @@ __all__ = [
     "set_isa",
     "set_num_threads",
     "to_bool",
+    "uniform_blocks",
     "unindex",
     "unlay_blocks",
     "unpack",

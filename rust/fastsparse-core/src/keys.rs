@@ -74,9 +74,11 @@ impl<E: Element> Keys for Magnitude<'_, E> {
     fn max_key(&self) -> E::Bits {
         E::MAX_MAGNITUDE
     }
+    #[inline]
     fn value(&self, key: E::Bits) -> f64 {
         E::magnitude_value(key)
     }
+    #[inline]
     fn fill(&self, start: usize, out: &mut [E::Bits]) -> Result<()> {
         for (key, &bits) in out.iter_mut().zip(&self.0[start..]) {
             *key = E::magnitude(bits);
@@ -102,12 +104,14 @@ impl<E: Element> Keys for Ordered<'_, E> {
     fn max_key(&self) -> E::Bits {
         E::MAX_ORDERED
     }
+    #[inline]
     fn value(&self, key: E::Bits) -> f64 {
         E::ordered_value(key)
     }
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
+    #[inline]
     fn fill(&self, start: usize, out: &mut [E::Bits]) -> Result<()> {
         for (key, &bits) in out.iter_mut().zip(&self.0[start..]) {
             *key = E::ordered(bits);
@@ -162,12 +166,14 @@ impl<E: Element> Keys for Scaled32<'_, E> {
     fn max_key(&self) -> u32 {
         crate::element::F32::MAX_MAGNITUDE
     }
+    #[inline]
     fn value(&self, key: u32) -> f64 {
         f32::from_bits(key) as f64
     }
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
+    #[inline]
     fn fill(&self, start: usize, out: &mut [u32]) -> Result<()> {
         let weights = &self.0[start..start + out.len()];
         self.1.each(start, weights.len(), |i, factor| {
@@ -189,12 +195,14 @@ impl Keys for Scaled64<'_> {
     fn max_key(&self) -> u64 {
         crate::element::F64::MAX_MAGNITUDE
     }
+    #[inline]
     fn value(&self, key: u64) -> f64 {
         f64::from_bits(key)
     }
     fn prefetch(&self, index: usize) {
         prefetch(self.0.as_ptr().wrapping_add(index));
     }
+    #[inline]
     fn fill(&self, start: usize, out: &mut [u64]) -> Result<()> {
         let weights = &self.0[start..start + out.len()];
         self.1.each(start, weights.len(), |i, factor| {

@@ -22,6 +22,7 @@ pub mod pack;
 pub mod parallel;
 mod partition;
 pub mod select;
+pub mod sweep;
 pub mod unpack;
 mod vector;
 

@@ -57,6 +57,13 @@ pub(crate) fn push<T>(items: &mut Vec<T>, item: T) -> Result<()> {
     Ok(())
 }
 
+/// Appends items.
+pub(crate) fn extend<T: Clone>(items: &mut Vec<T>, more: &[T]) -> Result<()> {
+    items.try_reserve(more.len()).map_err(|_| too_much::<T>(items.len() + more.len()))?;
+    items.extend_from_slice(more);
+    Ok(())
+}
+
 /// The first `len` items, after as many copies of `value` were appended as are missing.
 pub(crate) fn grown<T: Clone>(items: &mut Vec<T>, len: usize, value: T) -> Result<&mut [T]> {
     if let Some(more) = len.checked_sub(items.len()) {

@@ -187,6 +187,11 @@ impl Case {
         mask[row * self.shape.row_bytes() + col / 8] ^= 1 << (col % 8);
     }
 
+    fn bit(&self, mask: &[u8], i: usize) -> bool {
+        let (row, col) = (i / self.shape.cols, i % self.shape.cols);
+        mask[row * self.shape.row_bytes() + col / 8] >> (col % 8) & 1 == 1
+    }
+
     fn with_ranking<R>(&self, f: impl FnOnce(Ranking<'_>) -> R) -> R {
         let elements = self.data.elements();
         match &self.how {
@@ -479,6 +484,7 @@ fn a_mask_of_other_blocks_is_named() {
         for exec in Isa::available().into_iter().map(|isa| Exec { isa, threads: 2 }) {
             let expected = Error::BlockCount { found: zeros, expected: zeros + 1 };
             assert_eq!(block::verify(shape, blocks, zeros + 1, &mask, exec), Err(expected));
+            assert_eq!(block::uniform(shape, blocks, &mask, exec), (zeros, members.len() - zeros));
             let several = || members.iter().enumerate().filter(|(_, block)| block.len() > 1);
             let (last_index, last_block) = several().next_back().unwrap();
             for (index, block) in several() {
@@ -491,6 +497,10 @@ fn a_mask_of_other_blocks_is_named() {
                     }
                     let found = block::verify(shape, blocks, zeros, &broken, exec);
                     assert_eq!(found, Err(Error::BlockMixed { block: index }), "{shape:?} {blocks:?} {exec:?}");
+                    let kept = |block: &[usize]| block.iter().filter(|&&i| case.bit(&broken, i)).count();
+                    let none = members.iter().filter(|block| kept(block) == 0).count();
+                    let all = members.iter().filter(|block| kept(block) == block.len()).count();
+                    assert_eq!(block::uniform(shape, blocks, &broken, exec), (none, all));
                 }
             }
             let mut padded = mask.clone();

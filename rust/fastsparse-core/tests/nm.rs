@@ -333,3 +333,58 @@ proptest! {
         case.check_scaled(seed, threads);
     }
 }
+
+/// The zeros that groups have in common, one group after the other.
+fn naive_common(case: &Case, mask: &[u8]) -> Option<nm::Common> {
+    let Axis { outer, len, inner } = case.axis;
+    let of = case.groups.of;
+    let (mut counts, mut in_tail) = (Vec::new(), None::<usize>);
+    for line in 0..outer * inner {
+        for first in (0..len).step_by(of) {
+            let element = |i: usize| (line / inner * len + i) * inner + line % inner;
+            let zero = |&i: &usize| mask[case.bit(element(i)) / 8] >> (case.bit(element(i)) % 8) & 1 == 0;
+            let zeros = (first..len.min(first + of)).filter(zero).count();
+            if len - first < of {
+                in_tail = in_tail.into_iter().chain([zeros]).min();
+            } else {
+                counts.push(zeros);
+            }
+        }
+    }
+    let least = counts.iter().copied().min()?;
+    let more = counts.iter().filter(|&&count| count > least).count();
+    (least > 0 && 4 * more <= counts.len()).then_some(nm::Common { zeros: least, in_tail })
+}
+
+#[test]
+fn zeros_in_common() {
+    let mut random = Random(11);
+    let tensors = [(&[130][..], 0), (&[7, 72], 1), (&[7, 72], 0), (&[70, 9], 0), (&[5, 9, 3, 3], 1), (&[3, 8, 8], 2)];
+    for (dimensions, axis) in tensors {
+        for of in [1, 2, 3, 4, 8, 16, 31, 32, 64] {
+            let case = Case::new(dimensions, axis, groups(of.div_ceil(2), of));
+            if of > case.axis.len {
+                continue;
+            }
+            let pruned = case.reference(&Magnitude::<F32>(&values::<F32>(Kind::Any, case.shape.len(), 3)));
+            // As it was pruned; with a few zeros more; with many.
+            for more in [0, 40, 2, 1] {
+                let mut mask = pruned.clone();
+                mask.iter_mut().for_each(|byte| {
+                    if more > 0 && random.next().is_multiple_of(more) {
+                        *byte &= random.next() as u8;
+                    }
+                });
+                for threads in [1, 3] {
+                    let exec = Exec { isa: Isa::detect(), threads };
+                    let found = nm::common_zeros(case.shape, case.axis, of, &mask, exec);
+                    assert_eq!(found, naive_common(&case, &mask), "{case:?} {more}");
+                }
+            }
+            let nothing = vec![0; pruned.len()];
+            let exec = Exec::single(Isa::Scalar);
+            let found = nm::common_zeros(case.shape, case.axis, of, &nothing, exec).map(|found| found.zeros);
+            assert_eq!(found, Some(of));
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Python bindings of fastsparse: converts, releases the GIL, maps errors, reads the environment.
 //! No algorithm.
 
+mod analysis;
 mod array;
 mod calibration;
 mod checkpoint;
@@ -16,6 +17,10 @@ mod spec;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::analysis::{
+        common_zeros, energies_by_rank, energies_of_largest, energy_of_mask, nonzero, uniform_blocks,
+    };
     #[pymodule_export]
     use crate::calibration::{prune_columns, refine_step};
     #[pymodule_export]

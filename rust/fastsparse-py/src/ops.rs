@@ -55,8 +55,8 @@ macro_rules! by_size {
 }
 
 /// What a call ranks by, checked.
-struct Ranked<'py> {
-    weights: Input<'py>,
+pub(crate) struct Ranked<'py> {
+    pub(crate) weights: Input<'py>,
     scores: Option<Input<'py>>,
     scale: Option<Scale<'py>>,
 }
@@ -69,7 +69,7 @@ struct Scale<'py> {
 }
 
 impl<'py> Ranked<'py> {
-    fn new(
+    pub(crate) fn new(
         w: &Bound<'py, PyAny>,
         scores: Option<&Bound<'py, PyAny>>,
         column_scale: Option<&Bound<'py, PyAny>>,
@@ -90,7 +90,7 @@ impl<'py> Ranked<'py> {
         Ok(Ranked { weights, scores, scale })
     }
 
-    fn ranking(&self) -> Ranking<'_> {
+    pub(crate) fn ranking(&self) -> Ranking<'_> {
         match (&self.scores, &self.scale) {
             (Some(scores), _) => Ranking::Scores(scores.elements()),
             (_, None) => Ranking::Magnitude(self.weights.elements()),
@@ -108,7 +108,7 @@ impl<'py> Ranked<'py> {
     }
 
     /// The exception for an error of the selection.
-    fn error(&self, py: Python<'_>, error: Error, shape: &[usize]) -> PyErr {
+    pub(crate) fn error(&self, py: Python<'_>, error: Error, shape: &[usize]) -> PyErr {
         let name = if self.scores.is_some() { "scores" } else { "w" };
         if let (Error::Nan { index }, Some(_)) = (error, &self.scale)
             && !dispatch!(self.weights.elements(), E, data => E::to_f64(data[index]).is_nan())
@@ -239,7 +239,7 @@ fn select_bits<'py>(
     Ok((bits, count))
 }
 
-fn shape_tuple<'py>(py: Python<'py>, shape: &[usize]) -> PyResult<Bound<'py, PyTuple>> {
+pub(crate) fn shape_tuple<'py>(py: Python<'py>, shape: &[usize]) -> PyResult<Bound<'py, PyTuple>> {
     PyTuple::new(py, shape)
 }
 
@@ -275,7 +275,7 @@ pub(crate) fn mask_bits<'py>(bits: &Array<'py>, name: &str, view: Matrix) -> PyR
     array::contiguous(bits.clone())
 }
 
-fn check_shape(py: Python<'_>, name: &str, got: &[usize], want: &[usize]) -> PyResult<()> {
+pub(crate) fn check_shape(py: Python<'_>, name: &str, got: &[usize], want: &[usize]) -> PyResult<()> {
     if got == want {
         return Ok(());
     }

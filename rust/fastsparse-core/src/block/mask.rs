@@ -10,9 +10,12 @@
 //!
 //! Lines follow each other without gaps in a row of the weight mask, so words are appended at any bit.
 
+use std::ops::Range;
+
 use super::Blocks;
 use crate::isa::{Avx2, Kernel};
-use crate::matrix::Matrix;
+use crate::matrix::{Matrix, low, word_at};
+use crate::nm::Axis;
 use crate::parallel::{self, Exec};
 
 /// Bytes of mask that a task writes, about.
@@ -49,6 +52,20 @@ pub(super) fn collapse(mask: &[u8], shape: Matrix, blocks: Blocks, exec: Exec, k
             None => exec.isa.run(Collapse { lines, mask, first, kept, bits: Portable }),
         }
     });
+}
+
+/// How many blocks `mask` drops as a whole, and how many it keeps as a whole.
+pub(super) fn uniform(mask: &[u8], shape: Matrix, blocks: Blocks, exec: Exec) -> (usize, usize) {
+    let (lines, grid) = (Lines { shape, blocks }, blocks.grid());
+    if shape.is_empty() {
+        return (0, 0);
+    }
+    let stripes = (8 * PIECE / (blocks.tall * blocks.axis.inner)).max(1);
+    let counts = parallel::map(exec.threads, grid.rows.div_ceil(stripes), |task| {
+        let of_task = task * stripes..grid.rows.min((task + 1) * stripes);
+        exec.isa.run(Uniform { lines, mask, stripes: of_task })
+    });
+    counts.into_iter().fold((0, 0), |(none, all), (n, a)| (none + n, all + a))
 }
 
 /// The first block of which `mask` differs from `whole`.
@@ -179,6 +196,49 @@ impl<B: Bits> Kernel for Collapse<'_, B> {
             }
             writer.finish();
         }
+    }
+}
+
+struct Uniform<'a> {
+    lines: Lines,
+    mask: &'a [u8],
+    stripes: Range<usize>,
+}
+
+impl Kernel for Uniform<'_> {
+    type Output = (usize, usize);
+    #[inline(always)]
+    fn run(self) -> (usize, usize) {
+        let Lines { shape, blocks } = self.lines;
+        let Blocks { axis: Axis { len, inner, .. }, tall, wide } = blocks;
+        let (per_row, down) = (self.lines.per_row(), len.div_ceil(tall));
+        let (mut none, mut all) = (0, 0);
+        for stripe in self.stripes {
+            let first = self.lines.first_line(stripe);
+            let height = tall.min(len - stripe % down * tall);
+            // One wide block at a time, or as many as a word has.
+            let step = wide.max(64 / wide * wide);
+            for start in (0..inner).step_by(step) {
+                let width = step.min(inner - start);
+                let (mut some, mut whole) = (0u64, u64::MAX);
+                for line in first..first + height {
+                    let row = &self.mask[line / per_row * shape.row_bytes()..][..shape.row_bytes()];
+                    for col in (0..width).step_by(64) {
+                        let lanes = low(width - col);
+                        let word = word_at(row, line % per_row * inner + start + col);
+                        some |= word & lanes;
+                        whole &= word | !lanes;
+                    }
+                }
+                for block in (0..width).step_by(wide) {
+                    // Bits of a block that is wider than a word have been put together.
+                    let ones = low(wide.min(width - block));
+                    none += (some >> block & ones == 0) as usize;
+                    all += (whole >> block & ones == ones) as usize;
+                }
+            }
+        }
+        (none, all)
     }
 }
 

@@ -142,6 +142,12 @@ fn whole(
     Ok(())
 }
 
+/// How many blocks `bits` drops as a whole, and how many it keeps as a whole; the others are mixed.
+pub fn uniform(shape: Matrix, blocks: Blocks, bits: &[u8], exec: Exec) -> (usize, usize) {
+    assert!(bits.len() == shape.mask_bytes(), "the mask is as large as the tensor");
+    mask::uniform(bits, shape, blocks.normal(shape), exec)
+}
+
 /// Fails unless `bits` keeps or drops every block as a whole and drops exactly `zeros` of them.
 pub fn verify(shape: Matrix, blocks: Blocks, zeros: usize, bits: &[u8], exec: Exec) -> Result<()> {
     matrix::check_padding(shape, bits)?;

@@ -11,6 +11,7 @@ mod avx2;
 mod avx512;
 mod bits;
 mod columns;
+mod common;
 mod cursor;
 mod geometry;
 mod kernel;
@@ -24,6 +25,7 @@ mod verify;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use self::common::{Common, common_zeros};
 use self::geometry::Geometry;
 use self::kernel::Work;
 use self::network::{LARGEST, Plan};

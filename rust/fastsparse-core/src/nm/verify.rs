@@ -75,7 +75,7 @@ fn in_run(mask: &[u8], at: usize, number: usize, of: usize, keep: usize) -> Opti
 }
 
 /// The number of ones in each field of `of` bits, `of` a power of two.
-fn fields(word: u64, of: usize) -> u64 {
+pub(super) fn fields(word: u64, of: usize) -> u64 {
     const LOWER: [u64; 6] =
         [u64::MAX / 3, u64::MAX / 5, u64::MAX / 17, u64::MAX / 257, u64::MAX / 65537, u64::MAX >> 32];
     let steps = of.trailing_zeros() as usize;
@@ -83,7 +83,7 @@ fn fields(word: u64, of: usize) -> u64 {
 }
 
 /// The number of ones among `length` bits.
-fn count(mask: &[u8], at: usize, length: usize) -> usize {
+pub(super) fn count(mask: &[u8], at: usize, length: usize) -> usize {
     (0..length).step_by(64).map(|k| bits::get(mask, at + k, 64.min(length - k)).count_ones() as usize).sum()
 }
 

@@ -20,7 +20,7 @@ use crate::matrix::{COUNT_BYTES, Matrix, popcount};
 use crate::parallel::{Exec, SharedMut, run_chunks};
 use crate::partition::{self, Packed, RowOffsets};
 use crate::vector::streams;
-pub use nonzero::pack_nonzero;
+pub use nonzero::{mask_nonzero, pack_nonzero};
 
 /// Writes the `rows + 1` row offsets of `mask` and returns the number of bits set.
 pub fn offsets(shape: Matrix, mask: &[u8], exec: Exec, offsets: &mut [i64]) -> usize {

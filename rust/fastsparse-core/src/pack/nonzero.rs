@@ -79,6 +79,24 @@ pub fn pack_nonzero<E: Element<Bits: ScanWord>>(
     taken.into_inner()
 }
 
+/// Writes the mask and the row offsets of what is `!= 0`, as [`pack_nonzero`], without the values. Returns their number.
+pub fn mask_nonzero<E: Element<Bits: ScanWord>>(
+    weights: &[E::Bits],
+    shape: Matrix,
+    exec: Exec,
+    mask: &mut [u8],
+    offsets: &mut [i64],
+) -> usize {
+    assert!(weights.len() == shape.len() && mask.len() == shape.mask_bytes());
+    let shared = SharedMut::new(mask);
+    partition::each(shape, E::Bits::BYTES, exec, |part| {
+        // SAFETY: the mask bytes of distinct parts are disjoint.
+        let mask = unsafe { shared.slice(part.mask.start, part.mask.len()) };
+        scan::<E>(exec, &weights[part.elements], part.cols, mask);
+    });
+    super::offsets(shape, mask, exec, offsets)
+}
+
 /// [`scan`] and [`rows`] in turns, a chunk at a time; `values` has room for all. Returns how many were kept.
 fn scan_and_pack<E: Element<Bits: ScanWord>>(
     exec: Exec,
