@@ -380,6 +380,11 @@ class BitmaskArray(Operand):
         """Refuses, so that a packed tensor does not become dense by accident."""
         raise TypeError("a BitmaskArray does not become dense by itself; use to_dense()")
 
+    def _repr_html_(self) -> str:
+        from fastsparse.analysis._notebook import array_html  # notebooks only
+
+        return array_html(repr(self), self._bitmask, matrix_view(self._shape)[1])
+
     def __repr__(self) -> str:
         sparse = percent_sparse(math.prod(self._shape), self.nnz)
         hundredths = 100 * self.nbytes // max(self.dense_nbytes, 1)

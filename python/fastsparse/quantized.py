@@ -196,6 +196,11 @@ class QuantizedArray(Operand):
         """Refuses, so that a packed tensor does not become dense by accident."""
         raise TypeError("a QuantizedArray does not become dense by itself; use to_dense()")
 
+    def _repr_html_(self) -> str:
+        from fastsparse.analysis._notebook import array_html  # notebooks only
+
+        return array_html(repr(self), self._packed.bitmask, matrix_view(self.shape)[1])
+
     def __repr__(self) -> str:
         sparse = percent_sparse(self._packed.dense_nbytes, self.nnz)
         hundredths = 100 * self.nbytes // max(self.dense_nbytes, 1)

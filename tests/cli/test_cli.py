@@ -184,7 +184,7 @@ def test_a_command_line_that_is_not_understood(run, arguments):
 
 
 def test_the_module_is_the_program(src):
-    command = [sys.executable, "-m", "fastsparse", "inspect", str(src), "--json"]
+    command = [sys.executable, "-m", "fastsparse", "inspect", str(src), "--headers", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["totals"]["packed"] == 0
     assert done.stderr == ""
@@ -192,7 +192,7 @@ def test_the_module_is_the_program(src):
 
 
 def test_what_the_terminal_cannot_print_is_escaped(src):
-    command = [sys.executable, "-m", "fastsparse", "inspect", str(src)]
+    command = [sys.executable, "-m", "fastsparse", "inspect", str(src), "--headers"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert rb" \u2192 " in done.stdout

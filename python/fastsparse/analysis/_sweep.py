@@ -161,9 +161,9 @@ def sweep(
     >>> found
     <Sweep 1×8 float32>
     pattern        sparsity kept energy  ratio
-    25%               25.0%     99.840%  1.281
-    50%               50.0%     99.551%  1.031
-    2:4               50.0%     96.345%  1.031
+    25%               25.0%     99.839%  1.281
+    50%               50.0%     96.339%  1.031
+    2:4               50.0%     96.339%  1.031
     >>> found["50%"].kept_energy == found[1].kept_energy
     True
     """

@@ -14,12 +14,14 @@ from fastsparse.checkpoint._recipe import Recipe, Rule
 from fastsparse.checkpoint._report import Report, TensorReport
 from fastsparse.checkpoint._save import save
 from fastsparse.checkpoint._sections import Allocation, Calibration, Method
+from fastsparse.checkpoint._sweep import CheckpointSweep, TensorSweep, sweep
 from fastsparse.checkpoint._verify import VerifyError, verify
 
 __all__ = [
     "Allocation",
     "Calibration",
     "Checkpoint",
+    "CheckpointSweep",
     "Job",
     "Method",
     "Plan",
@@ -28,6 +30,7 @@ __all__ = [
     "Report",
     "Rule",
     "TensorReport",
+    "TensorSweep",
     "VerifyError",
     "compress",
     "decompress",
@@ -35,5 +38,6 @@ __all__ = [
     "open",
     "plan",
     "save",
+    "sweep",
     "verify",
 ]

@@ -5,21 +5,35 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
-from fastsparse.checkpoint._format import Entry, density
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsparse import _backend
+from fastsparse.analysis._detect import detect_in_mask
+from fastsparse.checkpoint._format import PACKABLE, Entry, Packed, density
+from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.checkpoint._reader import Reader, StrPath
 from fastsparse.checkpoint._report import Report, TensorReport
+from fastsparse.packed import BitmaskArray
 
-__all__ = ["inspect", "stored_row"]
+__all__ = ["inspect", "mask_of_zeros", "patterns_found", "stored_row"]
 
 
-def inspect(path: StrPath, *, trust_shards: bool = False) -> Report:
-    """What a checkpoint holds, from its headers: no tensor is read.
+def inspect(
+    path: StrPath, *, detect: bool = False, progress: Progress | None = None, trust_shards: bool = False
+) -> Report:
+    """What a checkpoint holds, from its headers: no tensor is read unless its zeros are asked for.
 
     Parameters
     ----------
     path : path-like
         A checkpoint, as `open` takes it.
+    detect : bool
+        Whether dense tensors are read, each once, for their zeros and the patterns that these obey, see `fs.detect`.
+    progress : callable, optional
+        Called with bytes done, bytes in all and the tensor's name, where tensors are read.
     trust_shards : bool
         Whether the shards of a folder are taken as they are where the index says something else of their tensors.
 
@@ -32,8 +46,45 @@ def inspect(path: StrPath, *, trust_shards: bool = False) -> Report:
     """
     started = time.perf_counter()
     source = Reader(path, trust_shards=trust_shards)
-    rows = tuple(stored_row(source, name) for name in source.tensors)
-    return Report(source.path, None, rows, time.perf_counter() - started)
+    rows = [stored_row(source, name) for name in source.tensors]
+    if detect:
+        rows = _with_zeros(source, rows, progress)
+    return Report(source.path, None, tuple(rows), time.perf_counter() - started)
+
+
+def _with_zeros(source: Reader, rows: list[TensorReport], progress: Progress | None) -> list[TensorReport]:
+    """The rows with the zeros of those tensors of which nothing is recorded."""
+    ticker = Ticker(progress, [("reading", sum(row.bytes_after for row in rows))])
+    read = []
+    for row in rows:
+        if row.sparsity is None and row.dtype in PACKABLE:
+            with source.error_context(row.name):
+                mask = mask_of_zeros(source, row.name)
+            share = 1 - int(mask[2][-1]) / row.elements if row.elements else 0.0
+            row = replace(row, zeros=share, found=patterns_found(mask))
+            source.release(row.name)
+        read.append(row)
+        ticker.tick(row.bytes_after, row.name)
+    return read
+
+
+_Mask = tuple[tuple[int, ...], NDArray[np.uint8], NDArray[np.int64]]
+"""Shape, bits and row offsets."""
+
+
+def mask_of_zeros(source: Reader, name: str) -> _Mask:
+    """The mask of what is not zero in a tensor: that of a packed one, else its elements are read."""
+    found = source.tensors[name]
+    if not isinstance(found, Packed):
+        return _backend.active.nonzero(source.array(found))
+    array = source.packed(found)
+    packed: Any = array if isinstance(array, BitmaskArray) else array.packed
+    return packed.shape, packed.bitmask, packed.row_offsets
+
+
+def patterns_found(mask: _Mask) -> tuple[str, ...]:
+    """The short forms of what the zeros obey, the strictest first."""
+    return tuple(str(one) for one in detect_in_mask(*mask))
 
 
 def stored_row(source: Reader, name: str) -> TensorReport:

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import json
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from fastsparse.checkpoint._sections import (
     check_keys,
     one_of,
     section,
+    section_keys,
 )
 from fastsparse.checkpoint._selection import UNKNOWN, Layers, is_named, not_a_weight
 from fastsparse.patterns import Pattern, Unstructured, pattern
@@ -216,6 +218,31 @@ class Recipe:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, FastSparseError) as error:
             raise FastSparseError(f"{os.fspath(path)}: {error}") from None
 
+    def to_toml(self) -> str:
+        """The recipe as TOML, which `from_toml` reads.
+
+        Examples
+        --------
+        >>> print(Recipe(rules=[Rule("attn", "2:4")], default="50%").to_toml())
+        default = "50%"
+        <BLANKLINE>
+        [[rule]]
+        match = "attn"
+        pattern = "2:4"
+        <BLANKLINE>
+        """
+        usual = Recipe()
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rules"}
+        changed = {name: value for name, value in own.items() if value != getattr(usual, name)}
+        lines = _toml_lines({name: value for name, value in changed.items() if name not in SECTIONS})
+        for name in SECTIONS:
+            if name in changed:
+                lines += ["", f"[{name}]", *_toml_lines(section_keys(name, changed[name]))]
+        for rule in self.rules:
+            values = {"match": rule.match, "pattern": rule.pattern, "skip": rule.skip or None, "method": rule.method}
+            lines += ["", "[[rule]]", *_toml_lines(values)]
+        return "\n".join([*lines, ""]).lstrip("\n")
+
     @classmethod
     def _from_table(cls, table: Mapping[str, Any]) -> "Recipe":
         check_keys(table, ("rule", *(field.name for field in fields(cls) if field.name != "rules")))
@@ -323,6 +350,23 @@ class Recipe:
             return f"no more than {self.min_size} elements"
         assert self.default is not None, "`_named` has an answer for recipes without a default"
         return self.default
+
+
+def _toml_lines(values: Mapping[str, Any]) -> list[str]:
+    """The lines of keys and values in TOML; those that are None are left out."""
+    return [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
+
+
+def _toml(value: Any) -> str:
+    """A value of a recipe in TOML."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    # A string of JSON is one of TOML, but for one character that TOML wants escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def check_expression(name: str, text: Any) -> None:

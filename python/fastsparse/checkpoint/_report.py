@@ -9,6 +9,9 @@ from fastsparse.packed import byte_count
 
 __all__ = ["FILE", "Report", "TensorReport"]
 
+_MOST_SHOWN = 500
+"""Tensors that a notebook shows."""
+
 FILE = "file"
 """The dtype in the row of a whole file."""
 
@@ -18,6 +21,7 @@ _COLUMNS = (
     Column("dtype", spare=2),
     Column("bits", right=True),
     Column("pattern"),
+    Column("found"),
     Column("zeros", right=True),
     Column("energy", right=True),
     Column("before", right=True, spare=1),
@@ -49,6 +53,10 @@ class TensorReport:
         Why it is dense, or that it was packed already; None where it has been packed.
     bits : int or None
         Bits of a kept element, where they are fewer than those of the dtype: 8 for int8 with a scale for each row.
+    zeros : float or None
+        Share of zeros of a dense tensor that was read for it.
+    found : tuple of str
+        Short forms of the patterns that those obey, the strictest first.
     """
 
     name: str
@@ -61,6 +69,8 @@ class TensorReport:
     kept_energy: float | None = None
     reason: str | None = None
     bits: int | None = None
+    zeros: float | None = None
+    found: tuple[str, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -122,6 +132,17 @@ class Report:
         totals = {name: getattr(self, name) for name in ("bytes_before", "bytes_after", "packed", "sparsity")}
         return {**asdict(self), "tensors": [asdict(tensor) for tensor in self.tensors], "totals": totals}
 
+    def _repr_html_(self) -> str:
+        from fastsparse.analysis import _html as html  # notebooks only
+
+        used = [at for at in range(len(_COLUMNS)) if at == 0 or any(_row(tensor)[at] for tensor in self.tensors)]
+        headings = [*(_COLUMNS[at].heading for at in used), "why"]
+        tensors = sorted(self.tensors, key=lambda tensor: natural(tensor.name))[:_MOST_SHOWN]
+        rows = [[*((_row(tensor)[at] or "–") for at in used), tensor.reason or ""] for tensor in tensors]
+        more = f"the first {len(rows)} of {len(self.tensors)} tensors" if len(rows) < len(self.tensors) else "tensors"
+        summary = "".join(f"<p>{html.escape(line)}</p>" for line in self._summary(None))
+        return html.fragment(summary, html.table(f"{more} of {self.source}", headings, rows))
+
     def __str__(self) -> str:
         width = line_width(sys.stdout)
         tensors = sorted(self.tensors, key=lambda tensor: natural(tensor.name))
@@ -132,8 +153,11 @@ class Report:
         """What the lines after the table say of all tensors."""
         energies = [tensor.kept_energy for tensor in self.tensors if tensor.kept_energy is not None]
         ratio = self.bytes_after / self.bytes_before if self.bytes_before else 1.0
+        read = [(tensor.elements, tensor.zeros) for tensor in self.tensors if tensor.zeros is not None]
+        zeros = sum(size * share for size, share in read) / max(sum(size for size, _ in read), 1)
         parts = [
             f"{len(self.tensors)} tensors, {self.packed} packed",
+            *([f"{zeros:.1%} zeros where dense"] if read else []),
             *([f"{self.sparsity:.1%} zeros where pruned"] if self.sparsity else []),
             *([f"kept energy {min(energies):.2%} to {max(energies):.2%}"] if energies else []),
         ]
@@ -154,7 +178,8 @@ def _row(tensor: TensorReport) -> tuple[str | None, ...]:
         tensor.dtype,
         None if tensor.bits is None else str(tensor.bits),
         tensor.pattern,
-        None if tensor.sparsity is None else f"{tensor.sparsity:.1%}",
+        tensor.found[0] if tensor.found else None,
+        None if (share := tensor.zeros if tensor.sparsity is None else tensor.sparsity) is None else f"{share:.1%}",
         None if tensor.kept_energy is None else f"{tensor.kept_energy:.2%}",
         byte_count(tensor.bytes_before),
         byte_count(tensor.bytes_after),

@@ -18,6 +18,7 @@ __all__ = [
     "check_keys",
     "one_of",
     "section",
+    "section_keys",
 ]
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "alps")
@@ -131,6 +132,11 @@ def section(name: str, table: Any) -> Calibration | Method | Allocation:
         return kind(**{keys[key]: value for key, value in table.items()})
     except FastSparseError as error:
         raise FastSparseError(f"[{name}]: {error}") from None
+
+
+def section_keys(name: str, made: Calibration | Method | Allocation) -> dict[str, Any]:
+    """The keys and values of a section in a file."""
+    return {key: getattr(made, field) for key, field in _SECTIONS[name][1].items()}
 
 
 _SECTIONS: dict[str, tuple[type[Calibration | Method | Allocation], dict[str, str]]] = {

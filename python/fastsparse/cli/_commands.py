@@ -22,6 +22,7 @@ from fastsparse.cli.demo import demo
 from fastsparse.cli.eval import evaluate
 from fastsparse.cli.inspect import inspect
 from fastsparse.cli.prune import prune
+from fastsparse.cli.sweep import report, sweep
 from fastsparse.cli.verify import verify
 
 __all__ = ["run"]
@@ -48,6 +49,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "inspect": inspect,
     "verify": verify,
+    "sweep": sweep,
+    "report": report,
     "bench": bench,
 }
 for _name, _command in _COMMANDS.items():

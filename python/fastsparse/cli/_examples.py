@@ -31,6 +31,12 @@ EXAMPLES = {
         "fastsparse verify small.safetensors",
         "fastsparse verify small.safetensors --against model.safetensors",
     ),
+    "sweep": (
+        "fastsparse sweep model-folder",
+        "fastsparse sweep model-folder --pattern 50% --pattern 2:4 --pattern 75%/4x1",
+        "fastsparse sweep model-folder --total 60% --recipe recipe.toml",
+    ),
+    "report": ("fastsparse report model-folder --html report.html",),
     "bench": (
         "fastsparse bench",
         "fastsparse bench --shape 4096x4096 --dtype bfloat16 --batch 1 --sparsity 90%",
