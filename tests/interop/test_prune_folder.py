@@ -246,7 +246,8 @@ def test_what_is_another_run_is_begun_anew(folder, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(_folder, "prune_at", failing)
-        assert prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 4)[0] == 1
+        code, _, err = prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 4)
+        assert (code, f"finished blocks are kept in {folder / '.packed.stages'}" in err) == (1, True)
     assert (folder / ".packed.stages").is_dir()
     for options in (("--pattern", "2:4", "--samples", 4), ("--pattern", "50%", "--samples", 3)):
         code, out, _ = prune(capsys, folder, folder / "packed", *options, "--overwrite")

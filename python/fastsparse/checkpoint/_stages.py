@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError
-from fastsparse.checkpoint._reader import Checkpoint, Reader, native
+from fastsparse.checkpoint._reader import Checkpoint, Reader, StrPath, native
 from fastsparse.checkpoint._save import save
 from fastsparse.packed import BitmaskArray
 
-__all__ = ["Stages", "file_digest"]
+__all__ = ["Stages", "file_digest", "folder_beside"]
 
 METADATA_KEY = "fastsparse.stage"
 _PIECE = 16 << 20
@@ -175,6 +175,12 @@ class Stages:
             return found if all(file_digest(self.folder / last["file"]) == last["digest"] for last in outputs) else []
         except OSError:
             return []
+
+
+def folder_beside(target: StrPath) -> Path:
+    """Where the finished stages of a run are kept."""
+    path = Path(target).absolute()
+    return path.with_name(f".{path.name}.stages")
 
 
 def file_digest(path: Path) -> str:

@@ -21,7 +21,7 @@ from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._replace import replace_tensors
 from fastsparse.checkpoint._report import Report
 from fastsparse.checkpoint._selection import quantisation_method
-from fastsparse.checkpoint._stages import Stages, file_digest
+from fastsparse.checkpoint._stages import Stages, file_digest, folder_beside
 from fastsparse.checkpoint._writer import check_place, check_target
 from fastsparse.torch._blocks import NotOneByOneError, run
 from fastsparse.torch._language import load_weights
@@ -73,7 +73,7 @@ def prune_folder(
     ticks = _ticks(weights, progress)
     settings = _settings(source, recipe, batches)
     assert recipe.calibration is not None, "it has all its sections"
-    with Stages(_beside(dst), source, settings) as stages:
+    with Stages(folder_beside(dst), source, settings) as stages:
         try:
             label = "prune"
             report = prune_at(weights.model, recipe, batches, _places(weights, stages, dtype), ticks)
@@ -142,7 +142,7 @@ def calibrate_folder(
     layers, _ = layers_of(weights.model, Recipe(default="50%"))
     ticks = _ticks(weights, progress)
     settings = [_settings(source, None, batches), grams]
-    with Stages(_beside(path), source, settings) as stages:
+    with Stages(folder_beside(path), source, settings) as stages:
         places = _places(weights, stages, dtype)
         try:
             label = "calibrate"
@@ -220,12 +220,6 @@ def _open(src: StrPath) -> Reader:
     if method is not None:
         raise FastSparseError(f"model: {source.path}: quantised by {method}; calibrated pruning takes floating weights")
     return source
-
-
-def _beside(target: StrPath) -> Path:
-    """Where the finished stages of a run are kept."""
-    path = Path(target).absolute()
-    return path.with_name(f".{path.name}.stages")
 
 
 def _settings(source: Reader, recipe: Recipe | None, batches: Sequence[Tensor] | Statistics) -> list[Any]:
