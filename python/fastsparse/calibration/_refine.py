@@ -77,7 +77,7 @@ def refine(
     count = integer("steps", steps, 0)
     share = finite("damping", damping)
     kept = mask_of(mask, given.shape)
-    before: NDArray[np.float32] = given.astype(np.float32)
+    before: NDArray[np.float32] = given.astype(np.float32, copy=False)
     initial = given if start is None else same_shape(given, start, "start")
     matrix: NDArray[np.float32] = gram_matrix(gram, given.shape[1]).astype(np.float32)
     warn_of_few_tokens(gram)

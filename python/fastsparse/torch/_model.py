@@ -223,8 +223,8 @@ class _Work:
         ticks.begin("pruning", layers, place.notes)
         self._most = max((rows[name].tokens for name in place.notes), default=0)
 
-    def prune(self, layers: Mapping[str, Layer], grams: Mapping[str, Gram]) -> None:
-        """Prunes these layers, by magnitude those that no batch has reached."""
+    def prune(self, layers: Mapping[str, Layer], grams: dict[str, Gram]) -> None:
+        """Prunes these layers, by magnitude those that no batch has reached. Each Gram is freed after its last layer."""
         self._most = max([self._most, *(gram.tokens for gram in grams.values())])
         for name, layer in layers.items():
             if isinstance(layer, Expert) and layer.is_unknown:
@@ -234,7 +234,7 @@ class _Work:
                 self._rows[whole.name] = LayerReport(whole.name, tuple(whole.weight.shape), reason=layer.unseen)
                 self._ticks.tick(layer)
             else:
-                self._prune(layer, grams.get(name))
+                self._prune(layer, grams.pop(name, None))
 
     def _prune(self, layer: Layer, gram: Gram | None) -> None:
         w, pattern = layer.matrix(), self._patterns[layer.name]

@@ -146,8 +146,8 @@ class Ticks:
         self._ticker.tick(self._weigh(layer), layer.name)
 
 
-Visit = Callable[[Mapping[str, Layer], Mapping[str, Gram]], None]
-"""Called with some layers and the Gram matrices of those that saw a token."""
+Visit = Callable[[Mapping[str, Layer], dict[str, Gram]], None]
+"""Called with some layers and the Gram matrices of those that saw a token; it may take them out of the dict."""
 
 
 def walk(
