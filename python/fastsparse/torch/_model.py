@@ -224,7 +224,7 @@ class _Work:
         self._most = max((rows[name].tokens for name in place.notes), default=0)
 
     def prune(self, layers: Mapping[str, Layer], grams: dict[str, Gram]) -> None:
-        """Prunes these layers, by magnitude those that no batch has reached. Each Gram is freed after its last layer."""
+        """Prunes these layers, by magnitude those that no batch has reached. A Gram is freed after its last layer."""
         self._most = max([self._most, *(gram.tokens for gram in grams.values())])
         for name, layer in layers.items():
             if isinstance(layer, Expert) and layer.is_unknown:
