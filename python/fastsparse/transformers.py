@@ -305,7 +305,7 @@ class FastSparseQuantizer(HfQuantizer):  # type: ignore[misc]
                 whole = {use.name: packed.to_dense().detach()}
                 saved = revert_weight_conversion(model, whole)
                 if saved.keys() != whole.keys():  # it was merged while it was loaded
-                    for key in [key for key in state if key.startswith(f"{use.name}.")]:
+                    for key in [key for key in state if key == use.name or key.startswith(f"{use.name}.")]:
                         del state[key]
                     dense = {name: torch.empty(0, dtype=packed.dtype) for name in saved}
                     for name, weight in saved.items():

@@ -57,3 +57,14 @@ def save_tokenizer(vocabulary: dict[str, int], folder: Path) -> None:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore:layer .* tokens are few:RuntimeWarning")
+def test_a_language_model_from_loading_to_text(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["language_model.py", "--samples", "4", "--length", "64"])
+    runpy.run_path(str(ROOT / "examples" / "language_model.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "stand-in: a small model of random weights" in said
+    assert "14 layers pruned, 50.0% of their weights are zero" in said
+    assert "14 layers packed" in said
+    assert "tokens/s" in said

@@ -163,3 +163,14 @@ def test_stacked_experts_are_pruned_on_what_is_routed_to_them(tmp_path):
     assert sum(found["eager"]["tokens"]) == 4 * 2 * 384  # four parameters, two experts for each token
     assert found["batched_mm"]["sparsities"] == [None]
     assert found["batched_mm"]["reasons"] == ["no product with it was seen"]
+
+
+@needs_version_5
+def test_the_example_generates_from_a_packed_folder():
+    example = HERE.parents[1] / "examples" / "transformers_generate.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([VERSION_5, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(example), "--new", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "28 tensors packed, 50.0% of their weights are zero" in done.stdout
+    assert "tokens/s: 'The quick brown fox" in done.stdout.splitlines()[-1]
