@@ -2,12 +2,12 @@
 
 import io
 import re
+import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from sphinx.ext.autodoc.mock import _MockObject
 
-import fastsparse
 from fastsparse.cli import main
 from fastsparse.cli._examples import EXAMPLES
 
@@ -16,7 +16,8 @@ _MockObject.__or__ = _MockObject.__ror__ = lambda mock, other: mock  # type: ign
 
 project = "fastsparse"
 author = copyright = "the fastsparse authors"
-version = release = fastsparse.__version__
+_cargo = tomllib.loads((Path(__file__).parents[1] / "Cargo.toml").read_text())
+version = release = _cargo["workspace"]["package"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc"]
 exclude_patterns = ["_build", "reference/_commands.md"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -391,8 +392,8 @@ def test_a_recipe_says_all(folder, capsys):
 
     code, out, _ = run(capsys, "prune", folder / "model", "--recipe", recipe, "--method", "alps", "--plan")
     assert code == 0
-    assert "layers.0.mlp.down_proj.weight  wanda  2:4" in out
-    assert "layers.0.mlp.up_proj.weight  alps  50%" in out
+    assert re.search(r"layers\.0\.mlp\.down_proj\.weight .* wanda +2:4", out)
+    assert re.search(r"layers\.0\.mlp\.up_proj\.weight .* alps +50%", out)
     code, _, err = run(capsys, "compress", folder / "model", folder / "x", "--recipe", recipe)
     assert (code, "[calibration] needs calibration data; use fastsparse prune" in err) == (1, True)
 

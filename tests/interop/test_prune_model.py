@@ -407,4 +407,4 @@ def test_a_report_prints_as_a_table(monkeypatch):
     lines = str(fst.prune_model(model, "50%", [torch.randn(512, 64)])).splitlines()
     assert lines[0].split() == ["tensor", "shape", "method", "pattern", "zeros", "error"]
     assert max(map(len, lines)) <= 80
-    assert lines[-1].startswith("1 of 4 parameters pruned, 50.0% zeros, in ")
+    assert lines[-1].startswith("1 layers pruned of 4 parameters, 50.0% zeros, in ")

@@ -113,10 +113,7 @@ def prune(
     _show({**written.to_dict(), **report.to_dict()}, as_json)
     if not as_json:
         again = f", {len(written.resumed)} blocks and shards taken over" if written.resumed else ""
-        print(
-            f"{len(report.pruned)} layers pruned, {report.sparsity:.1%} zeros, in {report.seconds:.0f} s: "
-            f"{byte_count(written.bytes_before)} → {byte_count(written.bytes_after)}{again}"
-        )
+        print(f"{byte_count(written.bytes_before)} → {byte_count(written.bytes_after)}{again}")
 
 
 def _set(section: Any, **values: Any) -> Any:
@@ -132,8 +129,6 @@ def _show(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    for layer in report["layers"]:
-        if layer["method"] is not None:
-            error = "–" if layer["layer_error"] is None else f"{layer['layer_error']:.4f}"
-            line = f"{layer['name']}  {layer['method']}  {layer['pattern']}  error {error}  {layer['reason'] or ''}"
-            print(line.rstrip())
+    from fastsparse.torch import LayerReport, ModelReport
+
+    print(ModelReport(tuple(LayerReport(**layer) for layer in report["layers"]), report["seconds"]))

@@ -72,8 +72,9 @@ class ModelReport:
         width = line_width(sys.stdout)
         layers = sorted(self.layers, key=lambda layer: natural(layer.name))
         lines = table(_COLUMNS, [_row(layer) for layer in layers], [layer.reason for layer in layers], width)
-        pruned = f"{len(self.pruned)} of {len(self.layers)} parameters pruned, {self.sparsity:.1%} zeros"
-        return "\n".join([*lines, *wrap(f"{pruned}, in {self.seconds:.0f} s", width)])
+        zeros = f", {self.sparsity:.1%} zeros" if self.sparsity else ""
+        pruned = f"{len(self.pruned)} layers pruned of {len(self.layers)} parameters{zeros}, in {self.seconds:.0f} s"
+        return "\n".join([*lines, *wrap(pruned, width)])
 
 
 _COLUMNS = (
