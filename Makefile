@@ -1,5 +1,5 @@
 # `make test` and `make demo` need nothing but Python 3.11 or newer and cargo: each makes what it lacks, the virtual
-# environment `.venv` first, and is quick the second time.
+# environment `.venv` first, and is fast the second time.
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)

@@ -97,7 +97,7 @@ def test_a_flipped_bit_is_an_error_or_another_valid_file(small, tmp_path):
 
 def test_a_byte_more_is_an_error(small):
     small.write_bytes(small.read_bytes() + b"\0")
-    with pytest.raises(fs.FormatError, match="1 bytes behind the last tensor"):
+    with pytest.raises(fs.FormatError, match="1 bytes after the last tensor"):
         read(small)
 
 

@@ -55,7 +55,7 @@ HEADERS = {
     "an overflow beside zero": f"{{{tensor(shape='[9223372036854775808,4,0]', offsets='[0,0]', name='y')},{X}}}",
     "an overlap": f"{{{tensor(name='y')},{X}}}",
     "a hole": f"{{{tensor(shape='[1]', offsets='[4,8]')}}}",
-    "bytes behind": f"{{{tensor(shape='[1]', offsets='[0,4]')}}}",
+    "bytes after": f"{{{tensor(shape='[1]', offsets='[0,4]')}}}",
     "beyond the end": f"{{{tensor(shape='[3]', offsets='[0,12]')}}}",
     "64 dimensions": f"{{{tensor('F64', '[' + ','.join('1' * 64) + ']')}}}",
 }

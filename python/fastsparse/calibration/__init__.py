@@ -1,7 +1,7 @@
 """Calibrated pruning: what a layer's inputs say about its weights decides which go, and mends those that stay.
 
 Arrays only. `Gram` gathers what the methods need to know of the inputs, block by block of a data set. `wanda` ranks
-weights by it, `sparsegpt` prunes column by column and lets the columns to come make up for each weight that goes, and
+weights by it, `sparsegpt` prunes column by column and lets the columns to come make up for each pruned weight, and
 `refine` finds the best kept weights for a mask, whoever made it; `alps` seeks mask and weights together.
 `layer_error` says how much of a layer's output was lost. `allocation` spreads one sparsity over layers that bear it
 differently well. `load_statistics` opens what `fastsparse calibrate` stored of the inputs of a model's layers.

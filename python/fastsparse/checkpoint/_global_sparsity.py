@@ -99,13 +99,13 @@ def spread(
         # counted with its first bin: fewer than wanted are there.
         threshold += int(np.searchsorted(np.cumsum(table), wanted)) << shift
         shift -= _WINDOW
-    goes, ties, zeros = {}, {}, {}
+    pruned, ties, zeros = {}, {}, {}
     for name, (below, equal, zero) in each("rank_magnitudes", threshold):
         sums = clipped(name, below, np.array([equal], np.int64))
-        goes[name], ties[name], zeros[name] = int(sums[0]), int(sums[-1] - sums[0]), zero
-    missing = total - sum(goes.values())
-    for name in reversed(goes):
+        pruned[name], ties[name], zeros[name] = int(sums[0]), int(sums[-1] - sums[0]), zero
+    missing = total - sum(pruned.values())
+    for name in reversed(pruned):
         taken = min(missing, ties[name])
-        goes[name] += taken
+        pruned[name] += taken
         missing -= taken
-    return {name: (goes[name], zeros[name]) for name in goes}
+    return {name: (pruned[name], zeros[name]) for name in pruned}

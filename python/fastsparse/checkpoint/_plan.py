@@ -255,10 +255,10 @@ def _spread(chosen: Choice, pool: Executor, ticker: Ticker) -> tuple[dict[str, P
     spreading = spread(entries, *bounds, each)
     shares: dict[str, Pattern] = {}
     counts = {}
-    for name, (goes, zeros) in spreading.items():
+    for name, (pruned, zeros) in spreading.items():
         size = math.prod(entries[name].shape)
-        shares[name] = Unstructured(goes / max(size, 1))
-        counts[name] = (size - max(goes, zeros), goes >= zeros)
+        shares[name] = Unstructured(pruned / max(size, 1))
+        counts[name] = (size - max(pruned, zeros), pruned >= zeros)
     return shares, counts
 
 

@@ -100,8 +100,8 @@ class Recipe:
         Tensors of up to this many elements stay dense unless a rule or `include` names them.
     scope : str
         ``"tensor"``, or ``"global"``: the tensors that get the default, which has to be a share over the whole tensor
-        such as ``50%``, then compete with each other, and exactly that share of all their elements goes. Those with a
-        rule of their own are not counted. Ties are kept by name, then index.
+        such as ``50%``, then compete with each other, and exactly that share of all their elements is pruned. Those
+        with a rule of their own are not counted. Ties are kept by name, then index.
     min_sparsity, max_sparsity : float, optional
         With the global scope, the least and the largest share of zeros in each tensor that competes, rounded to whole
         elements.

@@ -1,6 +1,6 @@
 """What coremltools' pruning keeps, bit for bit.
 
-    magnitude   zero where |w| <= np.percentile(|w|, 100 q): every tie goes
+    magnitude   zero where |w| <= np.percentile(|w|, 100 q): every tie is pruned
     blocks      the same with |w| replaced by the l2 norm of its block, computed in the dtype of the weights
     n:m         the n smallest of each m along a dimension, zeros after the last ones included; of equal ones those
                 that the sorting of NumPy puts first
@@ -84,7 +84,7 @@ def by_n_m(w: NDArray[Any], zeros: int, of: int, axis: int) -> BitmaskArray:
     rest = w.shape[axis] % of
     in_rest = max(zeros - (of - rest), 0) if rest else 0
     if w.dtype == np.float16 and of <= _INSERTION:
-        # What goes is the largest of -|w|, of equal ones the first.
+        # Pruned is the largest of -|w|, of equal ones the first.
         lowest = (w.view(np.uint16) | 0x8000).view(np.float16)
         try:
             mask = ~_in_groups(w, lowest, of - zeros, of, axis, rest - in_rest)

@@ -70,7 +70,7 @@ pub enum Error {
     #[error("tensor {0:?}: its data lies beyond the end of the file, which is cut short or damaged: fetch it again")]
     BeyondEnd(String),
     /// Bytes after the last tensor.
-    #[error("{0} bytes behind the last tensor")]
+    #[error("{0} bytes after the last tensor")]
     Trailing(u64),
     /// The file became shorter after it was opened.
     #[error("the file was cut short while it was read")]

@@ -1,7 +1,7 @@
 //! The header of a safetensors file: strict parsing, layout, writing.
 //!
 //! What is refused beyond invalid JSON: names that occur twice, shapes of more than 64 dimensions
-//! or whose size overflows, data that disagrees with shape and dtype, overlaps, holes, bytes behind
+//! or whose size overflows, data that disagrees with shape and dtype, overlaps, holes, bytes after
 //! the last tensor. What passes describes every byte of the file exactly once.
 
 use std::collections::{BTreeMap, HashSet};

@@ -279,7 +279,8 @@ mod windows {
         })
     }
 
-    /// Whether the path still leads to this open file. It is locked, and a locked file stays where it is.
+    /// Whether the path still leads to this open file. It is locked, and a locked file stays where
+    /// it is.
     pub fn is_at(_: &File, path: &Path) -> Result<bool> {
         Ok(path.exists())
     }

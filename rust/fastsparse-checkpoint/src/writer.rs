@@ -58,7 +58,8 @@ impl Writer {
         &self.header
     }
 
-    /// Writes the next bytes of the tensor with this index in the header. Any thread, tensors in any order.
+    /// Writes the next bytes of the tensor with this index in the header. Any thread, tensors in
+    /// any order.
     pub fn write(&self, index: usize, bytes: &[u8]) -> Result<()> {
         system::check_process(self.partial.process)?;
         let tensor = self.header.tensors.get(index).ok_or(Error::NoTensor(index))?;
