@@ -236,7 +236,8 @@ impl Case {
         }
     }
 
-    /// The keys, filled in stretches of several lengths, stand for exactly the numbers that the reference has.
+    /// The keys, filled in stretches of several lengths, stand for exactly the numbers that the
+    /// reference has.
     fn check_keys(&self, isa: Isa, expected: &[f64], name: &str) {
         self.with_ranking(|ranking| {
             let keys = BlockKeys::new(ranking, self.shape, self.blocks, self.norm, isa).unwrap();

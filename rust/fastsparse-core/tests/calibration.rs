@@ -1,34 +1,35 @@
 //! The sweep over columns and the steps that refine kept weights, against their definitions in
 //! plain loops; the same bits on every ISA and thread count.
 
+mod common;
+
 use fastsparse_core::calibration::{Choice, Columns, Groups, Refinement, prune_columns, refine_step};
 use fastsparse_core::isa::Isa;
 use fastsparse_core::matrix::{Matrix, from_bool, popcount};
 use fastsparse_core::parallel::Exec;
 
-/// Numbers around zero, the same every time.
-struct Random(u32);
+use common::Random;
 
 impl Random {
-    fn number(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        self.0 as f32 / u32::MAX as f32 - 0.5
+    /// A number around zero.
+    fn half(&mut self) -> f32 {
+        self.number() / 2.0
     }
-    fn numbers(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.number()).collect()
+    fn halves(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.half()).collect()
     }
 }
 
 /// Weights with ties, a triangle with rubbish on and below its diagonal, scales.
 fn block(rows: usize, cols: usize) -> (Matrix, Vec<f32>, Vec<f32>, Vec<f32>) {
-    let mut random = Random((rows * 1000 + cols) as u32);
-    let mut weights = random.numbers(rows * cols);
+    let mut random = Random((rows * 1000 + cols) as u64);
+    let mut weights = random.halves(rows * cols);
     weights.iter_mut().step_by(5).for_each(|w| *w = 0.25);
-    let mut inverse = random.numbers(cols * cols);
+    let mut inverse = random.halves(cols * cols);
     for j in 0..cols {
         inverse[j * cols..j * cols + j + 1].fill(f32::MAX);
     }
-    let scale = random.numbers(cols).into_iter().map(|x| x + 0.75).collect();
+    let scale = random.halves(cols).into_iter().map(|x| x + 0.75).collect();
     (Matrix { rows, cols }, weights, inverse, scale)
 }
 
@@ -65,7 +66,7 @@ fn mask_of(shape: Matrix, kept: &[bool]) -> Vec<u8> {
 fn check(rows: usize, cols: usize, groups: Option<Groups>) {
     let (shape, weights, inverse, scale) = block(rows, cols);
     let mut random = Random(7);
-    let mut kept: Vec<bool> = (0..rows * cols).map(|_| random.number() > 0.1).collect();
+    let mut kept: Vec<bool> = (0..rows * cols).map(|_| random.half() > 0.1).collect();
     let given = mask_of(shape, &kept);
     let mut wanted = weights.clone();
     for (row, kept) in wanted.chunks_mut(cols.max(1)).zip(kept.chunks_mut(cols.max(1))) {
@@ -77,7 +78,7 @@ fn check(rows: usize, cols: usize, groups: Option<Groups>) {
     for isa in Isa::available() {
         for threads in [1, 3] {
             let (mut out, mut bits) = (vec![f32::NAN; rows * cols], vec![0xaa; shape.mask_bytes()]);
-            prune_columns(columns, choice, Exec { isa, threads }, &mut out, &mut bits);
+            prune_columns(columns, choice, Exec { isa, threads }, &mut out, &mut bits).unwrap();
             let name = format!("{rows} x {cols} {groups:?} {} {threads}", isa.name());
             assert_eq!(bits, wanted_mask, "{name}");
             assert_eq!(out, wanted, "{name}");
@@ -114,7 +115,7 @@ fn nothing_to_do() {
 
 /// Symmetric, and larger on its diagonal than beside it.
 fn positive_definite(cols: usize) -> Vec<f32> {
-    let factors = Random(cols as u32).numbers(cols * cols);
+    let factors = Random(cols as u64).halves(cols * cols);
     let mut matrix = vec![0.0; cols * cols];
     for i in 0..cols {
         for j in 0..cols {
@@ -135,9 +136,9 @@ fn refinement_ends_where_the_gradient_does() {
     for (rows, cols) in [(1, 1), (3, 7), (20, 33), (5, 64)] {
         let shape = Matrix { rows, cols };
         let matrix = positive_definite(cols);
-        let target = Random(3).numbers(rows * cols);
+        let target = Random(3).halves(rows * cols);
         let mut random = Random(5);
-        let mut kept: Vec<bool> = (0..rows * cols).map(|_| random.number() > 0.0).collect();
+        let mut kept: Vec<bool> = (0..rows * cols).map(|_| random.half() > 0.0).collect();
         kept[..cols].fill(false);
         let bits = mask_of(shape, &kept);
         let scale: Vec<f32> = (0..cols).map(|j| 1.0 / matrix[j * cols + j]).collect();

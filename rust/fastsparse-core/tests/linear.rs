@@ -1,5 +1,7 @@
 //! Linear layers on every ISA against float64.
 
+mod common;
+
 use fastsparse_core::element::{BF16, F16, F32, Word};
 use fastsparse_core::error::Error;
 use fastsparse_core::isa::Isa;
@@ -7,97 +9,15 @@ use fastsparse_core::linear::{Groups, Real, Weights, linear};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let x = self.0 ^ self.0 >> 29;
-        x.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ x >> 32
-    }
-
-    /// Between −1 and 1.
-    fn number(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn numbers<E: Real>(&mut self, len: usize) -> Vec<E::Bits> {
-        (0..len).map(|_| E::from_f32(self.number())).collect()
-    }
-}
-
-struct Packed<W> {
-    shape: Matrix,
-    values: Vec<W>,
-    mask: Vec<u8>,
-    offsets: Vec<i64>,
-    groups: Option<Groups>,
-}
+use common::{Packed, Random};
 
 impl<W: Word> Packed<W> {
-    /// `keep_of_64` of 64 weights are kept; in every fifth row none, and none of columns 64 to 192.
-    fn random<E: Real<Bits = W>>(shape: Matrix, keep_of_64: u64, random: &mut Random) -> Packed<W> {
-        let mut packed = Packed {
-            shape,
-            values: Vec::new(),
-            mask: vec![0; shape.mask_bytes()],
-            offsets: vec![0; shape.rows + 1],
-            groups: None,
-        };
-        for row in 0..shape.rows {
-            for col in 0..shape.cols {
-                if row % 5 != 4 && !(64..192).contains(&col) && random.next() >> 40 & 63 < keep_of_64 {
-                    packed.mask[row * shape.row_bytes() + col / 8] |= 1 << (col % 8);
-                    packed.values.push(E::from_f32(random.number()));
-                }
-            }
-            packed.offsets[row + 1] = packed.values.len() as i64;
-        }
-        packed
-    }
-
-    /// The weights that `keep` names.
-    fn of<E: Real<Bits = W>>(shape: Matrix, random: &mut Random, keep: impl Fn(usize, usize) -> bool) -> Packed<W> {
-        let mut packed = Packed::random::<E>(shape, 0, random);
-        for row in 0..shape.rows {
-            for col in (0..shape.cols).filter(|&col| keep(row, col)) {
-                packed.mask[row * shape.row_bytes() + col / 8] |= 1 << (col % 8);
-                packed.values.push(E::from_f32(random.number()));
-            }
-            packed.offsets[row + 1] = packed.values.len() as i64;
-        }
-        packed
-    }
-
-    fn weights(&self) -> Weights<'_, W> {
-        Weights {
-            shape: self.shape,
-            values: &self.values,
-            mask: &self.mask,
-            offsets: &self.offsets,
-            groups: self.groups,
-        }
-    }
-
-    /// Columns and indices of the values of a row.
-    fn row(&self, row: usize) -> impl Iterator<Item = (usize, usize)> {
-        let bits = &self.mask[row * self.shape.row_bytes()..];
-        let kept = (0..self.shape.cols).filter(move |col| bits[col / 8] >> (col % 8) & 1 == 1);
-        kept.zip(self.offsets[row] as usize..)
-    }
-
     fn run<E: Real<Bits = W>, X: Real>(&self, x: &[X::Bits], bias: Option<&[f32]>, exec: Exec) -> Vec<X::Bits> {
         let batch = x.len().checked_div(self.shape.cols).unwrap_or(3);
         let mut out = vec![X::from_f32(f32::NAN); batch * self.shape.rows];
         assert_eq!(linear::<E, X>(self.weights(), x, bias, exec, &mut out), Ok(()));
         out
     }
-}
-
-/// Half a unit in the last place, relative, of a rounding to this type.
-fn rounding<X: Real>() -> f64 {
-    let one = X::from_f32(1.0).to_u64();
-    (X::to_f32(X::Bits::from_u64(one + 1)) as f64 - 1.0) / 2.0
 }
 
 fn check<E: Real, X: Real>(shape: Matrix, batch: usize, keep_of_64: u64, bias: bool) {
@@ -112,24 +32,8 @@ fn check_packed<E: Real, X: Real>(packed: &Packed<E::Bits>, batch: usize, bias: 
     let bias: Option<Vec<f32>> = bias.then(|| (0..shape.rows).map(|_| random.number()).collect());
     for isa in Isa::available() {
         let got = packed.run::<E, X>(&x, bias.as_deref(), Exec::single(isa));
-        for row in 0..shape.rows {
-            let bias = bias.as_ref().map_or(0.0, |bias| bias[row]) as f64;
-            for b in 0..got.len() / shape.rows {
-                let terms =
-                    packed.row(row).map(|(col, i)| E::to_f64(packed.values[i]) * X::to_f64(x[b * shape.cols + col]));
-                let (sum, size) = terms.fold((bias, bias.abs()), |(sum, size), term| (sum + term, size + term.abs()));
-                // Eight lanes at least, each a sum of that many, and the folding of them.
-                let terms = (shape.cols / 8 + 6) as f64;
-                let bound = terms * size * rounding::<F32>() + rounding::<X>() * sum.abs() + 2f64.powi(-25);
-                let value = X::to_f64(got[b * shape.rows + row]);
-                assert!(
-                    (value - sum).abs() <= bound,
-                    "{:?} {:?} {shape:?} {isa:?} batch {batch} row {row} of {b}: {value} for {sum}",
-                    E::DTYPE,
-                    X::DTYPE
-                );
-            }
-        }
+        // Eight lanes at least, each a sum of that many, and the folding of them.
+        packed.check::<E, X>(&x, bias.as_deref(), shape.cols / 8 + 6, &got, &format!("{isa:?} batch {batch}"));
     }
 }
 
@@ -168,7 +72,8 @@ fn structured_masks() {
     fn same<E: Real, X: Real>(shape: Matrix, groups: Option<Groups>, keep: impl Fn(usize, usize) -> bool + Copy) {
         for batch in [1, 2, 3, 4, 6, 8, 9] {
             let mut random = Random(shape.len() as u64);
-            let mut packed = Packed::of::<E>(shape, &mut random, keep);
+            let value = |random: &mut Random| E::from_f32(random.number());
+            let mut packed = Packed::of(shape, &mut random, |_, row, col| keep(row, col), value);
             packed.groups = groups.and_then(|Groups { keep, of }| Groups::equal(keep, of, shape, packed.values.len()));
             assert!(packed.groups == groups);
             check_packed::<E, X>(&packed, batch, batch == 2, &mut random);
@@ -207,7 +112,8 @@ fn hash(a: usize, b: usize) -> usize {
     (Random((a * 1_000_003 + b) as u64).next() >> 40) as usize
 }
 
-/// Several tasks, chunks and tiles; passes of the direct kernel; the kernel that has activations in its lanes.
+/// Several tasks, chunks and tiles; passes of the direct kernel; the kernel that has activations in
+/// its lanes.
 #[test]
 fn many_rows() {
     for (batch, keep) in [(4, 5), (8, 15), (15, 10), (17, 25), (20, 60), (26, 62), (40, 20), (64, 32), (130, 30)] {
@@ -311,7 +217,8 @@ fn special_weights() {
 #[test]
 fn parts_that_disagree() {
     parts_of_shape_disagree(Matrix { rows: 9, cols: 131 });
-    // Most rows have more values after them than they have columns, and are read without a look at the end.
+    // Most rows have more values after them than they have columns, and are read without a look at
+    // the end.
     parts_of_shape_disagree(Matrix { rows: 33, cols: 1100 });
 }
 

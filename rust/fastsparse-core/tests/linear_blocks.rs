@@ -1,35 +1,18 @@
 //! Blocks: back to the mask, and products on every ISA against float64.
 
+mod common;
+
 use fastsparse_core::element::{BF16, F16, F32, Word};
 use fastsparse_core::error::Error;
 use fastsparse_core::isa::Isa;
+use fastsparse_core::linear::Real;
 use fastsparse_core::linear::blocks::{Blocks, bands, block_for, count, lay, linear_blocks, unlay};
-use fastsparse_core::linear::{Real, Weights};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
 
-struct Random(u64);
+use common::{Packed, Random};
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 ^ self.0 >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
-    }
-
-    fn numbers<E: Real>(&mut self, len: usize) -> Vec<E::Bits> {
-        (0..len).map(|_| E::from_f32(self.next() as f32 / (1 << 23) as f32 - 1.0)).collect()
-    }
-}
-
-/// A matrix that keeps whole blocks, packed.
-struct Packed<W> {
-    shape: Matrix,
-    values: Vec<W>,
-    mask: Vec<u8>,
-    offsets: Vec<i64>,
-}
-
-/// The same by blocks.
+/// A packed matrix by blocks.
 struct Laid<W> {
     shape: Matrix,
     block: Matrix,
@@ -40,25 +23,14 @@ struct Laid<W> {
 
 impl<W: Word> Packed<W> {
     /// One block in `one_of` is kept, and none of the second band.
-    fn random<E: Real<Bits = W>>(shape: Matrix, block: Matrix, one_of: u64, random: &mut Random) -> Self {
-        let blocks = shape.cols.div_ceil(block.cols);
-        let kept: Vec<bool> =
-            (0..shape.rows.div_ceil(block.rows) * blocks).map(|_| random.next().is_multiple_of(one_of)).collect();
-        let (mut mask, mut offsets) = (vec![0; shape.mask_bytes()], vec![0; shape.rows + 1]);
-        for row in 0..shape.rows {
-            offsets[row + 1] = offsets[row];
-            for col in 0..shape.cols {
-                if row / block.rows != 1 && kept[row / block.rows * blocks + col / block.cols] {
-                    mask[row * shape.row_bytes() + col / 8] |= 1 << (col % 8);
-                    offsets[row + 1] += 1;
-                }
-            }
-        }
-        Packed { shape, values: random.numbers::<E>(offsets[shape.rows] as usize), mask, offsets }
-    }
-
-    fn weights(&self) -> Weights<'_, W> {
-        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets, groups: None }
+    fn of_blocks<E: Real<Bits = W>>(shape: Matrix, block: Matrix, one_of: u64, random: &mut Random) -> Self {
+        let grid = Matrix { rows: shape.rows.div_ceil(block.rows), cols: shape.cols.div_ceil(block.cols) };
+        let kept: Vec<bool> = (0..grid.len()).map(|_| (random.next() >> 40).is_multiple_of(one_of)).collect();
+        let keep = |_: &mut Random, row: usize, col: usize| {
+            let (band, number) = (row / block.rows, col / block.cols);
+            band != 1 && kept[band * grid.cols + number]
+        };
+        Packed::of(shape, random, keep, |random| E::from_f32(random.number()))
     }
 
     fn laid(&self, block: Matrix, exec: Exec) -> Result<Laid<W>, Error> {
@@ -81,13 +53,11 @@ impl<W: Word> Laid<W> {
 
 fn check<E: Real, X: Real>(shape: Matrix, block: Matrix, one_of: u64, batches: &[usize]) {
     let mut random = Random((shape.len() + block.len()) as u64);
-    let packed = Packed::random::<E>(shape, block, one_of, &mut random);
+    let packed = Packed::of_blocks::<E>(shape, block, one_of, &mut random);
     let laid = packed.laid(block, Exec { isa: Isa::detect(), threads: 2 }).unwrap();
     let (mut values, mut mask) = (vec![E::Bits::default(); packed.values.len()], vec![0xff; packed.mask.len()]);
     unlay(laid.weights(), &mut values, &mut mask).unwrap();
     assert!(values == packed.values && mask == packed.mask, "{shape:?} {block:?}");
-    let half_step = |one: u64| (X::to_f32(X::Bits::from_u64(one + 1)) as f64 - 1.0) / 2.0;
-    let rounding = half_step(X::from_f32(1.0).to_u64());
     for &batch in batches {
         let x = random.numbers::<X>(batch * shape.cols);
         let bias: Vec<f32> = (0..shape.rows).map(|row| row as f32 / 8.0).collect();
@@ -99,24 +69,9 @@ fn check<E: Real, X: Real>(shape: Matrix, block: Matrix, one_of: u64, batches: &
                 results.push(out);
             }
             assert!(results[0] == results[1]);
-            for (i, &got) in results[0].iter().enumerate() {
-                let (b, row) = (i / shape.rows, i % shape.rows);
-                let bits = &packed.mask[row * shape.row_bytes()..];
-                let kept = (0..shape.cols).filter(|col| bits[col / 8] >> (col % 8) & 1 == 1);
-                let terms = kept.zip(&packed.values[packed.offsets[row] as usize..]);
-                let terms = terms.map(|(col, &value)| E::to_f64(value) * X::to_f64(x[b * shape.cols + col]));
-                let start = (bias[row] as f64, bias[row] as f64);
-                let (sum, size) = terms.fold(start, |(sum, size), term| (sum + term, size + term.abs()));
-                // Two chains at least of a sum of a column each.
-                let bound = (shape.cols as f64 + 6.0) * size * 2f64.powi(-24) + rounding * sum.abs() + 2f64.powi(-24);
-                let got = X::to_f64(got);
-                assert!(
-                    (got - sum).abs() <= bound,
-                    "{:?} {:?} {shape:?} {block:?} {isa:?} batch {batch} row {row} of {b}: {got} for {sum}",
-                    E::DTYPE,
-                    X::DTYPE
-                );
-            }
+            // Two chains at least of a sum of a column each.
+            let context = format!("{block:?} {isa:?} batch {batch}");
+            packed.check::<E, X>(&x, Some(&bias), shape.cols + 6, &results[0], &context);
         }
     }
 }
@@ -147,7 +102,7 @@ fn panels_of_activations() {
 fn not_finite() {
     let (shape, block) = (Matrix { rows: 20, cols: 91 }, Matrix { rows: 4, cols: 3 });
     let mut random = Random(5);
-    let packed = Packed::random::<F32>(shape, block, 3, &mut random);
+    let packed = Packed::of_blocks::<F32>(shape, block, 3, &mut random);
     for batch in [1, 4, 20] {
         for col in [0, 44, 90] {
             let mut x = random.numbers::<F32>(batch * shape.cols);
@@ -158,7 +113,7 @@ fn not_finite() {
                 linear_blocks::<F32, F32>(laid.weights(), &x, None, Exec::single(isa), &mut out).unwrap();
                 for (i, &got) in out.iter().enumerate() {
                     let (b, row) = (i / shape.rows, i % shape.rows);
-                    let kept = packed.mask[row * shape.row_bytes() + col / 8] >> (col % 8) & 1 == 1;
+                    let kept = packed.keeps(row, col);
                     assert_eq!(f32::from_bits(got).is_finite(), !(kept && b == batch - 1), "{isa:?} {batch} {col} {i}");
                 }
             }
@@ -169,7 +124,7 @@ fn not_finite() {
 #[test]
 fn masks_of_no_blocks() {
     let (shape, block) = (Matrix { rows: 8, cols: 32 }, Matrix { rows: 4, cols: 4 });
-    let packed = Packed::random::<F32>(shape, Matrix { rows: 1, cols: 1 }, 2, &mut Random(2));
+    let packed = Packed::of_blocks::<F32>(shape, Matrix { rows: 1, cols: 1 }, 2, &mut Random(2));
     assert!(matches!(packed.laid(block, Exec::single(Isa::Scalar)), Err(Error::BlockMixed { .. })));
     assert!(block_for(Matrix { rows: 4, cols: 1 << 16 }, Matrix { rows: 4, cols: 1 }).is_none());
 }
@@ -177,7 +132,7 @@ fn masks_of_no_blocks() {
 #[test]
 fn parts_that_disagree() {
     let (shape, block) = (Matrix { rows: 40, cols: 300 }, Matrix { rows: 4, cols: 8 });
-    let packed = Packed::random::<F32>(shape, block, 2, &mut Random(2));
+    let packed = Packed::of_blocks::<F32>(shape, block, 2, &mut Random(2));
     for isa in Isa::available() {
         let good = packed.laid(block, Exec::single(isa)).unwrap();
         for batch in [1, 20] {

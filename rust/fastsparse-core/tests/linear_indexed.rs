@@ -1,35 +1,18 @@
 //! Column indices: back to the mask, and products on every ISA against float64.
 
+mod common;
+
 use fastsparse_core::element::{BF16, F16, F32, Word};
 use fastsparse_core::error::Error;
 use fastsparse_core::isa::Isa;
+use fastsparse_core::linear::Real;
 use fastsparse_core::linear::indexed::{Column, Indexed, count, grid, index, linear_indexed, unindex};
-use fastsparse_core::linear::{Real, Weights};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
 
-struct Random(u64);
+use common::{Packed, Random};
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 ^ self.0 >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
-    }
-
-    fn numbers<E: Real>(&mut self, len: usize) -> Vec<E::Bits> {
-        (0..len).map(|_| E::from_f32(self.next() as f32 / (1 << 23) as f32 - 1.0)).collect()
-    }
-}
-
-/// A random matrix, packed.
-struct Packed<W> {
-    shape: Matrix,
-    values: Vec<W>,
-    mask: Vec<u8>,
-    offsets: Vec<i64>,
-}
-
-/// The same by column indices.
+/// A packed matrix by column indices.
 struct Laid<W, C> {
     shape: Matrix,
     values: Vec<W>,
@@ -39,24 +22,6 @@ struct Laid<W, C> {
 }
 
 impl<W: Word> Packed<W> {
-    fn random<E: Real<Bits = W>>(shape: Matrix, keep_of_64: u64, random: &mut Random) -> Self {
-        let (mut mask, mut offsets) = (vec![0; shape.mask_bytes()], vec![0; shape.rows + 1]);
-        for row in 0..shape.rows {
-            offsets[row + 1] = offsets[row];
-            for col in 0..shape.cols {
-                if row % 5 != 4 && !(250..520).contains(&col) && random.next() & 63 < keep_of_64 {
-                    mask[row * shape.row_bytes() + col / 8] |= 1 << (col % 8);
-                    offsets[row + 1] += 1;
-                }
-            }
-        }
-        Packed { shape, values: random.numbers::<E>(offsets[shape.rows] as usize), mask, offsets }
-    }
-
-    fn weights(&self) -> Weights<'_, W> {
-        Weights { shape: self.shape, values: &self.values, mask: &self.mask, offsets: &self.offsets, groups: None }
-    }
-
     fn laid<C: Column>(&self, exec: Exec) -> Laid<W, C> {
         let grid = grid::<C>(self.shape);
         let (mut steps, mut starts) = (vec![0; grid.len()], vec![0; grid.rows + 1]);
@@ -92,23 +57,8 @@ fn check_layout<E: Real, X: Real, C: Column>(shape: Matrix, keep: u64, batch: us
         assert!(values == packed.values && mask == packed.mask, "{shape:?}");
         let mut out = vec![X::Bits::default(); batch * shape.rows];
         linear_indexed::<E, X, C>(laid.weights(), &x, Some(&bias), Exec::single(isa), &mut out).unwrap();
-        for (i, &got) in out.iter().enumerate() {
-            let (b, row) = (i / shape.rows, i % shape.rows);
-            let bits = &packed.mask[row * shape.row_bytes()..];
-            let kept = (0..shape.cols).filter(|col| bits[col / 8] >> (col % 8) & 1 == 1);
-            let (mut sum, mut terms) = (bias[row] as f64, bias[row] as f64);
-            for (col, &value) in kept.zip(&packed.values[packed.offsets[row] as usize..]) {
-                let product = E::to_f64(value) * X::to_f64(x[b * shape.cols + col]);
-                (sum, terms) = (sum + product, terms + product.abs());
-            }
-            let step = if X::Bits::BYTES == 4 {
-                0.0
-            } else {
-                2f64.powi(if X::to_f64(X::from_f32(257.0)) == 257.0 { -11 } else { -8 })
-            };
-            let allowed = 2f64.powi(-20) * terms + step * sum.abs() + 1e-6;
-            assert!((X::to_f64(got) - sum).abs() <= allowed, "{isa:?} {shape:?} {b} {row}: {} {sum}", X::to_f64(got));
-        }
+        // A slot has one column in sixteen at least, or all that are kept.
+        packed.check::<E, X>(&x, Some(&bias), shape.cols + 6, &out, &format!("{isa:?} batch {batch}"));
         let mut again = vec![X::Bits::default(); batch * shape.rows];
         linear_indexed::<E, X, C>(laid.weights(), &x, Some(&bias), Exec { isa, threads: 3 }, &mut again).unwrap();
         assert!(again == out, "{isa:?} {shape:?}");

@@ -1,5 +1,5 @@
-//! Memory that cannot be had: whichever allocation fails, the operation returns an error, or the right
-//! result without it.
+//! Memory that cannot be had: whichever allocation fails, the operation returns an error, or the
+//! right result without it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -66,8 +66,9 @@ fn weights() -> Vec<u32> {
     (0..SHAPE.len() as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) | 0x3f00_0000).collect()
 }
 
-/// Calls `operation` with each of its allocations failing in turn, until none does. Errors must be that one,
-/// and results those of a call with memory enough. At least `least` allocations are expected to fail it.
+/// Calls `operation` with each of its allocations failing in turn, until none does. Errors must be
+/// that one, and results those of a call with memory enough. At least `least` allocations are
+/// expected to fail it.
 fn check<T: PartialEq + std::fmt::Debug>(what: &str, least: usize, operation: impl Fn() -> Result<T>) {
     let expected = operation().unwrap();
     let mut failed = 0;

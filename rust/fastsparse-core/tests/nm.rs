@@ -69,8 +69,8 @@ impl Case {
             [rows, rest @ ..] => Matrix { rows: *rows, cols: product(rest) },
             [] => Matrix { rows: 1, cols: 1 },
         };
-        let (before, behind) = (&dimensions[..axis], &dimensions[axis + 1..]);
-        let axis = Axis { outer: product(before), len: dimensions[axis], inner: product(behind) };
+        let (before, after) = (&dimensions[..axis], &dimensions[axis + 1..]);
+        let axis = Axis { outer: product(before), len: dimensions[axis], inner: product(after) };
         Case { shape, axis, groups }
     }
 

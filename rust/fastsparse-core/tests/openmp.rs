@@ -1,4 +1,5 @@
-//! Tasks on the OpenMP team of libgomp: a process of its own, because a team that was adopted stays.
+//! Tasks on the OpenMP team of libgomp: a process of its own, because a team that was adopted
+//! stays.
 #![cfg(target_os = "linux")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -19,7 +19,7 @@ const MARGIN: usize = 130;
 
 impl Random {
     fn bits(&mut self, shape: Matrix, keep_of_64: u64) -> Vec<bool> {
-        (0..shape.len()).map(|_| self.next() >> 40 & 63 < keep_of_64).collect()
+        (0..shape.len()).map(|_| self.one_of_64(keep_of_64)).collect()
     }
 }
 
@@ -312,7 +312,8 @@ fn parts_that_disagree_are_errors() {
                 }
                 let reversed: Vec<i64> = starts.iter().rev().copied().collect();
                 assert!(!agrees(&mask, &reversed, values.len()));
-                // Both ends are right. Rows that one task takes together need no offsets between them.
+                // Both ends are right. Rows that one task takes together need no offsets between
+                // them.
                 let half = |row| if 2 * row < shape.rows { 0 } else { values.len() as i64 };
                 let half: Vec<i64> = (0..=shape.rows).map(half).collect();
                 assert!(shape.len() < 1 << 17 || !agrees(&mask, &half, values.len()));
@@ -404,15 +405,15 @@ mod guarded {
         }
 
         /// `len` words that touch the guard after them, or the one before.
-        fn words<W: Word>(&mut self, len: usize, behind: bool) -> &mut [W] {
-            let skip = if behind { PAGE - len * W::BYTES } else { 0 };
+        fn words<W: Word>(&mut self, len: usize, at_end: bool) -> &mut [W] {
+            let skip = if at_end { PAGE - len * W::BYTES } else { 0 };
             // SAFETY: within the accessible page, aligned since the page and its length are;
             // borrowed from `self`.
             unsafe { std::slice::from_raw_parts_mut(self.0.add(PAGE + skip).cast(), len) }
         }
 
-        fn filled<W: Word>(&mut self, content: &[W], behind: bool) -> &mut [W] {
-            let words = self.words(content.len(), behind);
+        fn filled<W: Word>(&mut self, content: &[W], at_end: bool) -> &mut [W] {
+            let words = self.words(content.len(), at_end);
             words.copy_from_slice(content);
             words
         }
@@ -430,15 +431,15 @@ mod guarded {
         fn run<W: Word>() {
             let mut random = Random(5);
             let mut memory = [(); 5].map(|_| Memory::new());
-            for (cols, keep, behind) in COLS.iter().flat_map(|&c| [(c, 32, true), (c, 32, false), (c, 64, true)]) {
+            for (cols, keep, at_end) in COLS.iter().flat_map(|&c| [(c, 32, true), (c, 32, false), (c, 64, true)]) {
                 let shape = Matrix { rows: 3, cols };
                 let sample = Sample::<W>::random(shape, keep, &mut random);
                 let [weights, mask, values, out, bools] = &mut memory;
-                let weights = weights.filled(&sample.weights, behind);
-                let mask = mask.filled(&sample.mask, behind);
-                let values = values.words::<W>(sample.values.len(), behind);
-                let out = out.words::<W>(shape.len(), behind);
-                let bools = bools.words::<u8>(shape.len(), behind);
+                let weights = weights.filled(&sample.weights, at_end);
+                let mask = mask.filled(&sample.mask, at_end);
+                let values = values.words::<W>(sample.values.len(), at_end);
+                let out = out.words::<W>(shape.len(), at_end);
+                let bools = bools.words::<u8>(shape.len(), at_end);
                 for isa in Isa::available() {
                     let exec = Exec::single(isa);
                     let offsets = RowOffsets::new(&sample.offsets, shape, values.len(), exec).unwrap();

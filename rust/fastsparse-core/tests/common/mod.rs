@@ -3,8 +3,12 @@
 #![allow(dead_code, unused_imports, reason = "each test uses a part of it")]
 
 mod cases;
+mod packed;
+
+use fastsparse_core::linear::Real;
 
 pub use cases::some;
+pub use packed::Packed;
 
 /// Pseudo-random numbers, the same ones in every run: splitmix64.
 pub struct Random(pub u64);
@@ -18,8 +22,23 @@ impl Random {
         x ^ x >> 31
     }
 
+    /// Yes in `n` of 64 cases.
+    pub fn one_of_64(&mut self, n: u64) -> bool {
+        self.next() >> 40 & 63 < n
+    }
+
     /// A number from −1 to 1.
     pub fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    /// The same as float32.
+    pub fn number(&mut self) -> f32 {
+        self.uniform() as f32
+    }
+
+    /// `len` of them as elements of a type.
+    pub fn numbers<E: Real>(&mut self, len: usize) -> Vec<E::Bits> {
+        (0..len).map(|_| E::from_f32(self.number())).collect()
     }
 }
