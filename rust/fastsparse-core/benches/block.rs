@@ -8,6 +8,8 @@
 //! that does something else too the work says more: processor time of all threads, the least of the
 //! rounds.
 
+mod common;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -21,37 +23,14 @@ use fastsparse_core::parallel::{self, Exec};
 
 const SHAPE: Matrix = Matrix { rows: 4096, cols: 11008 };
 const ROUNDS: usize = 7;
-const STRETCH: usize = 2048;
+const PIECE: usize = 2048;
 const TILES: [(usize, usize); 12] =
     [(4, 1), (1, 4), (1, 16), (16, 16), (8, 8), (32, 1), (1, 2), (1, 32), (1, 128), (3, 3), (1, 5), (12, 12)];
 
-/// Standard normal × 0.02, roughly: the sum of twelve uniform numbers.
+/// Numbers of which not too many are made.
 fn weights() -> Vec<f32> {
-    let mut state = 88172645463325252u64;
-    let mut uniform = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    let pool: Vec<f32> = (0..1 << 20).map(|_| 0.02 * (0..12).map(|_| uniform()).sum::<f32>()).collect();
+    let pool = common::normal(1 << 20);
     (0..SHAPE.len()).map(|i| pool[(i ^ i >> 20) & (pool.len() - 1)]).collect()
-}
-
-/// NumPy's `sum` of a float32 array.
-fn probe(floats: &[f32]) -> f32 {
-    let mut sums = [0.0; 32];
-    for part in floats.as_chunks::<32>().0 {
-        for (sum, x) in sums.iter_mut().zip(part) {
-            *sum += x;
-        }
-    }
-    sums.iter().sum()
-}
-
-fn same_bytes<T>(words: &[T]) -> &[f32] {
-    // SAFETY: the bytes of words are floats, whichever they are; the length rounds down.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words) / 4) }
 }
 
 /// Seconds that pass, and seconds of processor time of all threads.
@@ -70,14 +49,14 @@ fn median(times: &[[f64; 2]], f: impl Fn(&[f64; 2]) -> f64) -> f64 {
     times[times.len() / 2]
 }
 
-/// Keys of all blocks, in stretches as the selection asks for them.
+/// Keys of all blocks, piece by piece as the selection asks for them.
 fn all_keys(keys: &BlockKeys<'_>, exec: Exec) {
-    let tasks = keys.len().div_ceil(STRETCH * 8);
+    let tasks = keys.len().div_ceil(PIECE * 8);
     parallel::run(exec.threads, tasks, |task| {
-        let mut buffer = [0u64; STRETCH];
-        let end = ((task + 1) * STRETCH * 8).min(keys.len());
-        for start in (task * STRETCH * 8..end).step_by(STRETCH) {
-            let buffer = &mut buffer[..STRETCH.min(end - start)];
+        let mut buffer = [0u64; PIECE];
+        let end = ((task + 1) * PIECE * 8).min(keys.len());
+        for start in (task * PIECE * 8..end).step_by(PIECE) {
+            let buffer = &mut buffer[..PIECE.min(end - start)];
             keys.fill(start, buffer).unwrap();
             black_box(buffer);
         }
@@ -105,7 +84,7 @@ fn run<T: Word>(words: &[String], name: &str, data: &[T], elements: Elements<'_>
                         }
                         for _ in 0..ROUNDS {
                             let read = seconds(|| {
-                                black_box(probe(same_bytes(data)));
+                                black_box(common::read_probe(data));
                             });
                             let time = seconds(|| match part {
                                 "keys" => all_keys(&BlockKeys::new(ranking, SHAPE, blocks, norm, isa).unwrap(), exec),

@@ -5,6 +5,8 @@
 //! the definition of the sweep multiplies and subtracts, kept weights included; for the refinement
 //! GB/s of what it must read and write. Times are medians.
 
+mod common;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -17,14 +19,8 @@ const ROUNDS: usize = 15;
 const BLOCK: usize = 128;
 
 fn numbers(count: usize) -> Vec<f32> {
-    let mut state = 88172645463325252u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| next()).collect()
+    let mut uniform = common::uniform();
+    (0..count).map(|_| uniform()).collect()
 }
 
 fn median(mut f: impl FnMut()) -> f64 {
@@ -76,7 +72,7 @@ fn main() {
                     let columns = Columns { shape, weights: &weights, inverse: &inverse, scale: &scale };
                     let (mut out, mut bits) = (vec![0.0; shape.len()], vec![0; shape.mask_bytes()]);
                     let time = median(|| {
-                        prune_columns(columns, choice, exec, &mut out, &mut bits);
+                        prune_columns(columns, choice, exec, &mut out, &mut bits).unwrap();
                         black_box(&out);
                     });
                     assert_eq!(fastsparse_core::matrix::popcount(&bits), shape.len() / 2);

@@ -1,7 +1,7 @@
 //! The sum of squares against reading the weights.
 //!
-//! `cargo bench -p fastsparse-core --bench energy [-- WORD…]`; each word must occur in a case's name. Each
-//! result is checked.
+//! `cargo bench -p fastsparse-core --bench energy [-- WORD…]`; each word must occur in a case's
+//! name. Each result is checked.
 
 mod common;
 

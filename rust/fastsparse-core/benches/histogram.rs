@@ -1,8 +1,8 @@
 //! Counting magnitudes by value, and their rank, against reading the weights.
 //!
-//! `cargo bench -p fastsparse-core --bench histogram [-- WORD…]`; each word must occur in a case's name:
-//! `first`, `second` and `third` are the windows that find a threshold, `rank` compares with it. Totals are
-//! checked.
+//! `cargo bench -p fastsparse-core --bench histogram [-- WORD…]`; each word must occur in a case's
+//! name: `first`, `second` and `third` are the windows that find a threshold, `rank` compares with
+//! it. Totals are checked.
 
 mod common;
 

@@ -8,6 +8,8 @@
 //! dense product is faster. Probe and kernels take turns; a figure is the least time of a layer,
 //! and the probe's ÷ that. Every result is checked.
 
+mod common;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -17,56 +19,10 @@ use fastsparse_core::linear::{Real, Weights, linear};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::{Exec, run};
 
-const SHAPE: Matrix = Matrix { rows: 4096, cols: 11008 };
+use common::layers::{HugePages, ROUNDS, SHAPE, activations, random_mask, weight};
 
 /// Bytes of dense weights in rotation.
 const DENSE_BYTES: usize = 24 * 2 * SHAPE.rows * SHAPE.cols;
-
-/// Times that all layers are gone through.
-const ROUNDS: usize = 2;
-
-/// Memory on huge pages, where the system has them, as NumPy asks for from 4 MiB on.
-fn filled<W: Word>(len: usize, value: impl Fn(usize) -> W) -> &'static mut [W] {
-    unsafe extern "C" {
-        fn madvise(start: *mut std::ffi::c_void, len: usize, advice: i32) -> i32;
-    }
-    const HUGE: usize = 2 << 20;
-    let layout = std::alloc::Layout::from_size_align((len * W::BYTES).next_multiple_of(HUGE), HUGE).unwrap();
-    // SAFETY: the layout is not empty; the advice (14: huge pages) changes no content; zeroed words are words.
-    let slice = unsafe {
-        let start = std::alloc::alloc_zeroed(layout);
-        assert!(!start.is_null());
-        madvise(start.cast(), layout.size(), 14);
-        std::slice::from_raw_parts_mut(start.cast::<W>(), len)
-    };
-    slice.iter_mut().enumerate().for_each(|(i, word)| *word = value(i));
-    slice
-}
-
-/// Weights around 0.02, the same in every layer: layers differ in memory, not in results.
-fn weight<E: Real>(i: usize) -> E::Bits {
-    E::from_f32(((i as u32).wrapping_mul(2654435761) >> 16) as f32 / 65536.0 * 0.04 - 0.02)
-}
-
-/// A mask of independent bits, and its row offsets.
-fn random_mask(density: f64) -> (Vec<u8>, Vec<i64>) {
-    let (mut mask, mut offsets) = (vec![0u8; SHAPE.mask_bytes()], vec![0i64]);
-    let mut state = 88172645463325252u64;
-    for row in mask.chunks_exact_mut(SHAPE.row_bytes()) {
-        let mut count = 0;
-        for byte in row {
-            for bit in 0..8 {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                *byte |= (((state >> 11) as f64 / (1u64 << 53) as f64) < density) as u8 * (1 << bit);
-            }
-            count += byte.count_ones() as i64;
-        }
-        offsets.push(offsets[offsets.len() - 1] + count);
-    }
-    (mask, offsets)
-}
 
 /// Sums all words of a layer, in as many lanes as keep the loads busy.
 fn read(exec: Exec, layer: &[u64]) {
@@ -96,18 +52,17 @@ struct Case {
     least: f64,
 }
 
-fn measure<E: Real>(name: &str, sparsity: &str, density: f64, dense: &[u64], wanted: &dyn Fn(&str) -> bool) {
-    let (mask, offsets) = random_mask(density);
+fn measure<E: Real>(name: &str, sparsity: &str, density: f32, dense: &[u64], wanted: &dyn Fn(&str) -> bool) {
+    let (mask, offsets) = random_mask(density, Matrix { rows: 1, cols: 1 });
     let kept = offsets[SHAPE.rows] as usize;
     let layers = DENSE_BYTES / (SHAPE.len() * E::Bits::BYTES);
-    let values = filled::<E::Bits>(layers * kept, |i| weight::<E>(i % kept));
+    let values = HugePages::filled(layers * kept, |i| weight::<E>(i % kept));
     let words = SHAPE.len() * E::Bits::BYTES / 8;
     for batch in [1, 2, 4, 8, 16, 64, 256] {
         if !wanted(&format!("b{batch}")) {
             continue;
         }
-        let x: Vec<E::Bits> =
-            (0..batch * SHAPE.cols).map(|i| E::from_f32((i * 7919 % 201) as f32 / 100.0 - 1.0)).collect();
+        let x = activations::<E>(batch);
         let mut out = vec![E::Bits::default(); batch * SHAPE.rows];
         let mut cases = Vec::new();
         for isa in Isa::available() {
@@ -137,12 +92,6 @@ fn measure<E: Real>(name: &str, sparsity: &str, density: f64, dense: &[u64], wan
             let read = probe[exec.threads - 1];
             println!("{label:32} {:9.3} ms, read {:7.3} ms, x {:6.2}", 1e3 * least, 1e3 * read, read / least);
         }
-    }
-    // SAFETY: made by `filled` with this layout and not used again.
-    unsafe {
-        let layout =
-            std::alloc::Layout::from_size_align(std::mem::size_of_val(values).next_multiple_of(2 << 20), 2 << 20);
-        std::alloc::dealloc(values.as_mut_ptr().cast(), layout.unwrap());
     }
 }
 
@@ -179,7 +128,7 @@ fn main() {
         let group = GROUPS.iter().find(|group| group.contains(&word)).expect("a known word");
         !named(group) || words.iter().any(|given| given == word)
     };
-    let dense: &[u64] = filled(DENSE_BYTES / 8, |i| i as u64);
+    let dense = &HugePages::filled(DENSE_BYTES / 8, |i| i as u64);
     all::<F32>("f32", dense, &wanted);
     all::<BF16>("bf16", dense, &wanted);
     all::<F16>("f16", dense, &wanted);

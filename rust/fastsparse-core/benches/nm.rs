@@ -1,4 +1,5 @@
-//! n:m on 4096 × 11008 weights: time over that of reading the same bytes once, on one thread, in turns.
+//! n:m on 4096 × 11008 weights: time over that of reading the same bytes once, on one thread, in
+//! turns.
 //!
 //! `cargo bench --bench nm -- [THREADS [ROWS]] [NAME …]`: names are ISAs and element types to keep
 //! to, "axis0", "axis1", groups like "4:8", or "thousand" (weights) and "3x3" (a convolution's,
@@ -46,7 +47,8 @@ fn best(times: &[f64]) -> f64 {
     times.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// Whether the command line asks for all of `words`: of each kind that it names at all, it names this one.
+/// Whether the command line asks for all of `words`: of each kind that it names at all, it names
+/// this one.
 fn wanted(words: &[&str]) -> bool {
     let asked: Vec<String> = std::env::args().skip(1).collect();
     let kinds: [&dyn Fn(&str) -> bool; 4] = [

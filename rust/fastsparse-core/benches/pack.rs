@@ -1,4 +1,5 @@
-//! Packing (under a mask, and what is not zero), unpacking and masking against a copy of the dense tensor.
+//! Packing (under a mask, and what is not zero), unpacking and masking against a copy of the dense
+//! tensor.
 //!
 //! `cargo bench -p fastsparse-core --bench pack [-- WORD…]`; words select operations, widths, ISAs
 //! and `small`. The probe is `memcpy` of the dense tensor on one thread. Probe and kernels take
