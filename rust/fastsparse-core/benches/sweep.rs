@@ -1,7 +1,8 @@
 //! Energies of what patterns would keep, against reading the weights.
 //!
-//! `cargo bench -p fastsparse-core --bench sweep [-- WORD…]`; each word must occur in a case's name: `shares` is nine
-//! shares of the tensor, `2:4`, `32:64` and `axis` are groups, `mask` is what a mask keeps. Energies are checked.
+//! `cargo bench -p fastsparse-core --bench sweep [-- WORD…]`; each word must occur in a case's
+//! name: `shares` is nine shares of the tensor, `2:4`, `32:64` and `axis` are groups, `mask` is
+//! what a mask keeps. Energies are checked.
 
 mod common;
 

@@ -216,7 +216,8 @@ pub enum Elements<'a> {
     U8(&'a [u8]),
 }
 
-/// `dispatch!(elements, E, data => expression)`: the expression with `E` the element type and `data` the bits.
+/// `dispatch!(elements, E, data => expression)`: the expression with `E` the element type and
+/// `data` the bits.
 #[macro_export]
 macro_rules! dispatch {
     ($elements:expr, $E:ident, $data:pat => $body:expr) => {

@@ -8,11 +8,12 @@
 //! (key − low) >> shift < BINS:        bins[(key − low) >> shift] += 1
 //! ```
 //!
-//! Three windows of 21 bits, each inside of one bin of the one before, find any threshold exactly; the first
-//! alone settles every type with no more than ten bits of mantissa, the second float32. Types of up to 16 bits
-//! are counted by their codes, of which each stands for one key.
+//! Three windows of 21 bits, each inside of one bin of the one before, find any threshold exactly;
+//! the first alone settles every type with no more than ten bits of mantissa, the second float32.
+//! Types of up to 16 bits are counted by their codes, of which each stands for one key.
 //!
-//! Once the threshold is known, what lies below it and at it needs no bins: [`rank`] compares at the speed of memory.
+//! Once the threshold is known, what lies below it and at it needs no bins: [`rank`] compares at
+//! the speed of memory.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -58,8 +59,8 @@ pub struct Rank {
     pub zero: u64,
 }
 
-/// Counts the magnitudes of `weights` in the window that starts at `low` with bins of `1 << shift` keys;
-/// `shift` is below 64. Fails on the first NaN.
+/// Counts the magnitudes of `weights` in the window that starts at `low` with bins of `1 << shift`
+/// keys; `shift` is below 64. Fails on the first NaN.
 pub fn count<E: Element>(weights: &[E::Bits], low: u64, shift: u32, exec: Exec) -> Result<Counts> {
     let narrow = E::Bits::BYTES <= 2;
     let nan = AtomicUsize::new(usize::MAX);
@@ -179,8 +180,8 @@ fn by_value<E: Element>(weights: &[E::Bits], low: u64, shift: u32, below: &mut u
     for &bits in weights {
         let key = key::<E>(E::magnitude(bits));
         less += (key < low) as u64;
-        // What is below wraps around and lands beyond the last bin; whether one is hit is easy to predict: in
-        // the first window always, in the others hardly ever.
+        // What is below wraps around and lands beyond the last bin; whether one is hit is easy to
+        // predict: in the first window always, in the others hardly ever.
         if let Some(slot) = slots.get_mut((key.wrapping_sub(low) >> shift) as usize)
             && key >= low
         {

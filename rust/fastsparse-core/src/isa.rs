@@ -25,9 +25,17 @@ pub struct Avx512Bf16(());
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Avx512Vnni(());
 
-/// Proof of what [`Avx512`] proves and AMX with bfloat16 and int8, which the system lets this process use.
+/// Proof of what [`Avx512`] proves and AMX with bfloat16 and int8, which the system lets this
+/// process use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Amx(());
+
+impl Avx512Bf16 {
+    /// The proof that this one includes.
+    pub fn avx512(self) -> Avx512 {
+        Avx512 { tiles: false }
+    }
+}
 
 impl Amx {
     /// The vectors beside the tiles.
@@ -144,11 +152,13 @@ static TILES: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| amx_instru
 fn amx_instructions() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
     const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-    // SAFETY: every x86-64 has the instruction; leaf 7 is asked for where leaf 0 says that there is one.
+    // SAFETY: every x86-64 has the instruction; leaf 7 is asked for where leaf 0 says that there is
+    // one.
     unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8 }
 }
 
-/// Asks the kernel for the tile registers of this process. Linux since 5.16 gives them to those who ask.
+/// Asks the kernel for the tile registers of this process. Linux since 5.16 gives them to those who
+/// ask.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_permission() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;

@@ -1,4 +1,5 @@
-//! What is ranked, as unsigned keys: the one interface between the selection algorithms and the data.
+//! What is ranked, as unsigned keys: the one interface between the selection algorithms and the
+//! data.
 //!
 //! A [`Keys`] gives, for every item, an unsigned word whose order is the order of importance:
 //! magnitudes, magnitudes times a column scale, signed scores, or the norms of blocks. Nothing is
@@ -240,7 +241,8 @@ impl Ranking<'_> {
     }
 }
 
-/// `with_keys!(ranking, keys => expression)`: the expression with `keys` a [`Keys`] of the right type.
+/// `with_keys!(ranking, keys => expression)`: the expression with `keys` a [`Keys`] of the right
+/// type.
 #[macro_export]
 macro_rules! with_keys {
     ($ranking:expr, $keys:ident => $body:expr) => {

@@ -1,8 +1,9 @@
 //! The kernels of fastsparse: selecting what to prune, packing what is kept, unpacking it,
 //! computing with it.
 //!
-//! Pure functions over slices: no Python, no environment, no files. The caller detects the instruction set
-//! once ([`isa::Isa::detect`]) and hands it down with the number of threads in an [`parallel::Exec`].
+//! Pure functions over slices: no Python, no environment, no files. The caller detects the
+//! instruction set once ([`isa::Isa::detect`]) and hands it down with the number of threads in an
+//! [`parallel::Exec`].
 
 pub mod block;
 mod boolean;

@@ -1,4 +1,5 @@
-//! The matrix view and its mask: rows of bits, least significant first, each row starting on a byte.
+//! The matrix view and its mask: rows of bits, least significant first, each row starting on a
+//! byte.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +9,8 @@ use crate::parallel::{Exec, run};
 
 pub use crate::boolean::{from_bool, to_bool};
 
-/// The matrix view of a tensor: `rows = d0`, `cols = d1·d2·…`. `rows · cols` fits (the tensor exists).
+/// The matrix view of a tensor: `rows = d0`, `cols = d1·d2·…`. `rows · cols` fits (the tensor
+/// exists).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Matrix {
     /// Rows.
@@ -73,8 +75,8 @@ fn last_word(mask: &[u8], byte: usize, shift: usize) -> u64 {
     rest.iter().rev().fold(0, |word, &b| word << 8 | b as u64) >> shift
 }
 
-/// Mask bytes that one task counts, about; a second thread comes in from twice as many on. Counting takes
-/// 60 µs/MiB on Zen 4 without instructions for it.
+/// Mask bytes that one task counts, about; a second thread comes in from twice as many on. Counting
+/// takes 60 µs/MiB on Zen 4 without instructions for it.
 pub(crate) const COUNT_BYTES: usize = 1 << 20;
 
 /// Number of set bits, with the instructions and threads of `exec`.

@@ -1,5 +1,5 @@
-//! Memory that a kernel asks for: where there is not enough, that is an error, where `vec!` would end
-//! the process. Everything that grows with the input comes from here.
+//! Memory that a kernel asks for: where there is not enough, that is an error, where `vec!` would
+//! end the process. Everything that grows with the input comes from here.
 
 use std::alloc::{Layout, alloc_zeroed};
 
@@ -36,8 +36,8 @@ pub(crate) fn zeros<W: Word>(len: usize) -> Result<Vec<W>> {
     if start.is_null() {
         return Err(too_much::<W>(len));
     }
-    // SAFETY: allocated above by the allocator of vectors, with the layout of `len` words, and words
-    // may be zero.
+    // SAFETY: allocated above by the allocator of vectors, with the layout of `len` words, and
+    // words may be zero.
     Ok(unsafe { Vec::from_raw_parts(start.cast(), len, len) })
 }
 

@@ -50,7 +50,8 @@ pub fn team() -> Option<Team> {
 
 #[cfg(target_os = "linux")]
 fn find(library: &CStr) -> Option<Team> {
-    // SAFETY: a string that ends with a zero. With RTLD_NOLOAD nothing is loaded, so no foreign code runs.
+    // SAFETY: a string that ends with a zero. With RTLD_NOLOAD nothing is loaded, so no foreign
+    // code runs.
     let handle = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) };
     if handle.is_null() {
         return None;
@@ -65,7 +66,8 @@ fn find(library: &CStr) -> Option<Team> {
         unsafe { libc::dlclose(handle) };
         return None;
     }
-    // SAFETY: functions of these names have these types: the ABI of GCC's OpenMP, and the OpenMP standard.
+    // SAFETY: functions of these names have these types: the ABI of GCC's OpenMP, and the OpenMP
+    // standard.
     let (parallel, max_threads) = unsafe {
         (
             std::mem::transmute::<*mut c_void, Parallel>(parallel),

@@ -1,9 +1,9 @@
-//! Threads: the OpenMP team that was adopted ([`crate::openmp`]), else an own pool; both survive `fork`;
-//! and one way to spread tasks over them.
+//! Threads: the OpenMP team that was adopted ([`crate::openmp`]), else an own pool; both survive
+//! `fork`; and one way to spread tasks over them.
 //!
-//! rayon's global pool hangs in a forked child, where its threads do not exist. This pool is made at the
-//! first parallel call and belongs to one process id; a child that finds another id forgets it and makes
-//! its own.
+//! rayon's global pool hangs in a forked child, where its threads do not exist. This pool is made
+//! at the first parallel call and belongs to one process id; a child that finds another id forgets
+//! it and makes its own.
 
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,9 +35,9 @@ impl Exec {
 }
 
 /// How long a thread without work waits for more before it sleeps: waking it costs both sides, and
-/// the layers of a model follow each other within less than this. Measured in a virtual machine, two
-/// threads, calls 150 µs apart, one row of activations: 0.5 and 1 million weights took 99 and 134 µs,
-/// with this 62 and 103.
+/// the layers of a model follow each other within less than this. Measured in a virtual machine,
+/// two threads, calls 150 µs apart, one row of activations: 0.5 and 1 million weights took 99 and
+/// 134 µs, with this 62 and 103.
 const LINGER: Duration = Duration::from_micros(200);
 
 /// Parallel calls so far: while there is no other the threads of the last one linger.
@@ -51,8 +51,8 @@ struct Process {
 
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
 
-/// That of this process. A forked child leaves its parent's alone for good: the threads are gone, and
-/// somebody may have held the lock while it was forked.
+/// That of this process. A forked child leaves its parent's alone for good: the threads are gone,
+/// and somebody may have held the lock while it was forked.
 fn process() -> &'static Process {
     let id = std::process::id();
     loop {
@@ -143,7 +143,8 @@ pub fn try_run(threads: usize, tasks: usize, task: impl Fn(usize) -> Result<()> 
     failures.first()
 }
 
-/// The first task that failed, so far. Tasks are begun in order, so those before it are done in any case.
+/// The first task that failed, so far. Tasks are begun in order, so those before it are done in any
+/// case.
 struct Failures {
     before: AtomicUsize,
     first: Mutex<Option<(usize, Error)>>,
@@ -240,13 +241,6 @@ impl<'a, T> SharedMut<'a, T> {
     }
 }
 
-/// [`run`] whose tasks give results, in the order of the tasks.
-pub fn map<T: Send>(threads: usize, tasks: usize, task: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let mut results: Vec<Option<T>> = (0..tasks).map(|_| None).collect();
-    run_chunks(threads, &mut results, 1, |i, result| result[0] = Some(task(i)));
-    results.into_iter().flatten().collect()
-}
-
 /// [`try_run`] whose tasks give results, in the order of the tasks.
 pub fn try_map<T: Send>(threads: usize, tasks: usize, task: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     let mut results = memory::collect((0..tasks).map(|_| None))?;
@@ -257,8 +251,8 @@ pub fn try_map<T: Send>(threads: usize, tasks: usize, task: impl Fn(usize) -> Re
     memory::collect(results.into_iter().flatten())
 }
 
-/// [`try_run`] with a state for each thread, made by `init` at its first task. Returns the states, in no
-/// particular order.
+/// [`try_run`] with a state for each thread, made by `init` at its first task. Returns the states,
+/// in no particular order.
 pub fn try_run_with<S: Send>(
     threads: usize,
     tasks: usize,
@@ -294,38 +288,6 @@ pub fn try_run_with<S: Send>(
     });
     failures.first()?;
     Ok(states.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// [`run`] with a state for each thread, made by `init` at its first task. Returns the states, in
-/// no particular order.
-pub fn run_with<S: Send>(
-    threads: usize,
-    tasks: usize,
-    init: impl Fn() -> S + Sync,
-    task: impl Fn(&mut S, usize) + Sync,
-) -> Vec<S> {
-    if threads.min(tasks) <= 1 {
-        let mut state = init();
-        (0..tasks).for_each(|i| task(&mut state, i));
-        return vec![state];
-    }
-    let next = AtomicUsize::new(0);
-    let states = std::sync::Mutex::new(Vec::new());
-    let workers = threads.min(tasks);
-    run(threads, workers, |_| {
-        let mut state = None;
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= tasks {
-                break;
-            }
-            task(state.get_or_insert_with(&init), i);
-        }
-        if let Some(state) = state {
-            states.lock().unwrap_or_else(PoisonError::into_inner).push(state);
-        }
-    });
-    states.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

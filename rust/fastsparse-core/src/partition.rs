@@ -1,8 +1,8 @@
-//! Partition of a matrix into the parts that the passes over a mask hand to their threads, and of the
-//! values that belong to them.
+//! Partition of a matrix into the parts that the passes over a mask hand to their threads, and of
+//! the values that belong to them.
 //!
-//! A part is some whole rows or, where rows are long and there are threads to feed, a piece of one row.
-//! Cuts depend on the shape alone.
+//! A part is some whole rows or, where rows are long and there are threads to feed, a piece of one
+//! row. Cuts depend on the shape alone.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +12,15 @@ use crate::matrix::{Matrix, popcount};
 use crate::memory;
 use crate::parallel::{Exec, run, run_chunks, try_run};
 
-/// Elements of a part, about: 64 kB to 512 kB, some ten microseconds of work, so that threads end at the
-/// same time.
+/// Elements of a part, about: 64 kB to 512 kB, some ten microseconds of work, so that threads end
+/// at the same time.
 const ELEMENTS: usize = 1 << 16;
 
 /// Most pieces of a row. Their counts live on the stack.
 const PIECES: usize = 256;
 
-/// Bytes of the dense tensor below which a second thread costs more than it saves. An estimate: waking a
-/// thread takes some microseconds, packing 256 kB about ten.
+/// Bytes of the dense tensor below which a second thread costs more than it saves. An estimate:
+/// waking a thread takes some microseconds, packing 256 kB about ten.
 const BYTES_PER_THREAD: usize = 1 << 18;
 
 /// Row offsets that one task checks; a second thread comes in from twice as many on.
@@ -100,8 +100,8 @@ pub(crate) fn each(shape: Matrix, bytes: usize, exec: Exec, kernel: impl Fn(Part
     run(exec.threads, cuts.len(), |i| kernel(cuts.part(i)));
 }
 
-/// Calls `kernel(i, part, rows)` once for every part of `shape`, `rows` being those that end in it. Parts
-/// are begun in order; a row that no second-level cache holds is cut on one thread too.
+/// Calls `kernel(i, part, rows)` once for every part of `shape`, `rows` being those that end in it.
+/// Parts are begun in order; a row that no second-level cache holds is cut on one thread too.
 pub(crate) fn in_order(shape: Matrix, bytes: usize, exec: Exec, kernel: impl Fn(usize, Part, Range<usize>) + Sync) {
     if shape.is_empty() {
         return;
@@ -115,8 +115,8 @@ pub(crate) fn in_order(shape: Matrix, bytes: usize, exec: Exec, kernel: impl Fn(
     });
 }
 
-/// Where the values of each row begin, and where the last ones end: checked to begin at 0, to ascend, and
-/// to end at the number of values.
+/// Where the values of each row begin, and where the last ones end: checked to begin at 0, to
+/// ascend, and to end at the number of values.
 #[derive(Debug, Clone, Copy)]
 pub struct RowOffsets<'a> {
     offsets: &'a [i64],
@@ -124,8 +124,8 @@ pub struct RowOffsets<'a> {
 }
 
 impl<'a> RowOffsets<'a> {
-    /// `offsets` as those of `kept` values; one more than there are rows, else the caller has a bug and this
-    /// panics.
+    /// `offsets` as those of `kept` values; one more than there are rows, else the caller has a bug
+    /// and this panics.
     pub fn new(offsets: &'a [i64], shape: Matrix, kept: usize, exec: Exec) -> Result<RowOffsets<'a>> {
         assert!(offsets.len() == shape.rows + 1);
         let (first, last) = (offsets[0], offsets[shape.rows]);
@@ -172,10 +172,10 @@ pub(crate) struct Packed<'a> {
 }
 
 impl Packed<'_> {
-    /// Calls `kernel(part, values)` once for every part with its range of the values: ranges lie within the
-    /// values and those of calls at the same time are disjoint, whatever the mask and the offsets hold and
-    /// whoever changes them meanwhile. `kernel` returns whether the mask of the part has as many bits; where
-    /// one says no the result is an error.
+    /// Calls `kernel(part, values)` once for every part with its range of the values: ranges lie
+    /// within the values and those of calls at the same time are disjoint, whatever the mask and
+    /// the offsets hold and whoever changes them meanwhile. `kernel` returns whether the mask of
+    /// the part has as many bits; where one says no the result is an error.
     pub(crate) fn each(
         self,
         bytes: usize,
@@ -193,7 +193,9 @@ impl Packed<'_> {
                     agreed.store(false, Ordering::Relaxed);
                 }
             };
-            if cuts.pieces == 1 {
+            if cuts.len() == 1 {
+                visit(0, 0..offsets.kept);
+            } else if cuts.pieces == 1 {
                 let bounds = self.bounds(&cuts)?;
                 run(exec.threads, cuts.len(), |i| visit(i, bounds[i]..bounds[i + 1]));
             } else {
@@ -208,8 +210,9 @@ impl Packed<'_> {
         Err(Error::Changed)
     }
 
-    /// Where the values of each part begin and end, in ascending order. A copy: the offsets may lie in memory
-    /// that another thread writes to, and tasks at work at the same time must not get the same values.
+    /// Where the values of each part begin and end, in ascending order. A copy: the offsets may lie
+    /// in memory that another thread writes to, and tasks at work at the same time must not get the
+    /// same values.
     fn bounds(self, cuts: &Cuts) -> Result<Vec<usize>> {
         let rows = (0..cuts.len()).map(|i| cuts.rows(i).start).chain([self.shape.rows]);
         let bounds = memory::collect(rows.map(|row| self.offsets.offsets[row] as usize))?;
@@ -217,8 +220,8 @@ impl Packed<'_> {
         if within { Ok(bounds) } else { Err(Error::Changed) }
     }
 
-    /// Calls `visit` with the pieces of a row and their ranges of the values, found by counting. Returns
-    /// whether the offsets of the row say the same.
+    /// Calls `visit` with the pieces of a row and their ranges of the values, found by counting.
+    /// Returns whether the offsets of the row say the same.
     fn pieces_of_row(self, cuts: &Cuts, row: usize, exec: Exec, visit: &(impl Fn(usize, Range<usize>) + Sync)) -> bool {
         let (start, end) = (self.offsets.offsets[row] as usize, self.offsets.offsets[row + 1] as usize);
         let first = row * cuts.pieces;
@@ -243,7 +246,8 @@ impl Packed<'_> {
     }
 }
 
-/// Checks the parts of a packed tensor against each other. `offsets` are the `rows + 1` row offsets.
+/// Checks the parts of a packed tensor against each other. `offsets` are the `rows + 1` row
+/// offsets.
 pub fn check_parts(values: usize, shape: Matrix, mask: &[u8], offsets: &[i64]) -> Result<()> {
     let (row_bytes, padding) = (shape.row_bytes(), !shape.last_byte());
     let mut total = 0usize;

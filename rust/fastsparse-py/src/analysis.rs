@@ -30,7 +30,8 @@ pub fn energies_of_largest(
         .map_err(|error| ranked.error(py, error, shape))
 }
 
-/// The energy of the elements of each rank within groups along an axis, of full groups and of shorter ones.
+/// The energy of the elements of each rank within groups along an axis, of full groups and of
+/// shorter ones.
 #[pyfunction]
 pub fn energies_by_rank(
     py: Python<'_>,
@@ -96,7 +97,8 @@ pub fn nonzero<'py>(py: Python<'py>, w: &Bound<'py, PyAny>) -> PyResult<(Bound<'
     Ok((shape_tuple(py, weights.shape())?, bits, offsets))
 }
 
-/// The zeros that groups along an axis have in common: of a full group, and the least of a shorter one.
+/// The zeros that groups along an axis have in common: of a full group, and the least of a shorter
+/// one.
 #[pyfunction]
 pub fn common_zeros(
     py: Python<'_>,

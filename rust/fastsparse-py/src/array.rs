@@ -13,7 +13,8 @@ use pyo3::types::PyString;
 
 use crate::errors;
 
-/// The dtypes that fastsparse knows, in the order of its messages; `ml_dtypes` marks those of that module.
+/// The dtypes that fastsparse knows, in the order of its messages; `ml_dtypes` marks those of that
+/// module.
 const KNOWN: [(DType, &str, bool); 8] = [
     (DType::F64, "float64", false),
     (DType::F32, "float32", false),
@@ -53,7 +54,8 @@ pub fn as_array<'py>(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyValueError>(py) => {
             Err(errors::general(py, format!("{name}: cannot be read as an array: {}", error.value(py))))
         }
-        // A tensor of torch that NumPy cannot take: bfloat16, one with a gradient, on another device.
+        // A tensor of torch that NumPy cannot take: bfloat16, one with a gradient, on another
+        // device.
         Err(error) => match torch_hint(object)? {
             "" => Err(error),
             hint => Err(errors::general(py, format!("{name}: cannot be read as an array: {}{hint}", error.value(py)))),
@@ -203,7 +205,8 @@ pub unsafe fn words_mut<'a, W: Word>(array: &'a Bound<'_, PyUntypedArray>) -> &'
     unsafe { std::slice::from_raw_parts_mut(data, array.len()) }
 }
 
-/// A fresh C-contiguous array, not initialised. NumPy allocates it: it asks for huge pages where that pays.
+/// A fresh C-contiguous array, not initialised. NumPy allocates it: it asks for huge pages where
+/// that pays.
 pub fn empty<'py>(descr: Bound<'py, PyArrayDescr>, shape: &[usize]) -> PyResult<Bound<'py, PyUntypedArray>> {
     let py = descr.py();
     let mut dims = [0isize; 64];

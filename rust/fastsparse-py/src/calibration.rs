@@ -55,7 +55,8 @@ pub fn prune_columns<'py>(
     let kept = array::empty_words::<u8>(py, &[rows, view.row_bytes()])?;
     // SAFETY: fresh, nobody else has them.
     let (numbers, bytes) = unsafe { (floats_mut(&out), array::words_mut::<u8>(&kept)) };
-    without_gil(py, view.len(), || kernels::prune_columns(columns, choice, exec, numbers, bytes));
+    without_gil(py, view.len(), || kernels::prune_columns(columns, choice, exec, numbers, bytes))
+        .map_err(|error| errors::kernel(py, error, "w", given.shape()))?;
     array::freeze(&kept);
     Ok((out, kept))
 }

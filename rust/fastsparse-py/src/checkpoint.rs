@@ -69,7 +69,8 @@ fn contiguous<'a>(py: Python<'_>, data: &'a PyBuffer<u8>, name: &str) -> PyResul
 /// Elements below the window, the bins that are not empty, and the elements of each.
 type Counted<'py> = (u64, Array<'py>, Array<'py>);
 
-/// Counts |w| in the window that starts at the float64 bits `low`, with bins of `1 << shift` of them.
+/// Counts |w| in the window that starts at the float64 bits `low`, with bins of `1 << shift` of
+/// them.
 #[pyfunction]
 pub fn count_magnitudes<'py>(py: Python<'py>, w: &Bound<'py, PyAny>, low: u64, shift: u32) -> PyResult<Counted<'py>> {
     if shift >= u64::BITS {

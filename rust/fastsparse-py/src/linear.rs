@@ -1,6 +1,7 @@
 //! Linear layers.
 
-use fastsparse_core::element::{BF16, DType, F16, F32};
+use fastsparse_core::element::{BF16, DType, F16, F32, Word};
+use fastsparse_core::error::Result;
 use fastsparse_core::linear::{Groups, Scaled, Weights, linear as kernel, linear_int8, linear_of_int8};
 use fastsparse_core::matrix::Matrix;
 use numpy::PyUntypedArrayMethods;
@@ -36,43 +37,46 @@ pub fn linear<'py>(
     let offsets = int64s(row_offsets, view)?;
     let parts = [("values", &values.given), ("bitmask", bitmask), ("row_offsets", row_offsets)];
     let call = Call::new(&values, view, x, bias, weight_scale, out, &parts)?;
-    let Call { x, output, work, .. } = &call;
-    let (mask, bias, scale) = (array::words::<u8>(&bits), call.bias(), call.scale());
-    let groups = groups.and_then(|(keep, of)| Groups::equal(keep, of, view, values.array.len()));
-    macro_rules! compute {
-        ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
-            let weights = Weights { shape: view, values: array::words::<$W>(&values.array), mask, offsets, groups };
-            let x = array::words::<$Y>(&x.array);
-            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart
-            // from every input.
-            let out = unsafe { array::words_mut::<$Y>(output.array()) };
-            without_gil(py, *work, || kernel::<$E, $X>(weights, x, bias, exec, out))
-        }};
-    }
-    macro_rules! compute_int8 {
-        ($compute:expr, $X:ty, $Y:ty) => {{
-            let weights = Weights { shape: view, values: array::words::<u8>(&values.array), mask, offsets, groups };
-            let layer = Scaled { weights, scale };
-            let x = array::words::<$X>(&x.array);
-            // SAFETY: as above.
-            let out = unsafe { array::words_mut::<$Y>(output.array()) };
-            without_gil(py, *work, || $compute(layer, x, bias, exec, out))
-        }};
-    }
-    match (values.dtype, x.dtype) {
-        (DType::I8, DType::I8) => compute_int8!(linear_of_int8, u8, u32),
-        (DType::I8, DType::F16) => compute_int8!(linear_int8::<F16>, u16, u16),
-        (DType::I8, DType::BF16) => compute_int8!(linear_int8::<BF16>, u16, u16),
-        (DType::I8, _) => compute_int8!(linear_int8::<F32>, u32, u32),
-        (DType::F16, DType::F16) => compute!(F16, F16, u16, u16),
-        (DType::BF16, DType::BF16) => compute!(BF16, BF16, u16, u16),
-        (DType::F16, _) => compute!(F16, F32, u16, u32),
-        (DType::BF16, _) => compute!(BF16, F32, u16, u32),
-        _ => compute!(F32, F32, u32, u32),
+    let (mask, kept) = (array::words::<u8>(&bits), values.array.len());
+    let groups = groups.and_then(|(keep, of)| Groups::equal(keep, of, view, kept));
+    if values.dtype == DType::I8 {
+        let weights = Weights { shape: view, values: array::words(&values.array), mask, offsets, groups };
+        let layer = Scaled { weights, scale: call.scale() };
+        match call.x.dtype {
+            DType::I8 => call.compute(py, |x, bias, out| linear_of_int8(layer, x, bias, exec, out)),
+            DType::F16 => call.compute(py, |x, bias, out| linear_int8::<F16>(layer, x, bias, exec, out)),
+            DType::BF16 => call.compute(py, |x, bias, out| linear_int8::<BF16>(layer, x, bias, exec, out)),
+            _ => call.compute(py, |x, bias, out| linear_int8::<F32>(layer, x, bias, exec, out)),
+        }
+    } else {
+        by_floats!(values.dtype, call.x.dtype, E, X => {
+            let weights = Weights { shape: view, values: array::words(&values.array), mask, offsets, groups };
+            call.compute(py, |x, bias, out| kernel::<E, X>(weights, x, bias, exec, out))
+        })
     }
     .map_err(|error| errors::kernel(py, error, "bitmask", &shape))?;
-    Ok(output.array().clone())
+    Ok(call.output.array().clone())
 }
+
+/// Runs `$body` with `$E` and `$X` the element types of weights and activations, both of them
+/// floats.
+macro_rules! by_floats {
+    (@ $E:ident = $Weights:ty, $X:ident = $Activations:ty, $body:expr) => {{
+        type $E = $Weights;
+        type $X = $Activations;
+        $body
+    }};
+    ($weights:expr, $x:expr, $E:ident, $X:ident => $body:expr) => {
+        match ($weights, $x) {
+            (DType::F16, DType::F16) => by_floats!(@ $E = F16, $X = F16, $body),
+            (DType::BF16, DType::BF16) => by_floats!(@ $E = BF16, $X = BF16, $body),
+            (DType::F16, _) => by_floats!(@ $E = F16, $X = F32, $body),
+            (DType::BF16, _) => by_floats!(@ $E = BF16, $X = F32, $body),
+            _ => by_floats!(@ $E = F32, $X = F32, $body),
+        }
+    };
+}
+pub(crate) use by_floats;
 
 /// The arguments of a call, checked against the weights and each other.
 pub(crate) struct Call<'py> {
@@ -81,7 +85,7 @@ pub(crate) struct Call<'py> {
     scale: Option<PerRow<'py>>,
     pub output: Output<'py>,
     /// About how much there is to do.
-    pub work: usize,
+    work: usize,
 }
 
 impl<'py> Call<'py> {
@@ -117,8 +121,17 @@ impl<'py> Call<'py> {
         Ok(Call { x, bias, scale, output, work })
     }
 
-    pub fn bias(&self) -> Option<&[f32]> {
-        self.bias.as_ref().map(PerRow::numbers)
+    /// Runs `product` with the words of the activations, the bias, and the words of the results.
+    pub fn compute<X: Word, Y: Word>(
+        &self,
+        py: Python<'py>,
+        product: impl FnOnce(&[X], Option<&[f32]>, &mut [Y]) -> Result<()> + Send,
+    ) -> Result<()> {
+        let (x, bias) = (array::words(&self.x.array), self.bias.as_ref().map(PerRow::numbers));
+        // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from
+        // every input.
+        let out = unsafe { array::words_mut(self.output.array()) };
+        without_gil(py, self.work, || product(x, bias, out))
     }
 
     /// The scales of int8 weights.

@@ -23,7 +23,8 @@ pub(crate) type Array<'py> = Bound<'py, PyUntypedArray>;
 type Mask<'py> = (Bound<'py, PyTuple>, Array<'py>, usize);
 pub(crate) type Parts<'py> = (Bound<'py, PyTuple>, Array<'py>, Array<'py>, Array<'py>);
 
-/// Below this many elements a call keeps the GIL: releasing and taking it costs more than it gives others.
+/// Below this many elements a call keeps the GIL: releasing and taking it costs more than it gives
+/// others.
 const RELEASE_GIL: usize = 1 << 15;
 
 pub(crate) fn without_gil<T: Send>(py: Python<'_>, elements: usize, work: impl FnOnce() -> T + Send) -> T {
@@ -472,7 +473,8 @@ pub fn unpack<'py>(
     let output = Output::new(out, values.array.dtype(), &shape, false, &inputs)?;
     by_size!(values.dtype, W => {
         let (kept, mask) = (array::words::<W>(&values.array), array::words::<u8>(&bits));
-        // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from every input.
+        // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart from
+        // every input.
         let dense = unsafe { array::words_mut::<W>(output.array()) };
         without_gil(py, view.len(), || {
             unpacking::unpack(kept, view, mask, RowOffsets::new(offsets, view, kept.len(), exec)?, exec, dense)

@@ -12,12 +12,35 @@ use pyo3::prelude::*;
 
 use crate::array::{self, Input, shape_text};
 use crate::errors;
-use crate::linear::{Call, check_dtype};
-use crate::ops::{Array, Parts, check_parts, checked_view, int64s, mask_bits, without_gil};
+use crate::linear::{Call, by_floats, check_dtype};
+use crate::ops::{Array, Parts, check_parts, checked_view, int64s, int64s_mut, mask_bits, without_gil};
 use crate::runtime;
 
 /// Values, columns, steps and starts.
 type Layout<'py> = (Array<'py>, Array<'py>, Array<'py>, Array<'py>);
+
+/// Runs `$body` with `$T` the first type where the condition holds and the second where not.
+macro_rules! by_condition {
+    ($condition:expr, $First:ty, $Second:ty, $T:ident => $body:expr) => {
+        if $condition {
+            type $T = $First;
+            $body
+        } else {
+            type $T = $Second;
+            $body
+        }
+    };
+}
+
+/// Runs `$body` with `$W` the word of a float dtype.
+macro_rules! by_word {
+    ($dtype:expr, $W:ident => $body:expr) => { by_condition!($dtype == DType::F32, u32, u16, $W => $body) };
+}
+
+/// Runs `$body` with `$C` the type of column indices.
+macro_rules! by_column {
+    ($in_bytes:expr, $C:ident => $body:expr) => { by_condition!($in_bytes, u8, u16, $C => $body) };
+}
 
 /// Whether column indices compute faster than the mask.
 #[pyfunction]
@@ -44,13 +67,8 @@ pub fn index<'py>(
     let view = checked_view(py, &shape)?;
     let bits = mask_bits(bitmask, "bitmask", view)?;
     let (mask, offsets) = (array::words::<u8>(&bits), int64s(row_offsets, view)?);
-    let laid = |in_bytes, u32s| match (in_bytes, u32s) {
-        (true, true) => lay::<u32, u8>(py, &values, view, mask, offsets, exec),
-        (true, false) => lay::<u16, u8>(py, &values, view, mask, offsets, exec),
-        (false, true) => lay::<u32, u16>(py, &values, view, mask, offsets, exec),
-        (false, false) => lay::<u16, u16>(py, &values, view, mask, offsets, exec),
-    };
-    laid(in_bytes.unwrap_or(indexed::in_bytes(exec.isa)), values.dtype == DType::F32)?
+    let in_bytes = in_bytes.unwrap_or(indexed::in_bytes(exec.isa));
+    by_word!(values.dtype, W => by_column!(in_bytes, C => lay::<W, C>(py, &values, view, mask, offsets, exec)))?
         .map_err(|error| errors::kernel(py, error, "bitmask", &shape))
 }
 
@@ -66,22 +84,17 @@ fn lay<'py, W: Word, C: Column + numpy::Element>(
     let grid = indexed::grid::<C>(view);
     let steps = array::empty_words::<u16>(py, &[grid.rows, grid.cols])?;
     let starts = array::empty_words::<i64>(py, &[grid.rows + 1])?;
-    // SAFETY: fresh; int64 and u64 have one size.
-    let (to, begins) = unsafe { (array::words_mut::<u16>(&steps), as_int64s(array::words_mut::<u64>(&starts))) };
+    // SAFETY: fresh.
+    let (to, begins) = unsafe { (array::words_mut::<u16>(&steps), int64s_mut(&starts)) };
     without_gil(py, view.len(), || indexed::count::<C>(view, mask, exec, to, begins));
     let size = [begins[grid.rows] as usize, C::SLOTS];
     let (laid, columns) = (array::empty(values.array.dtype(), &size)?, array::empty_words::<C>(py, &size)?);
     let weights = Weights { shape: view, values: array::words::<W>(&values.array), mask, offsets, groups: None };
     // SAFETY: fresh.
-    let (out, places) = unsafe { (array::words_mut::<W>(&laid), array::words_mut::<C>(&columns)) };
-    let done = without_gil(py, view.len(), || indexed::index(weights, to, begins, exec, out, places));
+    let (out, indices) = unsafe { (array::words_mut::<W>(&laid), array::words_mut::<C>(&columns)) };
+    let done = without_gil(py, view.len(), || indexed::index(weights, to, begins, exec, out, indices));
     [&laid, &columns, &steps, &starts].into_iter().for_each(array::freeze);
     Ok(done.map(|()| (laid, columns, steps, starts)))
-}
-
-fn as_int64s(words: &mut [u64]) -> &mut [i64] {
-    // SAFETY: one size and alignment, and i64 takes every bit pattern.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }
 
 /// Parts of a layout, of lengths that agree.
@@ -137,29 +150,42 @@ pub fn unindex<'py>(
     kept: usize,
 ) -> PyResult<Parts<'py>> {
     let checked = Checked::new(values, columns, steps, starts, &shape)?;
-    if kept > checked.values.array.len() {
-        return Err(errors::format(py, format!("kept: at most {}, got {kept}", checked.values.array.len())));
-    }
-    let packed = array::empty(checked.values.array.dtype(), &[kept])?;
-    let bits = array::empty_words::<u8>(py, &[checked.view.rows, checked.view.row_bytes()])?;
-    // SAFETY: fresh.
-    let mask = unsafe { array::words_mut::<u8>(&bits) };
-    macro_rules! fill {
-        ($W:ty, $C:ty) => {{
-            // SAFETY: fresh.
-            let out = unsafe { array::words_mut::<$W>(&packed) };
-            let layout = checked.layout::<$W, $C>();
-            without_gil(py, checked.view.len(), || indexed::unindex(layout, out, mask))
-        }};
-    }
-    match (checked.values.dtype, checked.in_bytes) {
-        (DType::F32, true) => fill!(u32, u8),
-        (DType::F32, false) => fill!(u32, u16),
-        (_, true) => fill!(u16, u8),
-        (_, false) => fill!(u16, u16),
-    }
+    let packed = PackedForm::new(&checked.values, checked.view, kept)?;
+    by_word!(checked.values.dtype, W => by_column!(checked.in_bytes, C => {
+        let layout = checked.layout::<W, C>();
+        packed.write(py, |values, mask| indexed::unindex(layout, values, mask))
+    }))
     .map_err(|error| errors::kernel(py, error, "columns", &shape))?;
-    check_parts(py, packed.as_any(), bits.as_any(), shape)
+    check_parts(py, packed.values.as_any(), packed.bits.as_any(), shape)
+}
+
+/// Fresh memory for the packed form of a layout.
+struct PackedForm<'py> {
+    values: Array<'py>,
+    bits: Array<'py>,
+}
+
+impl<'py> PackedForm<'py> {
+    /// For `kept` of the layout's values.
+    fn new(laid: &Input<'py>, view: Matrix, kept: usize) -> PyResult<Self> {
+        let py = laid.array.py();
+        if kept > laid.array.len() {
+            return Err(errors::format(py, format!("kept: at most {}, got {kept}", laid.array.len())));
+        }
+        let values = array::empty(laid.array.dtype(), &[kept])?;
+        Ok(PackedForm { values, bits: array::empty_words::<u8>(py, &[view.rows, view.row_bytes()])? })
+    }
+
+    /// Has values and mask written.
+    fn write<W: Word>(
+        &self,
+        py: Python<'py>,
+        unlay: impl FnOnce(&mut [W], &mut [u8]) -> Result<()> + Send,
+    ) -> Result<()> {
+        // SAFETY: fresh, and this is the only place that refers to the elements.
+        let (values, mask) = unsafe { (array::words_mut(&self.values), array::words_mut(&self.bits)) };
+        without_gil(py, 8 * mask.len(), || unlay(values, mask))
+    }
 }
 
 /// `x @ weights.T + bias` by column indices.
@@ -180,29 +206,10 @@ pub fn linear_indexed<'py>(
     let checked = Checked::new(values, columns, steps, starts, &shape)?;
     let parts = [("values", &checked.values.given), ("columns", columns), ("steps", steps), ("starts", starts)];
     let call = Call::new(&checked.values, checked.view, x, bias, None, out, &parts)?;
-    let bias = call.bias();
-    macro_rules! compute {
-        ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
-            let x = array::words::<$Y>(&call.x.array);
-            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart
-            // from every input.
-            let out = unsafe { array::words_mut::<$Y>(call.output.array()) };
-            if checked.in_bytes {
-                let weights = checked.layout::<$W, u8>();
-                without_gil(py, call.work, || indexed::linear_indexed::<$E, $X, _>(weights, x, bias, exec, out))
-            } else {
-                let weights = checked.layout::<$W, u16>();
-                without_gil(py, call.work, || indexed::linear_indexed::<$E, $X, _>(weights, x, bias, exec, out))
-            }
-        }};
-    }
-    match (checked.values.dtype, call.x.dtype) {
-        (DType::F16, DType::F16) => compute!(F16, F16, u16, u16),
-        (DType::BF16, DType::BF16) => compute!(BF16, BF16, u16, u16),
-        (DType::F16, _) => compute!(F16, F32, u16, u32),
-        (DType::BF16, _) => compute!(BF16, F32, u16, u32),
-        _ => compute!(F32, F32, u32, u32),
-    }
+    by_floats!(checked.values.dtype, call.x.dtype, E, X => by_column!(checked.in_bytes, C => {
+        let weights = checked.layout::<_, C>();
+        call.compute(py, |x, bias, out| indexed::linear_indexed::<E, X, C>(weights, x, bias, exec, out))
+    }))
     .map_err(|error| errors::kernel(py, error, "columns", &shape))?;
     Ok(call.output.array().clone())
 }
@@ -248,25 +255,21 @@ pub fn lay_blocks<'py>(
     let bits = mask_bits(bitmask, "bitmask", view)?;
     let (mask, offsets) = (array::words::<u8>(&bits), int64s(row_offsets, view)?);
     let starts = array::empty_words::<i64>(py, &[blocks::bands(view, block) + 1])?;
-    // SAFETY: fresh; int64 and u64 have one size.
-    let begins = unsafe { as_int64s(array::words_mut::<u64>(&starts)) };
+    // SAFETY: fresh.
+    let begins = unsafe { int64s_mut(&starts) };
     without_gil(py, view.len(), || blocks::count(view, block, mask, begins));
     let all = begins[begins.len() - 1] as usize;
     let panels = [all * block.cols / blocks::PANEL, block.rows, blocks::PANEL];
     let (laid, index) = (array::empty(values.array.dtype(), &panels)?, array::empty_words::<u16>(py, &[all])?);
     // SAFETY: fresh.
     let numbers = unsafe { array::words_mut::<u16>(&index) };
-    macro_rules! lay {
-        ($W:ty) => {{
-            let values = array::words::<$W>(&values.array);
-            let weights = Weights { shape: view, values, mask, offsets, groups: None };
-            // SAFETY: fresh.
-            let out = unsafe { array::words_mut::<$W>(&laid) };
-            without_gil(py, view.len(), || blocks::lay(weights, block, begins, exec, out, numbers))
-        }};
-    }
-    if values.dtype == DType::F32 { lay!(u32) } else { lay!(u16) }
-        .map_err(|error| errors::kernel(py, error, "bitmask", &shape))?;
+    by_word!(values.dtype, W => {
+        let weights = Weights { shape: view, values: array::words::<W>(&values.array), mask, offsets, groups: None };
+        // SAFETY: fresh.
+        let out = unsafe { array::words_mut::<W>(&laid) };
+        without_gil(py, view.len(), || blocks::lay(weights, block, begins, exec, out, numbers))
+    })
+    .map_err(|error| errors::kernel(py, error, "bitmask", &shape))?;
     [&laid, &index, &starts].into_iter().for_each(array::freeze);
     Ok((laid, index, starts))
 }
@@ -322,24 +325,13 @@ pub fn unlay_blocks<'py>(
     kept: usize,
 ) -> PyResult<Parts<'py>> {
     let checked = CheckedBlocks::new(values, index, starts, &shape, block)?;
-    if kept > checked.values.array.len() {
-        return Err(errors::format(py, format!("kept: at most {}, got {kept}", checked.values.array.len())));
-    }
-    let packed = array::empty(checked.values.array.dtype(), &[kept])?;
-    let bits = array::empty_words::<u8>(py, &[checked.view.rows, checked.view.row_bytes()])?;
-    // SAFETY: fresh.
-    let mask = unsafe { array::words_mut::<u8>(&bits) };
-    macro_rules! fill {
-        ($W:ty) => {{
-            // SAFETY: fresh.
-            let out = unsafe { array::words_mut::<$W>(&packed) };
-            let layout = checked.layout::<$W>();
-            without_gil(py, checked.view.len(), || blocks::unlay(layout, out, mask))
-        }};
-    }
-    if checked.values.dtype == DType::F32 { fill!(u32) } else { fill!(u16) }
-        .map_err(|error| errors::kernel(py, error, "index", &shape))?;
-    check_parts(py, packed.as_any(), bits.as_any(), shape)
+    let packed = PackedForm::new(&checked.values, checked.view, kept)?;
+    by_word!(checked.values.dtype, W => {
+        let layout = checked.layout::<W>();
+        packed.write(py, |values, mask| blocks::unlay(layout, values, mask))
+    })
+    .map_err(|error| errors::kernel(py, error, "index", &shape))?;
+    check_parts(py, packed.values.as_any(), packed.bits.as_any(), shape)
 }
 
 /// `x @ weights.T + bias` by blocks.
@@ -360,24 +352,10 @@ pub fn linear_blocks<'py>(
     let checked = CheckedBlocks::new(values, index, starts, &shape, block)?;
     let parts = [("values", &checked.values.given), ("index", index), ("starts", starts)];
     let call = Call::new(&checked.values, checked.view, x, bias, None, out, &parts)?;
-    let bias = call.bias();
-    macro_rules! compute {
-        ($E:ty, $X:ty, $W:ty, $Y:ty) => {{
-            let x = array::words::<$Y>(&call.x.array);
-            // SAFETY: fresh, or the caller's array that `Output::new` found writeable and apart
-            // from every input.
-            let out = unsafe { array::words_mut::<$Y>(call.output.array()) };
-            let weights = checked.layout::<$W>();
-            without_gil(py, call.work, || blocks::linear_blocks::<$E, $X>(weights, x, bias, exec, out))
-        }};
-    }
-    match (checked.values.dtype, call.x.dtype) {
-        (DType::F16, DType::F16) => compute!(F16, F16, u16, u16),
-        (DType::BF16, DType::BF16) => compute!(BF16, BF16, u16, u16),
-        (DType::F16, _) => compute!(F16, F32, u16, u32),
-        (DType::BF16, _) => compute!(BF16, F32, u16, u32),
-        _ => compute!(F32, F32, u32, u32),
-    }
+    by_floats!(checked.values.dtype, call.x.dtype, E, X => {
+        let weights = checked.layout();
+        call.compute(py, |x, bias, out| blocks::linear_blocks::<E, X>(weights, x, bias, exec, out))
+    })
     .map_err(|error| errors::kernel(py, error, "index", &shape))?;
     Ok(call.output.array().clone())
 }

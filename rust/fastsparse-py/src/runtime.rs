@@ -140,7 +140,8 @@ pub fn build_profile() -> &'static str {
     if cfg!(debug_assertions) { "debug" } else { "release" }
 }
 
-/// Uses the OpenMP threads of a shared library that the process has loaded; returns whether there are any.
+/// Uses the OpenMP threads of a shared library that the process has loaded; returns whether there
+/// are any.
 #[pyfunction]
 pub fn adopt_openmp(library: &str) -> bool {
     CString::new(library).is_ok_and(|library| openmp::adopt(&library))

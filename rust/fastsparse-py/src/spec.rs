@@ -1,4 +1,5 @@
-//! Patterns as they cross from Python: the tuples of `Pattern._spec`, resolved against a tensor's shape.
+//! Patterns as they cross from Python: the tuples of `Pattern._spec`, resolved against a tensor's
+//! shape.
 
 use fastsparse_core::block::{Blocks, Norm};
 use fastsparse_core::matrix::Matrix;
@@ -34,7 +35,7 @@ pub enum Spec {
         blocks: Blocks,
         /// What they are ranked by.
         norm: Norm,
-        /// How many go.
+        /// How many are pruned.
         zeros: usize,
     },
     /// Zero where the ranked value is at most this.

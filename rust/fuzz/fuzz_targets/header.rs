@@ -1,4 +1,5 @@
-//! The header of a safetensors file: what passes describes every byte of the file once, and can be written again.
+//! The header of a safetensors file: what passes describes every byte of the file once, and can be
+//! written again.
 
 #![no_main]
 

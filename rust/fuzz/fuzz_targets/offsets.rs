@@ -1,5 +1,5 @@
-//! Row offsets from elsewhere, with any mask and any number of values: nothing is read or written out of
-//! bounds, and what is no error is the result of one element at a time.
+//! Row offsets from elsewhere, with any mask and any number of values: nothing is read or written
+//! out of bounds, and what is no error is the result of one element at a time.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Values, mask and pattern from elsewhere, as `from_parts` checks them: what passes unpacks, packs again, obeys its
-//! pattern, and comes back from column indices.
+//! Values, mask and pattern from elsewhere, as `from_parts` checks them: what passes unpacks, packs
+//! again, obeys its pattern, and comes back from column indices.
 
 #![no_main]
 

@@ -37,7 +37,8 @@ impl Parts {
         Ok(Parts { exec, shape, mask, values: (1..=len as u16).collect() })
     }
 
-    /// The dense tensor, one element at a time. The mask has to have as many bits as there are values.
+    /// The dense tensor, one element at a time. The mask has to have as many bits as there are
+    /// values.
     pub fn dense(&self) -> Vec<u16> {
         let mut values = self.values.iter();
         let mut dense = Vec::with_capacity(self.shape.len());
@@ -55,7 +56,8 @@ impl Parts {
         Weights { shape: self.shape, values, mask: &self.mask, offsets, groups: None }
     }
 
-    /// Everything that takes offsets, with these: the dense tensor and the values of `dense` if all agree.
+    /// Everything that takes offsets, with these: the dense tensor and the values of `dense` if all
+    /// agree.
     pub fn through(&self, offsets: &[i64], dense: &[u16]) -> Result<(Vec<u16>, Vec<u16>)> {
         let Parts { exec, shape, ref mask, ref values } = *self;
         let ones = vec![0x3f80u16; 2 * shape.cols];

@@ -40,7 +40,8 @@ macro_rules! with_weights {
     }};
 }
 
-/// The norms of blocks as keys: the bits of a float64 ≥ 0, or its order key where scores are signed.
+/// The norms of blocks as keys: the bits of a float64 ≥ 0, or its order key where scores are
+/// signed.
 pub struct BlockKeys<'a> {
     blocks: Blocks,
     signed: bool,
@@ -108,7 +109,8 @@ impl Keys for BlockKeys<'_> {
     }
 }
 
-/// Norms without the types of elements and measures: one instance of the selection serves all of them.
+/// Norms without the types of elements and measures: one instance of the selection serves all of
+/// them.
 trait Norms: Sync {
     /// Writes the keys of the blocks from `start` on.
     fn fill(&self, start: usize, keys: &mut [u64]) -> Result<()>;

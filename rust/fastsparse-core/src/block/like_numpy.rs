@@ -3,16 +3,19 @@
 //!
 //! ```text
 //! square(w)           rounded to the dtype
-//! lines (inner > 1):  s = square(w[0]); s = round(s + square(w[j])) for each next line j           lane = column
+//! lines (inner > 1):  s = square(w[0]); s = round(s + square(w[j])) for each next line j
+//!                     a lane is a column
 //! side by side:       s = round(pairwise(square(w[0..length])))
 //! pairwise(x[0..n]):  n < 8      one after the other
-//!                     n ≤ 128    r[i] = x[i] + x[8 + i] + …; ((r0 + r1) + (r2 + r3)) + ((r4 + r5) + (r6 + r7)), then the rest
-//!                     otherwise  the sum of two parts, the first of n/2 rounded down to a multiple of 8
+//!                     n ≤ 128    r[i] = x[i] + x[8 + i] + …;
+//!                                ((r0 + r1) + (r2 + r3)) + ((r4 + r5) + (r6 + r7)), then the rest
+//!                     otherwise  the sum of two parts, the first of n/2 rounded down to a
+//!                                multiple of 8
 //! norm = round(√s)
 //! ```
 //!
-//! All is computed in float32; `round` is to what float16 can hold for float16 weights, and nothing for float32. Elements that a last
-//! block lacks are zeros, which change no sum.
+//! All is computed in float32; `round` is to what float16 can hold for float16 weights, and nothing
+//! for float32. Elements that a last block lacks are zeros, which change no sum.
 
 use std::marker::PhantomData;
 
@@ -23,13 +26,15 @@ use crate::memory;
 use crate::nm::Axis;
 use crate::parallel::{Exec, try_run_chunks};
 
-/// Columns, or elements side by side, that are summed at a time: they stay in the first-level cache.
+/// Columns, or elements side by side, that are summed at a time: they stay in the first-level
+/// cache.
 const CHUNK: usize = 2048;
 
 /// Elements for which a thread of its own pays.
 const PER_THREAD: usize = 1 << 16;
 
-/// Writes the norm of each block of `length` neighbours along `axis`: `out` is `outer × ⌈len / length⌉ × inner`.
+/// Writes the norm of each block of `length` neighbours along `axis`: `out` is `outer × ⌈len /
+/// length⌉ × inner`.
 pub fn l2_like_numpy<E: Element>(
     weights: &[E::Bits],
     axis: Axis,

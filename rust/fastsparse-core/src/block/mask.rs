@@ -4,11 +4,13 @@
 //! for `wide` weights:
 //!
 //! ```text
-//! expand:   spread some block bits to every `wide`-th bit of a word, times 2^wide − 1 (copies do not overlap: no carry)
+//! expand:   spread some block bits to every `wide`-th bit of a word, times 2^wide − 1
+//!           (copies do not overlap: no carry)
 //! collapse: every `wide`-th bit of a word, moved together
 //! ```
 //!
-//! Lines follow each other without gaps in a row of the weight mask, so words are appended at any bit.
+//! Lines follow each other without gaps in a row of the weight mask, so words are appended at any
+//! bit.
 
 use std::ops::Range;
 

@@ -4,18 +4,22 @@
 //! line r of a region:     t[r][c] = term(weight[r][c])
 //! sum over lines:         v[c]    = fold(t[0][c], t[1][c], …)            lane = column
 //! sum over columns:       n[b]    = fold(v[b·wide], v[b·wide + 1], …)    groups of `wide`
-//! fold(x[0..p]), p = 2^k: x[i] += x[i + p/2] for i < p/2, then the same over x[0..p/2], until one is left
+//! fold(x[0..p]), p = 2^k: x[i] += x[i + p/2] for i < p/2, then the same over x[0..p/2],
+//!                         until one is left
 //! ```
 //!
-//! Where `wide` is a power of two the two sums in this order *are* the fold over the block's elements row by row: the upper half
-//! of the elements is the upper half of the lines as long as there are several. Other blocks are first laid out so that they
-//! are lines, either one block an array, cut into lines of [`LINE`] elements, or, where blocks are small, one block a column.
+//! Where `wide` is a power of two the two sums in this order *are* the fold over the block's
+//! elements row by row: the upper half of the elements is the upper half of the lines as long as
+//! there are several. Other blocks are first laid out so that they are lines, either one block an
+//! array, cut into lines of [`LINE`] elements, or, where blocks are small, one block a column.
 //!
-//! `fold` is a tree: over lines `a, a + s, a + 2s, …` it is the fold over every second of them (`a, a + 2s, …`) plus that
-//! over the others (`a + s, a + 3s, …`). That is how it is computed, from leaves of up to [`LEAF`] lines in registers. A line
-//! that is missing at the end is a line of zeros; leaving it out changes at most the sign of a zero, which no key shows.
+//! `fold` is a tree: over lines `a, a + s, a + 2s, …` it is the fold over every second of them (`a,
+//! a + 2s, …`) plus that over the others (`a + s, a + 3s, …`). That is how it is computed, from
+//! leaves of up to [`LEAF`] lines in registers. A line that is missing at the end is a line of
+//! zeros; leaving it out changes at most the sign of a zero, which no key shows.
 //!
-//! Sums travel as the bits of a float64, because the key that they become is a word: so they can stay where keys go.
+//! Sums travel as the bits of a float64, because the key that they become is a word: so they can
+//! stay where keys go.
 
 use std::marker::PhantomData;
 
@@ -24,8 +28,8 @@ use crate::error::Result;
 use crate::isa::{Isa, Kernel};
 use crate::memory;
 
-/// Columns that are summed at a time: 8 KiB of sums, so that they, and one more level of the tree, stay in the first-level
-/// cache, yet a line is read in stretches that the hardware prefetches.
+/// Columns that are summed at a time: 8 KiB of sums, so that they, and one more level of the tree,
+/// stay in the first-level cache, yet a line is read in stretches that the hardware prefetches.
 pub(super) const LINE: usize = 1024;
 /// Lines that are read at a time.
 const LEAF: usize = 8;
@@ -405,7 +409,8 @@ impl<E: Element, M: Measure<E>, T: Word, F: Fn(T) -> u64 + Copy> Kernel for Acro
     }
 }
 
-/// The compiler makes vectors of groups of this: it loads the bits and sorts them by their place in the group.
+/// The compiler makes vectors of groups of this: it loads the bits and sorts them by their place in
+/// the group.
 #[inline(always)]
 fn groups<E: Element, M: Measure<E>, T: Word, const WIDE: usize>(from: &[T], term: impl Fn(T) -> u64, out: &mut [u64]) {
     for (out, group) in out.iter_mut().zip(from.as_chunks::<WIDE>().0) {

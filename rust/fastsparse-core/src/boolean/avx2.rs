@@ -39,7 +39,8 @@ pub fn unpack_rows<const STREAM: bool>(_: Avx2, bits: &[u8], cols: usize, elemen
             let word = word_at(bits, first + start + 64 * i);
             for lane in [0, 32] {
                 let v = _mm256_and_si256(lane_mask::<u8>(word >> lane), _mm256_set1_epi8(1));
-                // SAFETY: `lane + 32 <= 64`; blocks are 64 bytes apart, the first one aligned if `STREAM`.
+                // SAFETY: `lane + 32 <= 64`; blocks are 64 bytes apart, the first one aligned if
+                // `STREAM`.
                 unsafe { store::<STREAM>(block.as_mut_ptr().add(lane), v) };
             }
         }

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::sweep::{Tile, Work, rows};
 use super::vector::Vector;
+use crate::error::Result;
 use crate::isa::Avx2;
 
 /// Eight numbers. Only the functions that take an [`Avx2`] make the first one.
@@ -111,6 +112,6 @@ impl Vector for Ymm {
 
 /// Prunes some rows.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-pub(super) fn prune(proof: Avx2, work: &Work<'_>, tile: &mut Tile, weights: &mut [f32], bits: &mut [u8]) {
-    rows::<Ymm, 4>(proof, work, tile, weights, bits);
+pub(super) fn prune(proof: Avx2, work: &Work<'_>, tile: &mut Tile, weights: &mut [f32], bits: &mut [u8]) -> Result<()> {
+    rows::<Ymm, 4>(proof, work, tile, weights, bits)
 }

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::sweep::{Tile, Work, rows};
 use super::vector::Vector;
+use crate::error::Result;
 use crate::isa::Avx512;
 
 /// Sixteen numbers. Only the functions that take an [`Avx512`] make the first one.
@@ -110,6 +111,12 @@ impl Vector for Zmm {
 #[target_feature(
     enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2"
 )]
-pub(super) fn prune(proof: Avx512, work: &Work<'_>, tile: &mut Tile, weights: &mut [f32], bits: &mut [u8]) {
-    rows::<Zmm, 8>(proof, work, tile, weights, bits);
+pub(super) fn prune(
+    proof: Avx512,
+    work: &Work<'_>,
+    tile: &mut Tile,
+    weights: &mut [f32],
+    bits: &mut [u8],
+) -> Result<()> {
+    rows::<Zmm, 8>(proof, work, tile, weights, bits)
 }

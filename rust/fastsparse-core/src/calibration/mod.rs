@@ -14,9 +14,10 @@ mod scalar;
 mod sweep;
 mod vector;
 
+use crate::error::Result;
 use crate::isa::Isa;
 use crate::matrix::Matrix;
-use crate::parallel::{Exec, SharedMut, run_with};
+use crate::parallel::{Exec, SharedMut, try_run_with};
 pub use refine::{Refinement, refine_step};
 use sweep::{Tile, Work};
 
@@ -63,7 +64,13 @@ pub struct Groups {
 
 /// Prunes the columns of a block from left to right; each makes those after it take over what it
 /// loses. Writes the weights, 0 where they are pruned, and the mask of what is kept.
-pub fn prune_columns(columns: Columns<'_>, choice: Choice<'_>, exec: Exec, out: &mut [f32], bits: &mut [u8]) {
+pub fn prune_columns(
+    columns: Columns<'_>,
+    choice: Choice<'_>,
+    exec: Exec,
+    out: &mut [f32],
+    bits: &mut [u8],
+) -> Result<()> {
     let Columns { shape, weights, inverse, scale } = columns;
     assert!(weights.len() == shape.len() && out.len() == shape.len() && bits.len() == shape.mask_bytes());
     assert!(inverse.len() == shape.cols * shape.cols && scale.len() == shape.cols);
@@ -73,12 +80,13 @@ pub fn prune_columns(columns: Columns<'_>, choice: Choice<'_>, exec: Exec, out: 
     };
     assert!(mask.is_none_or(|mask| mask.len() == bits.len()) && groups.is_none_or(|groups| groups.of > 0));
     if shape.is_empty() {
-        return;
+        return Ok(());
     }
     let work = Work { cols: shape.cols, inverse, scale, groups };
     let exec = exec.for_work(shape.len() * shape.cols / 2, PER_THREAD);
     let (out, bits) = (SharedMut::new(out), SharedMut::new(bits));
-    run_with(exec.threads, shape.rows.div_ceil(TASK_ROWS), Tile::default, |tile, task| {
+    let tile = || Ok(Tile::default());
+    try_run_with(exec.threads, shape.rows.div_ceil(TASK_ROWS), tile, |tile, task| {
         let (first, count) = (task * TASK_ROWS, TASK_ROWS.min(shape.rows - task * TASK_ROWS));
         let (start, len) = (first * shape.cols, count * shape.cols);
         let (mask_start, mask_len) = (first * shape.row_bytes(), count * shape.row_bytes());
@@ -100,5 +108,6 @@ pub fn prune_columns(columns: Columns<'_>, choice: Choice<'_>, exec: Exec, out: 
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::prune(&work, tile, out, bits),
         }
-    });
+    })?;
+    Ok(())
 }

@@ -6,7 +6,8 @@
 //! energy = Σ r·(r·scale);  β = energy / previous;  d = r·scale + β·d
 //! ```
 //!
-//! A row that fits the caches is read from memory once. Divisions by zero give zero: what is found already stays.
+//! A row that fits the caches is read from memory once. Divisions by zero give zero: what is found
+//! already stays.
 
 use crate::isa::Kernel;
 use crate::matrix::Matrix;
@@ -33,8 +34,8 @@ pub struct Refinement<'a> {
     pub energy: &'a mut [f64],
 }
 
-/// One step, from the product of the directions and the matrix; without one, the first directions. `scale` is one number a
-/// column, `bits` the mask of what is kept.
+/// One step, from the product of the directions and the matrix; without one, the first directions.
+/// `scale` is one number a column, `bits` the mask of what is kept.
 pub fn refine_step(all: Refinement<'_>, product: Option<&[f32]>, scale: &[f32], bits: &[u8], exec: Exec) {
     let Refinement { shape, x, residual, direction, energy } = all;
     assert!([x.len(), residual.len(), direction.len()] == [shape.len(); 3] && energy.len() == shape.rows);

@@ -3,6 +3,7 @@
 
 use super::sweep::{Tile, Work, rows};
 use super::vector::Vector;
+use crate::error::Result;
 
 const LANES: usize = 4;
 
@@ -92,6 +93,6 @@ impl Vector for Array {
 }
 
 /// Prunes some rows.
-pub(super) fn prune(work: &Work<'_>, tile: &mut Tile, weights: &mut [f32], bits: &mut [u8]) {
-    rows::<Array, 4>((), work, tile, weights, bits);
+pub(super) fn prune(work: &Work<'_>, tile: &mut Tile, weights: &mut [f32], bits: &mut [u8]) -> Result<()> {
+    rows::<Array, 4>((), work, tile, weights, bits)
 }

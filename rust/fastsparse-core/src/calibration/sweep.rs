@@ -12,11 +12,14 @@
 //! transpose back
 //! ```
 //!
-//! What is not pruned is multiplied too, as 0: that costs less than to branch on it, and the time does not depend on the
-//! sparsity. A panel is a group or several, so that a group's weights are up to date when it is ranked.
+//! What is not pruned is multiplied too, as 0: that costs less than to branch on it, and the time
+//! does not depend on the sparsity. A panel is a group or several, so that a group's weights are up
+//! to date when it is ranked.
 
 use super::Groups;
 use super::vector::Vector;
+use crate::error::Result;
+use crate::memory::grown;
 
 /// Vectors of rows that are swept together: one waits for a product while the other computes.
 const VECTORS: usize = 2;
@@ -51,26 +54,27 @@ pub(super) fn rows<V: Vector, const WIDE: usize>(
     tile: &mut Tile,
     weights: &mut [f32],
     bits: &mut [u8],
-) {
+) -> Result<()> {
     let (cols, height, row_bytes) = (work.cols, VECTORS * V::LANES, work.cols.div_ceil(8));
     let width = cols.next_multiple_of(4);
-    tile.weights.resize(width * height, 0.0);
-    tile.errors.resize(cols * height, 0.0);
-    tile.scores.resize(work.groups.map_or(0, |groups| groups.of.min(cols)) * height, 0.0);
-    tile.pruned.resize(8 * row_bytes, 0);
+    let size = height * width;
+    grown(&mut tile.weights, size, 0.0)?;
+    grown(&mut tile.errors, cols * height, 0.0)?;
+    grown(&mut tile.scores, work.groups.map_or(0, |groups| groups.of.min(cols)) * height, 0.0)?;
+    grown(&mut tile.pruned, 8 * row_bytes, 0)?;
     for (rows, bits) in weights.chunks_mut(height * cols).zip(bits.chunks_mut(height * row_bytes)) {
         let whole = rows.len() == height * cols && cols == width;
         if whole {
             // SAFETY: `height` rows of `width` numbers.
-            unsafe { load_tile::<V>(proof, rows.as_ptr(), width, &mut tile.weights) };
+            unsafe { load_tile::<V>(proof, rows.as_ptr(), width, &mut tile.weights[..size]) };
         } else {
-            tile.padded.clear();
-            tile.padded.resize(height * width, 0.0);
-            for (padded, row) in tile.padded.chunks_exact_mut(width).zip(rows.chunks_exact(cols)) {
+            let padded = grown(&mut tile.padded, size, 0.0)?;
+            padded.fill(0.0);
+            for (padded, row) in padded.chunks_exact_mut(width).zip(rows.chunks_exact(cols)) {
                 padded[..cols].copy_from_slice(row);
             }
             // SAFETY: as above.
-            unsafe { load_tile::<V>(proof, tile.padded.as_ptr(), width, &mut tile.weights) };
+            unsafe { load_tile::<V>(proof, padded.as_ptr(), width, &mut tile.weights[..size]) };
         }
         if work.groups.is_none() {
             lanes_of_rows(bits, row_bytes, &mut tile.pruned);
@@ -84,15 +88,17 @@ pub(super) fn rows<V: Vector, const WIDE: usize>(
         }
         if whole {
             // SAFETY: `height` rows of `width` numbers.
-            unsafe { store_tile::<V>(proof, &tile.weights, width, rows.as_mut_ptr()) };
+            unsafe { store_tile::<V>(proof, &tile.weights[..size], width, rows.as_mut_ptr()) };
         } else {
+            let padded = grown(&mut tile.padded, size, 0.0)?;
             // SAFETY: as above.
-            unsafe { store_tile::<V>(proof, &tile.weights, width, tile.padded.as_mut_ptr()) };
-            for (padded, row) in tile.padded.chunks_exact(width).zip(rows.chunks_exact_mut(cols)) {
+            unsafe { store_tile::<V>(proof, &tile.weights[..size], width, padded.as_mut_ptr()) };
+            for (padded, row) in padded.chunks_exact(width).zip(rows.chunks_exact_mut(cols)) {
                 row.copy_from_slice(&padded[..cols]);
             }
         }
     }
+    Ok(())
 }
 
 /// # Safety

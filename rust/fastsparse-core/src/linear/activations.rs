@@ -25,7 +25,8 @@ pub(super) struct Block<T>(pub [T; BLOCK]);
 
 /// The columns of some blocks.
 pub(super) fn flat<T>(blocks: &[Block<T>]) -> &[T] {
-    // SAFETY: a block of 64 numbers of 64, 128 or 256 bytes is those numbers: there is no padding after them.
+    // SAFETY: a block of 64 numbers of 64, 128 or 256 bytes is those numbers: there is no padding
+    // after them.
     unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), blocks.len() * BLOCK) }
 }
 

@@ -3,14 +3,16 @@
 //! ```text
 //! for each 16 rows of weights, for each chunk of 512 columns:
 //!     expand the rows; their 64 bytes of a step are a tile, and there are 8 or 16 steps
-//!     for each 64 rows of activations, for each step that has weights:  sums[16][64] += tile · activations
+//!     for each 64 rows of activations, for each step that has weights:
+//!         sums[16][64] += tile · activations
 //! ```
-//! Activations are laid out once: a line of 64 bytes has four bytes of each of sixteen rows, which are two bfloat16 or four int8 of
-//! neighbouring columns; sixteen such lines are a tile.
+//! Activations are laid out once: a line of 64 bytes has four bytes of each of sixteen rows, which
+//! are two bfloat16 or four int8 of neighbouring columns; sixteen such lines are a tile.
 //!
-//! The tile registers: 0 to 3 sums, 4 weights, 5 and 6 activations. They are configured when a task begins and released when it ends, so
-//! that a thread that does something else has none to be saved. `tdpbf16ps` takes subnormal numbers as zero. Sums of int8 are int32,
-//! for as many columns as cannot overflow them.
+//! The tile registers: 0 to 3 sums, 4 weights, 5 and 6 activations. They are configured when a task
+//! begins and released when it ends, so that a thread that does something else has none to be
+//! saved. `tdpbf16ps` takes subnormal numbers as zero. Sums of int8 are int32, for as many columns
+//! as cannot overflow them.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -54,14 +56,15 @@ pub(super) trait Numbers: Copy + Send + Sync {
     /// elsewhere; all 64 bytes are written to `to`.
     ///
     /// # Safety
-    /// `from` is valid for reading and `to` for writing 64 bytes.
+    /// `from` is valid for reading and `to` for writing 64 bytes, to which it is aligned.
     unsafe fn expand(self, from: *const Self::Bits, keep: u64, to: *mut u8);
     /// Adds the products of `count` tiles of weights, whose numbers `steps` gives, and those of
     /// activations to `tiles` tiles of sums.
     ///
     /// # Safety
-    /// `tiles` is 1 to 4. For each step `i` the 16 rows of 64 bytes at `weights + 64 i`, `stride` apart, and the `tiles` tiles at
-    /// `x + i * x_step` are readable. `sums` are `tiles` tiles. The tile registers are configured.
+    /// `tiles` is 1 to 4. For each step `i` the 16 rows of 64 bytes at `weights + 64 i`, `stride`
+    /// apart, and the `tiles` tiles at `x + i * x_step` are readable. `sums` are `tiles` tiles. The
+    /// tile registers are configured.
     unsafe fn multiply(self, tiles: usize, steps: &[u16], panel: Panel, sums: *mut Self::Sum);
 }
 
@@ -125,7 +128,7 @@ impl Tiles {
 
 /// What a thread keeps between its tasks.
 pub(super) struct Scratch<K: Numbers> {
-    /// Values of a row behind which there are not enough more.
+    /// Values of a row that is followed by too few.
     values: [K::Bits; CHUNK_COLS],
     mask: ChunkMask,
     /// A chunk of the weights, expanded: rows of `CHUNK_COLS`.
@@ -149,7 +152,8 @@ impl<K: Numbers> Scratch<K> {
 /// Takes (row, batch, sums of the rows from there on).
 type Emit<'a, S> = dyn Fn(usize, usize, &[S]) + 'a;
 
-/// A task on its way into a function that names the features. Returns whether mask and offsets agree.
+/// A task on its way into a function that names the features. Returns whether mask and offsets
+/// agree.
 pub(super) struct Work<'a, K: Numbers> {
     pub numbers: K,
     pub task: &'a Task<'a, K::Bits>,
@@ -170,6 +174,8 @@ impl<K: Numbers> Kernel for Work<'_, K> {
 
     #[inline(always)]
     fn run(mut self) -> bool {
+        assert!(self.x.cols == self.task.weights.shape.cols);
+        assert!(flat(&self.scratch.sums).len() == self.x.tiles * ROWS * ROWS);
         // SAFETY: the token proves that the system lets this process use tiles.
         unsafe { configure() };
         let mut agreed = true;
@@ -206,7 +212,8 @@ impl<K: Numbers> Work<'_, K> {
                 };
                 let sums = flat_mut(&mut self.scratch.sums)[some * ROWS * ROWS..].as_mut_ptr();
                 // SAFETY: steps of this chunk, whose weights are expanded; the tiles of these rows
-                // of activations and of their sums.
+                // of activations, as many as `Tiles` has for each step, and of their sums, as many
+                // as `run` has checked.
                 unsafe { self.numbers.multiply(TILES.min(tiles - some), used, panel, sums) };
             }
         }
@@ -254,7 +261,7 @@ impl<K: Numbers> Work<'_, K> {
                     _ => u64::from_le_bytes(mask.as_chunks().0[step]),
                 };
                 // SAFETY: as many bits as columns have been passed at most, and 512 values are
-                // there; a step of the row.
+                // there; a step of the row, a multiple of 64 bytes after an aligned block.
                 unsafe { self.numbers.expand(from, keep, to.add(step * LINE)) };
                 prefetch(from.wrapping_byte_add(AHEAD));
                 from = from.wrapping_add(keep.count_ones() as usize);

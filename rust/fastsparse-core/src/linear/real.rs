@@ -57,7 +57,8 @@ impl Real for F16 {
         } else if magnitude >= OVERFLOW {
             0x7c00
         } else if bits < SMALLEST_NORMAL {
-            // The last place of numbers from 0.5 on is the smallest subnormal, so the addition rounds to it.
+            // The last place of numbers from 0.5 on is the smallest subnormal, so the addition
+            // rounds to it.
             (magnitude + 0.5).to_bits() - 0.5f32.to_bits()
         } else {
             (bits - REBIAS + 0xfff + (bits >> 13 & 1)) >> 13

@@ -4,12 +4,13 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Weights;
 use super::activations::{BLOCK, CHUNK, CHUNK_COLS};
+use super::call::{Part, Results};
+use super::{Real, Weights};
 use crate::element::Word;
 use crate::error::Result;
 use crate::matrix::{Matrix, low};
-use crate::parallel::run_with;
+use crate::parallel::try_run_with;
 use crate::vector::prefetch;
 
 /// Elements of a task, about: some ten microseconds of work.
@@ -27,32 +28,33 @@ const AHEAD: usize = 3072;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Rows of a task: a multiple of those that a kernel takes together.
-pub(super) fn rows(shape: Matrix, together: usize) -> usize {
-    (ELEMENTS / shape.cols.max(ROW_COST)).max(1).next_multiple_of(together)
+/// Rows of a task: a multiple of those of a tile.
+pub(super) fn rows(shape: Matrix, rows_per_tile: usize) -> usize {
+    (ELEMENTS / shape.cols.max(ROW_COST)).max(1).next_multiple_of(rows_per_tile)
 }
 
-/// Calls `kernel(state, task)` for every task of `rows` rows, with a state for each thread. Returns
-/// whether all calls agreed; an error where a state could not be made.
-pub(super) fn each_task<W: Word, S: Send>(
+/// Calls `kernel(state, task, part)` for every task of `rows` rows, with a state for each thread
+/// and the task's part of the results. Returns whether all calls agreed; an error where a state
+/// could not be made.
+pub(super) fn each_task<W: Word, Y: Real, S: Send>(
     weights: Weights<'_, W>,
+    results: &Results<'_, Y>,
     rows: usize,
     threads: usize,
     state: impl Fn() -> Result<S> + Sync,
-    kernel: impl Fn(&mut S, &Task<'_, W>) -> bool + Sync,
+    kernel: impl Fn(&mut S, &Task<'_, W>, &Part<'_, Y>) -> bool + Sync,
 ) -> Result<bool> {
     let all = weights.shape.rows;
     let agreed = AtomicBool::new(true);
-    let states = run_with(threads, all.div_ceil(rows), state, |state, i| {
-        if let Ok(state) = state
-            && !kernel(state, &Task::new(weights, i * rows..all.min((i + 1) * rows)))
-        {
+    try_run_with(threads, all.div_ceil(rows), state, |state, i| {
+        let task = Task::new(weights, i * rows..all.min((i + 1) * rows));
+        // SAFETY: tasks have distinct rows, and each is called once.
+        let part = unsafe { results.of(task.rows.clone()) };
+        if !kernel(state, &task, &part) {
             agreed.store(false, Ordering::Relaxed);
         }
-    });
-    for state in states {
-        state?;
-    }
+        Ok(())
+    })?;
     Ok(agreed.into_inner())
 }
 
@@ -88,15 +90,15 @@ impl<'a, W: Word> Task<'a, W> {
     }
 
     /// How far after the values of `chunk` those are that are to be fetched while it is computed,
-    /// in bytes, where `together` rows from `first` on are read at a time. Behind the last chunk of
-    /// a row comes the first of the one that is read in its place.
+    /// in bytes, where `rows_per_tile` rows from `first` on are read at a time. After the last
+    /// chunk of a row comes the first of the one that is read in its place.
     #[inline(always)]
-    pub fn ahead(&self, chunk: usize, first: usize, together: usize) -> usize {
+    pub fn ahead(&self, chunk: usize, first: usize, rows_per_tile: usize) -> usize {
         let Task { chunks, later, chunk_values, .. } = *self;
         let start = |row: usize| self.weights.offsets[row.min(self.weights.shape.rows)] as usize;
         let mut values = later * chunk_values;
         if chunk + later >= chunks {
-            let next = start(first + together).wrapping_sub(start(first));
+            let next = start(first + rows_per_tile).wrapping_sub(start(first));
             values = next.wrapping_add(values).wrapping_sub(chunks * chunk_values);
         }
         values.wrapping_mul(W::BYTES)
@@ -127,7 +129,8 @@ impl<'a, W: Word> Row<'a, W> {
         word & low(cols.saturating_sub(BLOCK * block))
     }
 
-    /// Mask of a chunk of columns, put into `buffer` where it is not whole: bits after the end are 0.
+    /// Mask of a chunk of columns, put into `buffer` where it is not whole: bits after the end are
+    /// 0.
     #[inline(always)]
     pub fn mask<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask
     where
@@ -166,7 +169,8 @@ impl<'a, W: Word> Row<'a, W> {
         self.values.as_ptr().wrapping_add(self.at)
     }
 
-    /// [`Row::mask`] of the last chunk. Not inlined: the compiler would prepare for it before each chunk.
+    /// [`Row::mask`] of the last chunk. Not inlined: the compiler would prepare for it before each
+    /// chunk.
     #[cold]
     #[inline(never)]
     pub fn partial<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask {
@@ -195,18 +199,18 @@ impl<'a, W: Word> Row<'a, W> {
         self.values.get(self.at..)?.get(..len)
     }
 
-    /// Asks for the mask that follows that of a chunk of columns by two, where `together` rows are
-    /// read at a time: rows of masks are too short for hardware to see a stream.
+    /// Asks for the mask that follows that of a chunk of columns by two, where `rows_per_tile` rows
+    /// are read at a time: rows of masks are too short for hardware to see a stream.
     #[inline(always)]
-    pub fn prefetch_mask(&self, chunk: usize, together: usize) {
-        prefetch(self.later_bits(chunk, together));
+    pub fn prefetch_mask(&self, chunk: usize, rows_per_tile: usize) {
+        prefetch(self.later_bits(chunk, rows_per_tile));
     }
 
     /// Where that mask is.
     #[inline(always)]
-    pub fn later_bits(&self, chunk: usize, together: usize) -> *const u8 {
+    pub fn later_bits(&self, chunk: usize, rows_per_tile: usize) -> *const u8 {
         let (at, len) = (CHUNK_COLS / 8 * (chunk + 2), self.bits.len());
-        let at = if at < len { at } else { at - len.next_multiple_of(LINE) + together * len };
+        let at = if at < len { at } else { at - len.next_multiple_of(LINE) + rows_per_tile * len };
         self.bits.as_ptr().wrapping_add(at)
     }
 

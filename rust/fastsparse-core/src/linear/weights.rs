@@ -37,7 +37,8 @@ impl Groups {
     }
 }
 
-/// [`work`] below which a second thread costs more than it saves: some 10 µs, twice what waking it takes.
+/// [`work`] below which a second thread costs more than it saves: some 10 µs, twice what waking it
+/// takes.
 pub(super) const WORK_PER_THREAD: usize = 1 << 18;
 
 /// Multiplications with `batch` rows of activations, and, as half of one for each weight, going

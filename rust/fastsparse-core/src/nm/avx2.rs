@@ -9,16 +9,27 @@ use crate::element::Word;
 use crate::error::Result;
 use crate::isa::Avx2;
 
-/// 32 bytes of keys, or of masks, whose lanes are all ones or all zeros. Only the functions that take an [`Avx2`] make the
-/// first one.
+/// 32 bytes of keys, or of masks, whose lanes are all ones or all zeros. Only the functions that
+/// take an [`Avx2`] make the first one.
 #[derive(Clone, Copy)]
 struct Ymm<W>(__m256i, PhantomData<W>);
 
 /// The intrinsic for the width of `$W`.
 macro_rules! vector {
     ($W:ident: $one:expr, $two:expr, $four:expr, $eight:expr) => {
-        // SAFETY: an `Avx2` or a `Ymm` is at hand, which exists only where the CPU runs these; nothing else is required.
-        Ymm(unsafe { match $W::BYTES { 1 => $one, 2 => $two, 4 => $four, _ => $eight } }, PhantomData)
+        Ymm(
+            // SAFETY: an `Avx2` or a `Ymm` is at hand, which exists only where the CPU runs these;
+            // what an intrinsic requires beside stands where it is named.
+            unsafe {
+                match $W::BYTES {
+                    1 => $one,
+                    2 => $two,
+                    4 => $four,
+                    _ => $eight,
+                }
+            },
+            PhantomData,
+        )
     };
 }
 
@@ -69,7 +80,8 @@ impl<W: Word> Vector<W> for Ymm<W> {
     #[inline(always)]
     unsafe fn load_some(proof: Avx2, keys: *const W, count: usize) -> Self {
         let mut lanes = [W::default(); 32];
-        // SAFETY: `count` keys can be read (the caller's promise) and are fewer than 32; the array holds a vector.
+        // SAFETY: `count` keys can be read (the caller's promise) and are fewer than 32; the array
+        // holds a vector.
         unsafe {
             std::ptr::copy_nonoverlapping(keys.cast::<u8>(), lanes.as_mut_ptr().cast(), count.min(32) * W::BYTES);
             Self::load(proof, lanes.as_ptr())

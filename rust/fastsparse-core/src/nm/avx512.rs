@@ -16,8 +16,19 @@ struct Zmm<W>(__m512i, PhantomData<W>);
 /// The intrinsic for the width of `$W`, as a vector.
 macro_rules! vector {
     ($W:ident: $one:expr, $two:expr, $four:expr, $eight:expr) => {
-        // SAFETY: an `Avx512` or a `Zmm` is at hand, which exists only where the CPU runs these; nothing else is required.
-        Zmm(unsafe { match $W::BYTES { 1 => $one, 2 => $two, 4 => $four, _ => $eight } }, PhantomData)
+        Zmm(
+            // SAFETY: an `Avx512` or a `Zmm` is at hand, which exists only where the CPU runs
+            // these; what an intrinsic requires beside stands where it is named.
+            unsafe {
+                match $W::BYTES {
+                    1 => $one,
+                    2 => $two,
+                    4 => $four,
+                    _ => $eight,
+                }
+            },
+            PhantomData,
+        )
     };
 }
 

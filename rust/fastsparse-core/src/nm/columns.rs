@@ -80,13 +80,15 @@ impl Place<'_, '_> {
     #[inline(always)]
     unsafe fn put(&self, row: usize, first: usize, kept: u64, lanes: usize) {
         let bit = self.item.bit + row * self.bit_pitch + first;
-        // SAFETY: the bytes that the bits of an item lie in belong to its unit: the caller's promise.
+        // SAFETY: the bytes that the bits of an item lie in belong to its unit: the caller's
+        // promise.
         let bytes = unsafe { self.mask.slice(bit / 8, (bit + lanes).div_ceil(8) - bit / 8) };
         bits::put(bytes, bit % 8, kept, lanes);
     }
 }
 
-/// Groups of four, 64 side by side: each pair is compared once, and wins are counted on the words of bits.
+/// Groups of four, 64 side by side: each pair is compared once, and wins are counted on the words
+/// of bits.
 ///
 /// ```text
 /// a beats b where key[a] ≥ key[b], for a before b; b beats a where a does not beat b
@@ -142,7 +144,8 @@ unsafe fn fours<W: Word, V: Vector<W>, const KEEP: usize>(
 }
 
 /// The keys of up to `LANES` of `count` columns from `first` on. In a loop: a closure with vectors
-/// that is given to a function of the standard library may be compiled without the instructions for them.
+/// that is given to a function of the standard library may be compiled without the instructions for
+/// them.
 ///
 /// # Safety
 /// The columns are within the block.
@@ -179,7 +182,8 @@ unsafe fn columns<W: Word, V: Vector<W>>(
         for row in 0..item.length {
             let keys = block.keys[row * block.pitch + first..].as_ptr();
             V::prefetch(keys.wrapping_add(4 * V::LANES));
-            // SAFETY: lanes `first .. first + lanes` of the row end within the keys, as just checked.
+            // SAFETY: lanes `first .. first + lanes` of the row end within the keys, as just
+            // checked.
             let loaded =
                 unsafe { if lanes == V::LANES { V::load(proof, keys) } else { V::load_some(proof, keys, lanes) } };
             state.keys[row] = loaded.and(and);

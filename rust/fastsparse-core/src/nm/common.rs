@@ -1,8 +1,9 @@
 //! The zeros that all groups of a mask have: what n:m a tensor obeys that somebody else has pruned.
 //!
-//! A group *has* n:m if it drops at least n. Quantising a pruned tensor makes some more zeros, so that groups with more
-//! do not speak against it as long as they are few; where many have more, the least number is chance. Thus the result
-//! is the least number of zeros of all full groups, where at least three in four have exactly that.
+//! A group *has* n:m if it drops at least n. Quantising a pruned tensor makes some more zeros, so
+//! that groups with more do not speak against it as long as they are few; where many have more, the
+//! least number is chance. Thus the result is the least number of zeros of all full groups, where
+//! at least three in four have exactly that.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -25,12 +26,13 @@ const ELEMENTS_PER_THREAD: usize = 1 << 20;
 pub struct Common {
     /// Zeros of a full group.
     pub zeros: usize,
-    /// The least number of zeros in a shorter group at the end of the axis; None where there are no such groups.
+    /// The least number of zeros in a shorter group at the end of the axis; None where there are no
+    /// such groups.
     pub in_tail: Option<usize>,
 }
 
-/// The number of zeros that the full groups of `of` neighbours along the axis have in common, if that is not zero. The
-/// axis is at least as long as a group.
+/// The number of zeros that the full groups of `of` neighbours along the axis have in common, if
+/// that is not zero. The axis is at least as long as a group.
 pub fn common_zeros(shape: Matrix, axis: Axis, of: usize, mask: &[u8], exec: Exec) -> Option<Common> {
     assert!(mask.len() == shape.mask_bytes(), "the mask is as large as the tensor");
     assert!(axis.outer * axis.len * axis.inner == shape.len(), "the axis is one of the tensor");
@@ -90,7 +92,8 @@ impl Tally {
         self.kept.iter().rposition(|&count| count > 0)
     }
 
-    /// Groups with more zeros than the least number. A group that is one of them stays so, whatever comes after it.
+    /// Groups with more zeros than the least number. A group that is one of them stays so, whatever
+    /// comes after it.
     fn uncommon(&self) -> u64 {
         self.most_kept().map_or(0, |most| self.kept[..most].iter().sum())
     }
@@ -112,7 +115,8 @@ fn in_lines(geometry: &Lines, mask: &[u8], unit: usize, tally: &mut Tally) {
     }
 }
 
-/// Counts the next `number` groups from bit `at` on, 64 bits at a time where the length of a group is a power of two.
+/// Counts the next `number` groups from bit `at` on, 64 bits at a time where the length of a group
+/// is a power of two.
 fn in_run(mask: &[u8], at: usize, number: usize, of: usize, tally: &mut Tally) {
     let mut done = 0;
     if of.is_power_of_two() {

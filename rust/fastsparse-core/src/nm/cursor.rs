@@ -3,9 +3,20 @@
 use std::ops::Range;
 
 use super::bits;
-use super::geometry::{Lines, Stretch};
+use super::geometry::{Lines, Span};
 
-/// Walks over the full groups, or over the tails, of a stretch.
+/// Where groups begin, in increasing order: only a [`Cursor`] makes one.
+#[derive(Clone, Copy)]
+pub(super) struct Starts<'a>(&'a [usize; 64]);
+
+impl<'a> Starts<'a> {
+    #[inline(always)]
+    pub fn get(self) -> &'a [usize; 64] {
+        self.0
+    }
+}
+
+/// Walks over the full groups, or over the tails, of a span.
 pub(super) struct Cursor<'a> {
     geometry: &'a Lines,
     lines: Range<usize>,
@@ -33,24 +44,24 @@ enum Batch {
 }
 
 impl<'a> Cursor<'a> {
-    /// The full groups of a stretch. Positions count from its first element and from `first_bit`.
-    pub fn full(geometry: &'a Lines, stretch: &Stretch, first_bit: usize) -> Self {
-        Self::new(geometry, stretch, stretch.groups.clone(), first_bit)
+    /// The full groups of a span. Positions count from its first element and from `first_bit`.
+    pub fn full(geometry: &'a Lines, span: &Span, first_bit: usize) -> Self {
+        Self::new(geometry, span, span.groups.clone(), first_bit)
     }
 
-    /// The tails of a stretch.
-    pub fn tails(geometry: &'a Lines, stretch: &Stretch, first_bit: usize) -> Self {
-        let here = geometry.has_tail(stretch) && geometry.tail() > 0;
-        Self::new(geometry, stretch, geometry.groups..geometry.groups + here as usize, first_bit)
+    /// The tails of a span.
+    pub fn tails(geometry: &'a Lines, span: &Span, first_bit: usize) -> Self {
+        let here = geometry.has_tail(span) && geometry.tail() > 0;
+        Self::new(geometry, span, geometry.groups..geometry.groups + here as usize, first_bit)
     }
 
-    fn new(geometry: &'a Lines, stretch: &Stretch, groups: Range<usize>, first_bit: usize) -> Self {
+    fn new(geometry: &'a Lines, span: &Span, groups: Range<usize>, first_bit: usize) -> Self {
         Cursor {
             geometry,
-            lines: if groups.is_empty() { 0..0 } else { stretch.lines.clone() },
+            lines: if groups.is_empty() { 0..0 } else { span.lines.clone() },
             group: groups.start,
             groups,
-            first_element: geometry.elements(stretch).start,
+            first_element: geometry.elements(span).start,
             first_bit,
             batch: Batch::Run { start: 0, bit: 0, count: 0 },
             run: std::array::from_fn(|i| i * geometry.of),
@@ -117,12 +128,12 @@ impl<'a> Cursor<'a> {
         self.batch = Batch::Scattered { count };
     }
 
-    /// Where the groups of the batch begin: from the first number on, in increasing order.
+    /// Where the groups of the batch begin: from the first number on.
     #[inline(always)]
-    pub fn starts(&self) -> (usize, &[usize; 64]) {
+    pub fn starts(&self) -> (usize, Starts<'_>) {
         match self.batch {
-            Batch::Run { start, .. } => (start, &self.run),
-            Batch::Scattered { .. } => (0, &self.starts),
+            Batch::Run { start, .. } => (start, Starts(&self.run)),
+            Batch::Scattered { .. } => (0, Starts(&self.starts)),
         }
     }
 

@@ -9,7 +9,8 @@ use super::{Axis, Groups};
 use crate::matrix::Matrix;
 use crate::parallel::SharedMut;
 
-/// Keys of a unit, about: some ten microseconds of work, and a mask that stays in the first-level cache.
+/// Keys of a unit, about: some ten microseconds of work, and a mask that stays in the first-level
+/// cache.
 const UNIT: usize = 1 << 16;
 
 /// The groups of a tensor.
@@ -59,7 +60,7 @@ pub(super) struct Lines {
 /// Some lines, and some full groups of each: all of them unless it is one line. The tail belongs to
 /// the last full group.
 #[derive(Debug, Clone)]
-pub(super) struct Stretch {
+pub(super) struct Span {
     /// The lines.
     pub lines: Range<usize>,
     /// Full groups of each.
@@ -97,16 +98,17 @@ impl Lines {
         self.groups.div_ceil(self.groups_per_unit)
     }
 
-    /// Whether all lines start on bytes of the mask. Stretches of groups of four, eight, … then do, too.
+    /// Whether all lines start on bytes of the mask. Spans of groups of four, eight, … then do,
+    /// too.
     pub fn start_on_bytes(&self) -> bool {
         self.lines_per_row == 1 || self.line.is_multiple_of(8)
     }
 
     /// What unit `i` covers.
-    pub fn unit(&self, i: usize) -> Stretch {
+    pub fn unit(&self, i: usize) -> Span {
         let first = i / self.units_per_line() * self.lines_per_unit;
         let group = i % self.units_per_line() * self.groups_per_unit;
-        Stretch {
+        Span {
             lines: first..(first + self.lines_per_unit).min(self.count),
             groups: group..(group + self.groups_per_unit).min(self.groups),
         }
@@ -119,19 +121,19 @@ impl Lines {
 
     /// First byte of a unit. Those after the last one belong to it.
     pub fn byte(&self, unit: usize) -> usize {
-        let stretch = self.unit(unit);
-        (self.bit(stretch.lines.start) + stretch.groups.start * self.of) / 8
+        let span = self.unit(unit);
+        (self.bit(span.lines.start) + span.groups.start * self.of) / 8
     }
 
-    /// The elements of a stretch.
-    pub fn elements(&self, stretch: &Stretch) -> Range<usize> {
-        let end = if self.has_tail(stretch) { self.line } else { stretch.groups.end * self.of };
-        stretch.lines.start * self.line + stretch.groups.start * self.of..(stretch.lines.end - 1) * self.line + end
+    /// The elements of a span.
+    pub fn elements(&self, span: &Span) -> Range<usize> {
+        let end = if self.has_tail(span) { self.line } else { span.groups.end * self.of };
+        span.lines.start * self.line + span.groups.start * self.of..(span.lines.end - 1) * self.line + end
     }
 
-    /// Whether a stretch reaches the end of its lines.
-    pub fn has_tail(&self, stretch: &Stretch) -> bool {
-        stretch.groups.end == self.groups
+    /// Whether a span reaches the end of its lines.
+    pub fn has_tail(&self, span: &Span) -> bool {
+        span.groups.end == self.groups
     }
 
     /// Length of the last, shorter group of each line.
@@ -139,9 +141,9 @@ impl Lines {
         self.line - self.groups * self.of
     }
 
-    /// The stretch in parts of at most `limit` elements and a tail, cut at lines or at multiples of
+    /// The span in parts of at most `limit` elements and a tail, cut at lines or at multiples of
     /// eight groups.
-    pub fn parts(&self, whole: Stretch, limit: usize) -> impl Iterator<Item = Stretch> {
+    pub fn parts(&self, whole: Span, limit: usize) -> impl Iterator<Item = Span> {
         let complete = whole.groups.len() == self.groups;
         let lines = if complete { (limit / self.line).max(1) } else { 1 };
         let groups = if lines > 1 || (complete && self.line <= limit) { self.groups } else { limit / self.of / 8 * 8 };
@@ -149,7 +151,7 @@ impl Lines {
             let end = whole.lines.end;
             whole.groups.clone().step_by(groups).map({
                 let last = whole.groups.end;
-                move |group| Stretch {
+                move |group| Span {
                     lines: line..line.saturating_add(lines).min(end),
                     groups: group..group.saturating_add(groups).min(last),
                 }
@@ -258,7 +260,8 @@ impl Slabs {
         }
     }
 
-    /// Clears the bits of unit `i`: mask rows where its items share bytes, else the bytes of each item.
+    /// Clears the bits of unit `i`: mask rows where its items share bytes, else the bytes of each
+    /// item.
     ///
     /// # Safety
     /// Nobody else has those bytes.
@@ -267,7 +270,8 @@ impl Slabs {
             for item in self.unit(i) {
                 for row in 0..item.length {
                     let bit = item.bit + row * self.bit_pitch;
-                    // SAFETY: the bits of an aligned item fill bytes of its unit: the caller's promise.
+                    // SAFETY: the bits of an aligned item fill bytes of its unit: the caller's
+                    // promise.
                     unsafe { mask.slice(bit / 8, item.width.div_ceil(8)) }.fill(0);
                 }
             }

@@ -6,8 +6,8 @@
 //! until high = low + 1, or some count(key ≥ middle) is exactly keep:  halve
 //! ```
 //!
-//! Each step counts over keys that lie in the first or second cache: for normal numbers some twelve steps, never more than the
-//! key has bits.
+//! Each step counts over keys that lie in the first or second cache: for normal numbers some twelve
+//! steps, never more than the key has bits.
 
 use super::bits;
 use super::geometry::{Geometry, Item, Lines, Slabs};
@@ -137,7 +137,8 @@ impl<W: Word> Group<W> {
         largest
     }
 
-    /// The smallest kept key (or a word above the next smaller one), and how many keys too many reach it.
+    /// The smallest kept key (or a word above the next smaller one), and how many keys too many
+    /// reach it.
     #[inline(always)]
     fn bisect<V: Vector<W>>(
         &self,

@@ -1,6 +1,6 @@
 //! Groups of neighbours: pieces of as many groups as there are lanes are loaded and transposed.
 
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Starts};
 use super::geometry::Lines;
 use super::kernel::{BUFFER, State, Work, kept};
 use super::network::{LARGEST, Plan};
@@ -24,7 +24,8 @@ impl<'a> Target<'a> {
     pub unsafe fn new<W: Word>(work: &'a Work<W>, geometry: &Lines, i: usize) -> Self {
         let first = geometry.byte(i);
         let end = if i + 1 == work.geometry.units() { work.mask.len() } else { geometry.byte(i + 1) };
-        // SAFETY: units do not share bytes, and nobody else has those of this one: the caller's promise.
+        // SAFETY: units do not share bytes, and nobody else has those of this one: the caller's
+        // promise.
         let mask = unsafe { work.mask.slice(first, end - first) };
         mask.fill(0);
         Target { mask, first_bit: 8 * first }
@@ -81,15 +82,16 @@ pub(super) unsafe fn unit<W: Word, V: Vector<W>>(
     Ok(())
 }
 
-/// What is kept of the groups at `starts`, bit i for key i; the last start is the largest.
+/// What is kept of the groups at `starts`, bit i for key i.
 #[inline(always)]
 fn select<W: Word, V: Vector<W>>(
     proof: V::Proof,
     source: &Source<W>,
-    starts: &[usize; 64],
+    starts: Starts<'_>,
     plan: &Plan,
     state: &mut State<W, V>,
 ) -> Result<[u64; 64]> {
+    let starts = starts.get();
     let (padded, starts_in_padded);
     let (keys, starts) = if starts[V::LANES - 1] + plan.length.next_multiple_of(V::PIECE) > source.keys.len() {
         (padded, starts_in_padded) = pad(source.keys, &starts[..V::LANES], plan.length)?;
@@ -98,8 +100,8 @@ fn select<W: Word, V: Vector<W>>(
         (source.keys, starts)
     };
     // SAFETY: the pieces of the last group end within the keys, as just checked, and so do those of
-    // the others. A padded group of up to LARGEST keys has LARGEST places, a multiple of the length
-    // of a piece.
+    // the others, which begin before it (`Starts`). A padded group of up to LARGEST keys has
+    // LARGEST places, a multiple of the length of a piece.
     unsafe { load(proof, keys.as_ptr(), source.and, starts, plan.length, state) };
     let (smallest, excess) = state.rank(proof, plan);
     let ties = V::bits(excess.nonzero_where(excess.equal(excess))) != 0;
@@ -110,7 +112,8 @@ fn select<W: Word, V: Vector<W>>(
     })
 }
 
-/// Groups whose last pieces would reach beyond the keys, with room after each, and where they begin.
+/// Groups whose last pieces would reach beyond the keys, with room after each, and where they
+/// begin.
 #[cold]
 fn pad<W: Word>(keys: &[W], starts: &[usize], length: usize) -> Result<(Vec<W>, [usize; 64])> {
     let mut padded = memory::zeros(starts.len() * LARGEST)?;
@@ -148,7 +151,8 @@ unsafe fn load<W: Word, V: Vector<W>>(
     state.largest = largest;
 }
 
-/// The kept keys of every group, as bits: from the last key to the first, each shifts its bit in from below.
+/// The kept keys of every group, as bits: from the last key to the first, each shifts its bit in
+/// from below.
 #[inline(always)]
 fn collect<W: Word, V: Vector<W>, const TIES: bool>(
     proof: V::Proof,

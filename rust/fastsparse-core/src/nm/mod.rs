@@ -112,7 +112,8 @@ impl Groups {
     }
 }
 
-/// Keys for which a second thread pays: some ten microseconds of work, as long as it takes to wake one.
+/// Keys for which a second thread pays: some ten microseconds of work, as long as it takes to wake
+/// one.
 const KEYS_PER_THREAD: usize = 1 << 16;
 
 /// Selects within groups. `keys` has the tensor's elements, `bits` the bytes of its mask.

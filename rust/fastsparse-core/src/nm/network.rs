@@ -9,11 +9,13 @@
 //! min over i + j = r + 1 of max(A[i − 1], B[j − 1])
 //! ```
 //!
-//! since the r + 1 smallest keys are the i smallest of A and the j smallest of B for some i and j, and for any others the
-//! larger of the two is not smaller. Places without a key hold the largest word.
+//! since the r + 1 smallest keys are the i smallest of A and the j smallest of B for some i and j,
+//! and for any others the larger of the two is not smaller. Places without a key hold the largest
+//! word.
 //!
-//! The networks are straight code. A loop over a table of comparators took three times as long for 8:16: all its loads are one
-//! instruction, which the CPU soon makes wait for every store before it.
+//! The networks are straight code. A loop over a table of comparators took three times as long for
+//! 8:16: all its loads are one instruction, which the CPU soon makes wait for every store before
+//! it.
 
 use super::vector::Vector;
 use crate::element::Word;
@@ -55,7 +57,7 @@ impl Plan {
     }
 
     /// The smallest kept key of every lane, among the first `length` of `keys`. Uses the places
-    /// behind those, and `sorted`.
+    /// after those, and `sorted`.
     #[inline(always)]
     pub fn smallest<W: Word, V: Vector<W>>(
         &self,
@@ -127,7 +129,8 @@ fn sort<W: Word, V: Vector<W>, const N: usize>(from: &[V], to: &mut [V]) {
     to[..N].copy_from_slice(&keys);
 }
 
-/// One layer: place i is compared with place i + `distance` wherever the bits of i under `bit` are `value`.
+/// One layer: place i is compared with place i + `distance` wherever the bits of i under `bit` are
+/// `value`.
 #[inline(always)]
 fn exchange<W: Word, V: Vector<W>, const N: usize>(keys: &mut [V; N], bit: usize, value: usize, distance: usize) {
     for i in 0..N - distance {

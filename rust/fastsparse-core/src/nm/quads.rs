@@ -1,7 +1,9 @@
-//! Groups of four, without leaving their places: each lane is compared with the three others of its four.
+//! Groups of four, without leaving their places: each lane is compared with the three others of its
+//! four.
 //!
 //! ```text
-//! wins(i, by) = key[i] ≥ key[j] + [i > j]     where j = (i + by) mod 4; of equal keys the earlier one wins
+//! wins(i, by) = key[i] ≥ key[j] + [i > j]     where j = (i + by) mod 4;
+//!                                             of equal keys the earlier one wins
 //! keep i where it wins 3 times (1 kept), at least 2 times (2 kept), at least once (3 kept)
 //! ```
 //!
@@ -16,7 +18,8 @@ use crate::element::Word;
 /// Bytes ahead that are asked for.
 const PREFETCH: usize = 4096;
 
-/// Whether the groups are such, the keys leave room for the tie-break, and lines start on bytes of the mask.
+/// Whether the groups are such, the keys leave room for the tie-break, and lines start on bytes of
+/// the mask.
 pub(super) fn can<W: Word>(work: &Work<W>, geometry: &Lines) -> bool {
     geometry.of == 4 && (1..4).contains(&work.full.keep) && work.keys.max_key() < W::MAX && geometry.start_on_bytes()
 }

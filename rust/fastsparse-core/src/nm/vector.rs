@@ -11,7 +11,8 @@ pub(super) trait Vector<W: Word>: Copy {
     type Mask: Copy;
     /// Keys of a vector: 4, or a multiple of 8 up to 64.
     const LANES: usize;
-    /// Neighbouring keys that are loaded together when groups become lanes. Divides `LANES`, at most 16.
+    /// Neighbouring keys that are loaded together when groups become lanes. Divides `LANES`, at
+    /// most 16.
     const PIECE: usize;
 
     /// The same key in every lane.
@@ -73,7 +74,7 @@ pub(super) trait Vector<W: Word>: Copy {
     fn without(a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// The mask as a word, lane i as bit i.
     fn bits(mask: Self::Mask) -> u64;
-    /// The bits of two masks, those of `b` behind those of `a`; for vectors of less than 64 lanes.
+    /// The bits of two masks, those of `b` after those of `a`; for vectors of less than 64 lanes.
     #[inline(always)]
     fn bits_of_two(a: Self::Mask, b: Self::Mask) -> u64 {
         Self::bits(a) | Self::bits(b) << Self::LANES

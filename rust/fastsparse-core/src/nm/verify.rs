@@ -1,7 +1,8 @@
 //! Whether a mask keeps in every group what it should.
 //!
-//! Neighbouring groups of 2^k bits are counted 64 bits at a time, in fields of a word; groups that lie side by
-//! side are, too: bit p of the count of lane l is bit l of word p. All others are counted one by one.
+//! Neighbouring groups of 2^k bits are counted 64 bits at a time, in fields of a word; groups that
+//! lie side by side are, too: bit p of the count of lane l is bit l of word p. All others are
+//! counted one by one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,8 +16,8 @@ use crate::parallel::{self, Exec};
 /// Elements for which a second thread pays.
 const ELEMENTS_PER_THREAD: usize = 1 << 20;
 
-/// Checks a mask against the groups it is said to obey: every full group keeps exactly `of − zeros`, a shorter
-/// one what the tail says. Fails with the first group that does not.
+/// Checks a mask against the groups it is said to obey: every full group keeps exactly `of −
+/// zeros`, a shorter one what the tail says. Fails with the first group that does not.
 pub fn verify(shape: Matrix, axis: Axis, groups: Groups, mask: &[u8], exec: Exec) -> Result<()> {
     assert!(mask.len() == shape.mask_bytes(), "the mask is as large as the tensor");
     assert!(axis.outer * axis.len * axis.inner == shape.len(), "the axis is one of the tensor");
@@ -45,14 +46,14 @@ pub fn verify(shape: Matrix, axis: Axis, groups: Groups, mask: &[u8], exec: Exec
 
 /// First element of the first group of a unit that keeps something else.
 fn in_lines(geometry: &Lines, groups: Groups, mask: &[u8], unit: usize) -> Option<usize> {
-    let stretch = geometry.unit(unit);
-    let tail = if geometry.has_tail(&stretch) { geometry.tail() } else { 0 };
-    stretch.lines.clone().find_map(|line| {
+    let span = geometry.unit(unit);
+    let tail = if geometry.has_tail(&span) { geometry.tail() } else { 0 };
+    span.lines.clone().find_map(|line| {
         let (element, bit) = (line * geometry.line, geometry.bit(line));
-        let start = stretch.groups.start * geometry.of;
+        let start = span.groups.start * geometry.of;
         let keep = geometry.of - groups.zeros;
-        let wrong = in_run(mask, bit + start, stretch.groups.len(), geometry.of, keep).map(|at| element + start + at);
-        let end = stretch.groups.end * geometry.of;
+        let wrong = in_run(mask, bit + start, span.groups.len(), geometry.of, keep).map(|at| element + start + at);
+        let end = span.groups.end * geometry.of;
         wrong.or_else(|| (count(mask, bit + end, tail) != tail - groups.zeros_in(tail)).then_some(element + end))
     })
 }

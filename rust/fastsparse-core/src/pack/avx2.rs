@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! for each mask word of each row:
-//!     for each byte of it:  store(values + next + bits below, shuffle(table[byte], eight elements))
+//!     for each byte of it:
+//!         store(values + next + bits below, shuffle(table[byte], eight elements))
 //!     next += bits
 //! ```
 //!
-//! A store runs over what follows the kept elements, which later stores mend; where fewer than 64 places are left the scalar
-//! form takes over. What is written is bounded by the room that was checked, whatever the mask turns into meanwhile.
+//! A store runs over what follows the kept elements, which later stores mend; where fewer than 64
+//! places are left the scalar form takes over. What is written is bounded by the room that was
+//! checked, whatever the mask turns into meanwhile.
 
 use std::arch::x86_64::*;
 

@@ -7,9 +7,10 @@
 //!     next += bits
 //! ```
 //!
-//! Compress goes to a register and the whole register to memory: the form that stores by itself is microcoded on Zen 4 (77 – 165
-//! cycles). So a store runs over what follows the kept elements, which later stores mend; where fewer than 64 places are left,
-//! loads and stores are masked. What is written is bounded by the room that was checked, whatever the mask turns into meanwhile.
+//! Compress goes to a register and the whole register to memory: the form that stores by itself is
+//! microcoded on Zen 4 (77 – 165 cycles). So a store runs over what follows the kept elements,
+//! which later stores mend; where fewer than 64 places are left, loads and stores are masked. What
+//! is written is bounded by the room that was checked, whatever the mask turns into meanwhile.
 
 use std::arch::x86_64::*;
 
@@ -91,7 +92,8 @@ pub fn apply_rows<W: Word, const STREAM: bool>(_: Avx512, from: Option<&[W]>, co
         let head = if STREAM { to.as_ptr().align_offset(64).min(cols) } else { 0 };
         let to = to.as_mut_ptr();
         let from = from.map_or(to.cast_const(), |from| from[row * cols..][..cols].as_ptr());
-        // SAFETY: `from` and `to` hold `cols` elements; whole blocks begin where `to` is aligned if `STREAM`.
+        // SAFETY: `from` and `to` hold `cols` elements; whole blocks begin where `to` is aligned if
+        // `STREAM`.
         unsafe {
             if head > 0 {
                 masked_block(from, word_at(mask, first), to, head);

@@ -63,8 +63,8 @@ pub fn pack<W: Word>(
     })
 }
 
-/// Packs whole rows of `cols` > 0 columns on this thread and returns how many elements were kept; `None` where
-/// `values` is too short for them.
+/// Packs whole rows of `cols` > 0 columns on this thread and returns how many elements were kept;
+/// `None` where `values` is too short for them.
 pub fn rows<W: Word>(isa: Isa, weights: &[W], cols: usize, mask: &[u8], values: &mut [W]) -> Option<usize> {
     match isa {
         // SAFETY: the token proves the features.

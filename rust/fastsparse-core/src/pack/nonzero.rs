@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! for each part of the matrix, in order but on several threads:
-//!     mask = weights ≠ 0;  count it                        the weights come from memory
+//!     mask = weights ≠ 0;  count it            the weights come from memory
 //!     wait for the part before;     take the next `count` places of the values
-//!     pack the part                                        the weights come from the second-level cache
+//!     pack the part            the weights come from the second-level cache
 //! ```
 //!
-//! One thread has nobody to wait for: it packs a part chunk by chunk, while the weights are in the first-level
-//! cache.
+//! One thread has nobody to wait for: it packs a part chunk by chunk, while the weights are in the
+//! first-level cache.
 //!
-//! How many there are is known at the end only, so `values` has room for all: memory that is never written costs
-//! nothing but addresses.
+//! How many there are is known at the end only, so `values` has room for all: memory that is never
+//! written costs nothing but addresses.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,11 +22,12 @@ use crate::parallel::{Exec, SharedMut};
 use crate::partition;
 use crate::select::{Cut, Found, Query, ScanWord};
 
-/// Elements of a chunk, about, a multiple of 64: the first-level cache holds them and what they are packed to.
+/// Elements of a chunk, about, a multiple of 64: the first-level cache holds them and what they are
+/// packed to.
 const CHUNK: usize = 1 << 11;
 
-/// Writes the mask, the row offsets and the values of what is `!= 0`: NaN is kept, −0.0 is not. `values` is as
-/// long as `weights`. Returns how many values were written.
+/// Writes the mask, the row offsets and the values of what is `!= 0`: NaN is kept, −0.0 is not.
+/// `values` is as long as `weights`. Returns how many values were written.
 pub fn pack_nonzero<E: Element<Bits: ScanWord>>(
     weights: &[E::Bits],
     shape: Matrix,
@@ -79,7 +80,8 @@ pub fn pack_nonzero<E: Element<Bits: ScanWord>>(
     taken.into_inner()
 }
 
-/// Writes the mask and the row offsets of what is `!= 0`, as [`pack_nonzero`], without the values. Returns their number.
+/// Writes the mask and the row offsets of what is `!= 0`, as [`pack_nonzero`], without the values.
+/// Returns their number.
 pub fn mask_nonzero<E: Element<Bits: ScanWord>>(
     weights: &[E::Bits],
     shape: Matrix,
@@ -97,7 +99,8 @@ pub fn mask_nonzero<E: Element<Bits: ScanWord>>(
     super::offsets(shape, mask, exec, offsets)
 }
 
-/// [`scan`] and [`rows`] in turns, a chunk at a time; `values` has room for all. Returns how many were kept.
+/// [`scan`] and [`rows`] in turns, a chunk at a time; `values` has room for all. Returns how many
+/// were kept.
 fn scan_and_pack<E: Element<Bits: ScanWord>>(
     exec: Exec,
     data: &[E::Bits],

@@ -21,8 +21,8 @@ pub fn rows<W: Word>(weights: &[W], cols: usize, mask: &[u8], values: &mut [W]) 
     Some(at)
 }
 
-/// Packs up to 64 elements and returns how many were kept; `None`, and nothing written, where `values` is too short.
-/// `word` has no bits after the end of `block`.
+/// Packs up to 64 elements and returns how many were kept; `None`, and nothing written, where
+/// `values` is too short. `word` has no bits after the end of `block`.
 pub fn block_at<W: Word>(block: &[W], mut word: u64, values: &mut [W]) -> Option<usize> {
     let kept = word.count_ones() as usize;
     let values = values.get_mut(..kept)?;
@@ -53,7 +53,8 @@ pub fn apply_rows<W: Word>(from: Option<&[W]>, cols: usize, mask: &[u8], to: &mu
 /// Zeroes the elements of a block that `word` does not select.
 pub fn clear_block<W: Word>(block: &mut [W], word: u64) {
     for (lane, weight) in block.iter_mut().enumerate() {
-        // Arithmetic: a condition becomes a branch here, and a random mask mispredicts it every other time.
+        // Arithmetic: a condition becomes a branch here, and a random mask mispredicts it every
+        // other time.
         *weight = W::from_u64(weight.to_u64() & (word >> lane & 1).wrapping_neg());
     }
 }

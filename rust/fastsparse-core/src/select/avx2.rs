@@ -1,4 +1,5 @@
-//! The scan with AVX2: signed compares of keys with a flipped top bit, words of bits through `movemask`.
+//! The scan with AVX2: signed compares of keys with a flipped top bit, words of bits through
+//! `movemask`.
 //!
 //! ```text
 //! for each 32 items:
@@ -25,8 +26,8 @@ const EDGES: u8 = 3;
 /// Positions that are written without asking whether there are as many.
 const AT_ONCE: usize = 4;
 
-/// Appends the positions of the set bits. How many there are is as good as random: a loop over them would mispredict its end in
-/// two words of three.
+/// Appends the positions of the set bits. How many there are is as good as random: a loop over them
+/// would mispredict its end in two words of three.
 #[inline]
 #[target_feature(enable = "bmi1,popcnt")]
 fn append(mut word: u64, base: usize, found: &mut Found<'_>) {

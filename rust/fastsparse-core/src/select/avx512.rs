@@ -7,8 +7,9 @@
 //!     store compress(positions, collected word); advance by its popcount
 //! ```
 //!
-//! The compress stays in a register and the store is whole: compressing to memory costs two orders of magnitude more on
-//! Zen 4. Its merge form with a register that the compiler knows nothing of avoids the false dependency of the zeroing form.
+//! The compress stays in a register and the store is whole: compressing to memory costs two orders
+//! of magnitude more on Zen 4. Its merge form with a register that the compiler knows nothing of
+//! avoids the false dependency of the zeroing form.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -16,14 +17,16 @@ use std::arch::x86_64::*;
 use super::scan::{Compared, Found, Mode, Query, Seen, store_word};
 use crate::isa::Avx512;
 
-/// Bytes that the scan asks for ahead of where it reads; the hardware prefetchers alone leave a loop this light waiting.
+/// Bytes that the scan asks for ahead of where it reads; the hardware prefetchers alone leave a
+/// loop this light waiting.
 const PREFETCH: usize = 4096;
 
-/// Appends the positions of the set bits: all of them written, `found.len` advanced by their number. Without a branch on
-/// there being any: about two words in three have some, which no predictor learns.
+/// Appends the positions of the set bits: all of them written, `found.len` advanced by their
+/// number. Without a branch on there being any: about two words in three have some, which no
+/// predictor learns.
 ///
 /// # Safety
-/// `found.positions` has room for 64 behind `found.len`.
+/// `found.positions` has room for 64 after `found.len`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
 unsafe fn append(word: u64, base: usize, any: __m512i, found: &mut Found<'_>) {
@@ -74,7 +77,9 @@ macro_rules! width {
                 bits: &mut [u8],
                 found: &mut Found<'_>,
             ) -> Seen<$K> {
-                // SAFETY: the token proves the features. `ScanWord::scan` has checked the room for positions.
+                assert!(query.mode == Mode::Cut || found.positions.len() >= found.len + data.len() + 64);
+                // SAFETY: the token proves the features; there is room for the positions (checked
+                // above).
                 unsafe {
                     match query.mode {
                         Mode::Cut => run::<0>(data, and, query, base, bits, found),
@@ -85,7 +90,8 @@ macro_rules! width {
             }
 
             /// # Safety
-            /// The CPU has the features; `found.positions` has room for as many as `data` is long and 64 more.
+            /// The CPU has the features; `found.positions` has room for as many as `data` is long
+            /// and 64 more.
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt")]
             unsafe fn run<const MODE: u8>(
                 data: &[$K],

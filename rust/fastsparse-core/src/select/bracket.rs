@@ -19,7 +19,8 @@ const COSTLY: usize = 16;
 /// Neighbouring keys taken at each random place: they share a cache line.
 const NEIGHBOURS: usize = 4;
 
-/// Bins by leading bits that a sample is sorted into: a quarter of a binade in float32 and bfloat16.
+/// Bins by leading bits that a sample is sorted into: a quarter of a binade in float32 and
+/// bfloat16.
 const BINS: usize = 1024;
 
 /// Places of a sample that are asked for ahead of their turn: they are far apart, and each would be
@@ -35,8 +36,9 @@ pub struct Rank {
     pub items: usize,
 }
 
-/// Keys at random places of the `items` from `start` on, whose rows are `cols` long. The places depend on the
-/// sizes alone, so a call can be repeated; being random, they find a fair sample in data of any period.
+/// Keys at random places of the `items` from `start` on, whose rows are `cols` long. The places
+/// depend on the sizes alone, so a call can be repeated; being random, they find a fair sample in
+/// data of any period.
 pub fn sample<K: Keys>(keys: &K, start: usize, items: usize, cols: usize) -> Result<Vec<K::Key>> {
     let size = size(items, keys.elements_per_item());
     let mut taken = memory::zeros(size)?;
@@ -56,8 +58,8 @@ pub fn sample<K: Keys>(keys: &K, start: usize, items: usize, cols: usize) -> Res
 
 /// Keys of a sample. With `s` of them the bracket holds some `items / √s` candidates, so
 /// `a · e · s + b · items / √s` is to be least, `e` being the elements of an item: `s` grows with
-/// `(items / e)^(2/3)`. A sampled key costs about three times what a candidate does, which makes the factor a
-/// half.
+/// `(items / e)^(2/3)`. A sampled key costs about three times what a candidate does, which makes
+/// the factor a half.
 fn size(items: usize, elements_per_item: usize) -> usize {
     let best = (items as f64 / elements_per_item.clamp(1, COSTLY) as f64).powf(2.0 / 3.0) / 2.0;
     (best as usize).clamp(LEAST, SAMPLE)
@@ -114,7 +116,8 @@ pub fn query<K: Word>(sample: &[K], rank: Rank, sigmas: f64, bounds: (K, K)) -> 
     Ok(Query { mode: Mode::Edges, lo, hi, cut: likely_cut(sample, kept * size, lo, hi) })
 }
 
-/// The mask that will most likely need no second look. `kept` is the wanted number of kept keys of the sample.
+/// The mask that will most likely need no second look. `kept` is the wanted number of kept keys of
+/// the sample.
 fn likely_cut<K: Word>(sample: &[K], kept: f64, lo: K, hi: K) -> Cut<K> {
     let count = |test: fn(K, K) -> bool, edge: K| sample.iter().filter(|&&key| test(key, edge)).count() as f64;
     let (above_hi, from_hi) = (count(|key, edge| key > edge, hi), count(|key, edge| key >= edge, hi));

@@ -16,7 +16,7 @@ const BINS: usize = 64;
 /// wait for the one before.
 const TABLES: usize = 4;
 
-/// What one task left behind.
+/// What one task found.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment {
     /// The task.
@@ -50,7 +50,8 @@ pub struct Candidates<K> {
     lo: K,
     shift: u32,
     limit: usize,
-    /// Whether there were more than the limit, or than memory could be had for, so that some are missing here.
+    /// Whether there were more than the limit, or than memory could be had for, so that some are
+    /// missing here.
     pub overflow: bool,
     /// How many there were, the missing ones among them.
     pub seen: usize,
@@ -139,8 +140,8 @@ fn bin<K: Word>(key: K, lo: K, shift: u32) -> usize {
     (key.to_u64().wrapping_sub(lo.to_u64()) >> shift).min(BINS as u64 - 1) as usize
 }
 
-/// The `rank`-th largest key (from 1) of all candidates, and how many of the candidates equal to it belong to
-/// the `rank` largest. `None` where there are fewer.
+/// The `rank`-th largest key (from 1) of all candidates, and how many of the candidates equal to it
+/// belong to the `rank` largest. `None` where there are fewer.
 pub fn nth_largest<K: Word>(all: &[&Candidates<K>], rank: usize, threads: usize) -> Result<Option<(K, usize)>> {
     let mut above = 0;
     let found = (0..BINS).rev().find(|&bin| {
@@ -190,8 +191,8 @@ pub fn bracket_around<K: Word>(candidates: &Candidates<K>, key: K, reach: usize)
     (K::from_u64(lo.min(key.to_u64())), K::from_u64(hi.clamp(key.to_u64(), K::MAX.to_u64())))
 }
 
-/// The keys `reach` ranks below and above `key`, as far as there are. Where memory is short, the key alone: a
-/// bracket that misses costs time only.
+/// The keys `reach` ranks below and above `key`, as far as there are. Where memory is short, the
+/// key alone: a bracket that misses costs time only.
 fn ranks_around<K: Word>(keys: &[K], key: K, reach: usize) -> (K, K) {
     let Ok(mut keys) = memory::collect(keys.iter().copied()) else { return (key, key) };
     let rank = keys.iter().filter(|&&other| other < key).count();

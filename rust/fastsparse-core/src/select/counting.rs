@@ -11,8 +11,8 @@
 //! cut = lo
 //! ```
 //!
-//! Few codes make few passes: a row of bfloat16 takes two where it is like the row before. Wider keys are sorted as soon as few
-//! are left between lo and hi.
+//! Few codes make few passes: a row of bfloat16 takes two where it is like the row before. Wider
+//! keys are sorted as soon as few are left between lo and hi.
 
 use std::ops::Range;
 
@@ -93,7 +93,8 @@ pub fn cut<K: ScanWord>(isa: Isa, keys: &[K], and: K, keep: usize, max: K, near:
     Counted { at: K::from_u64(at), above, near: Near { key: at, reach } }
 }
 
-/// The cut, which is one of the few keys in `range`, and how many are above it; `above` are above the range.
+/// The cut, which is one of the few keys in `range`, and how many are above it; `above` are above
+/// the range.
 fn among_few<K: Word>(keys: &[K], and: K, keep: usize, range: Range<u64>, above: usize) -> (u64, usize) {
     let mut few = [0; FEW + 1];
     let mut found = 0;

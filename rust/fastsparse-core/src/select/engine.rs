@@ -13,19 +13,23 @@ use crate::keys::first_nan;
 use crate::memory;
 use crate::parallel::{Exec, SharedMut, run, try_map, try_run_with};
 
-/// Up to this many items the cut is found by counting, whatever the keys: a sample would be as large.
+/// Up to this many items the cut is found by counting, whatever the keys: a sample would be as
+/// large.
 const SMALL: usize = 1024;
 
-/// Bytes up to which items with keys of 8 and 16 bits are counted too: a second-level cache holds them.
+/// Bytes up to which items with keys of 8 and 16 bits are counted too: a second-level cache holds
+/// them.
 const CACHED_BYTES: usize = 1 << 17;
 
 /// Items that are written at a time as long as there are ties to keep.
 const TIE_ITEMS: usize = 512;
 
-/// Keys that are made rather than loaded are made this many at a time: they stay in the first-level cache.
+/// Keys that are made rather than loaded are made this many at a time: they stay in the first-level
+/// cache.
 const FILL_ITEMS: usize = 2048;
 
-/// Reach of the first bracket, in standard deviations of the sample's rank: it misses once in 2,000 times.
+/// Reach of the first bracket, in standard deviations of the sample's rank: it misses once in 2,000
+/// times.
 const FIRST_SIGMAS: f64 = 3.5;
 
 /// Reach of the bracket that one row hands to the next, in standard deviations of the difference of
@@ -123,8 +127,8 @@ impl<'a, K: ScanKeys> Engine<'a, K> {
         Engine { keys, tasks, exec }
     }
 
-    /// Writes the mask of the `keep` largest. `hint` is what to try first; what to try for data that is
-    /// alike is left there.
+    /// Writes the mask of the `keep` largest. `hint` is what to try first; what to try for data
+    /// that is alike is left there.
     pub fn select(&self, keep: usize, hint: &mut Option<Query<K::Key>>, bits: &mut [u8]) -> Result<()> {
         let (zero, max) = (K::Key::from_u64(0), self.keys.max_key());
         if keep == 0 {
@@ -325,11 +329,12 @@ impl<'a, K: ScanKeys> Engine<'a, K> {
             part.segments.iter().zip(found).for_each(|(segment, found)| equal[segment.task] = found);
         }
         let quotas = quotas(&equal, ties)?;
+        self.assert_distinct(parts.iter().flat_map(|part| &part.segments).map(|segment| segment.task))?;
         let shared = SharedMut::new(bits);
         run(self.exec.threads, parts.len(), |i| {
             for segment in &parts[i].segments {
                 let (start, len) = self.tasks.bytes(segment.task);
-                // SAFETY: tasks own distinct bytes, and each task's candidates are with one thread.
+                // SAFETY: tasks own distinct bytes, and no task has two segments (checked above).
                 let bits = unsafe { shared.slice(start, len) };
                 parts[i].set(segment, key, quotas[segment.task], equal[segment.task], &self.tasks, bits);
             }
@@ -363,6 +368,15 @@ impl<'a, K: ScanKeys> Engine<'a, K> {
         Ok(pass.segments().map(equal).sum())
     }
 
+    /// Panics where a task is named twice.
+    fn assert_distinct(&self, tasks: impl Iterator<Item = usize>) -> Result<()> {
+        let mut seen = memory::filled(self.tasks.count(), false)?;
+        for task in tasks {
+            assert!(!std::mem::replace(&mut seen[task], true));
+        }
+        Ok(())
+    }
+
     /// Writes the masks of those tasks anew for which the pass wrote another than is required.
     fn rewrite(
         &self,
@@ -373,6 +387,7 @@ impl<'a, K: ScanKeys> Engine<'a, K> {
     ) -> Result<()> {
         let required = pass.segments().map(|segment| (segment.task, required(segment)));
         let wrong = memory::collect(required.filter(|(_, required)| *required != Rewrite::Cut(query.cut)))?;
+        self.assert_distinct(wrong.iter().map(|&(task, _)| task))?;
         let shared = SharedMut::new(bits);
         try_run_with(
             self.exec.threads,
@@ -381,7 +396,7 @@ impl<'a, K: ScanKeys> Engine<'a, K> {
             |worker, i| {
                 let (task, required) = wrong[i];
                 let (start, len) = self.tasks.bytes(task);
-                // SAFETY: tasks own distinct bytes.
+                // SAFETY: tasks own distinct bytes, and no task is there twice (checked above).
                 let bits = unsafe { shared.slice(start, len) };
                 match required {
                     Rewrite::Cut(cut) => self.scan_task(worker, task, &Query::cut(cut), bits),
@@ -462,7 +477,8 @@ struct Guesses<'e, 'a, K: ScanKeys> {
     rank: Rank,
     hint: Option<Query<K::Key>>,
     sample: Vec<K::Key>,
-    /// Standard deviations of the next bracket from the sample; beyond the last one comes bisection.
+    /// Standard deviations of the next bracket from the sample; beyond the last one comes
+    /// bisection.
     sigmas: f64,
 }
 

@@ -21,13 +21,14 @@
 //! set the bits of the collected that are > T, and of the first that are = T
 //! ```
 //!
-//! Repeated values. By construction at most a few per cent of the sample lie strictly inside the bracket, so only
-//! its edges can be heavy. Where the sample says they are, the pass counts the items equal to `lo` and to `hi`
-//! instead of collecting them. Which of the four masks `> hi`, `≥ hi`, `> lo`, `≥ lo` is written is a guess that
-//! costs a second look only at the part of the data where it was wrong.
+//! Repeated values. By construction at most a few per cent of the sample lie strictly inside the
+//! bracket, so only its edges can be heavy. Where the sample says they are, the pass counts the
+//! items equal to `lo` and to `hi` instead of collecting them. Which of the four masks `> hi`, `≥
+//! hi`, `> lo`, `≥ lo` is written is a guess that costs a second look only at the part of the data
+//! where it was wrong.
 //!
-//! Small inputs, and rows of 8 and 16 bits, take another way: a cache holds them, so the cut is found by counting
-//! and the mask written once it is known (`counting.rs`). Nothing is collected.
+//! Small inputs, and rows of 8 and 16 bits, take another way: a cache holds them, so the cut is
+//! found by counting and the mask written once it is known (`counting.rs`). Nothing is collected.
 
 mod bracket;
 mod buffers;

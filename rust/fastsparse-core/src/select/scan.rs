@@ -1,4 +1,4 @@
-//! The pass over the data: what it is asked, what it answers, and the match on the ISA.
+//! The pass over the data: what it is asked, what it returns, and the match on the ISA.
 
 use super::buffers::Spare;
 use super::scalar;
@@ -81,7 +81,8 @@ impl<K: Word> Seen<K> {
     }
 }
 
-/// Positions of collected items. A word of 64 items may be written whole, so it has that much room to spare.
+/// Positions of collected items. A word of 64 items may be written whole, so it has that much room
+/// to spare.
 pub struct Found<'a> {
     /// The positions; as long as the stretch and 64 more.
     pub positions: &'a mut [u16],

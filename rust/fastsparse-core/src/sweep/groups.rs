@@ -6,7 +6,8 @@
 //! energy[k] += squares of row k
 //! ```
 //!
-//! A comparator works on rows of [`WIDTH`] lanes: long enough that looking it up in a table costs nothing.
+//! A comparator works on rows of [`WIDTH`] lanes: long enough that looking it up in a table costs
+//! nothing.
 
 use super::LARGEST_GROUP;
 use crate::element::Word;
@@ -26,8 +27,8 @@ const PIECES: usize = 64;
 /// Keys for which a thread of its own pays.
 const PER_THREAD: usize = 1 << 16;
 
-/// The energy of the items of each rank, the smallest first: of the full groups of `of` neighbours along the axis, and
-/// of the shorter ones at its end, of which there may be none.
+/// The energy of the items of each rank, the smallest first: of the full groups of `of` neighbours
+/// along the axis, and of the shorter ones at its end, of which there may be none.
 pub fn by_rank<K: Keys>(keys: &K, axis: Axis, of: usize, exec: Exec) -> Result<(Vec<f64>, Vec<f64>)> {
     assert!(axis.outer * axis.len * axis.inner == keys.len(), "the axis is one of the tensor");
     assert!((1..=LARGEST_GROUP).contains(&of), "a group has items, and not too many");
@@ -81,7 +82,8 @@ impl Groups {
         memory::collect((0..self.of).map(|rank| pieces.iter().map(|energies| energies[rank]).sum()))
     }
 
-    /// Writes the keys of `width` groups from number `first` on, a lane each. `run` has room for as many.
+    /// Writes the keys of `width` groups from number `first` on, a lane each. `run` has room for as
+    /// many.
     fn load<K: Keys>(
         self,
         keys: &K,
@@ -123,8 +125,8 @@ impl Groups {
     }
 }
 
-/// Groups of `N` keys that follow each other to the lanes from `lane` on. With their length known the loop takes half
-/// as long.
+/// Groups of `N` keys that follow each other to the lanes from `lane` on. With their length known
+/// the loop takes half as long.
 fn transpose<W: Word, const N: usize>(run: &[W], lane: usize, rows: &mut [[W; WIDTH]]) {
     let (groups, _) = run.as_chunks::<N>();
     let rows: &mut [[W; WIDTH]; N] = rows.first_chunk_mut().expect("there is a row for each key of a group");
@@ -136,8 +138,8 @@ fn transpose<W: Word, const N: usize>(run: &[W], lane: usize, rows: &mut [[W; WI
     }
 }
 
-/// The comparators that sort `n` places, each the place of the smaller key and that of the larger (Knuth, The Art of
-/// Computer Programming 5.2.2, algorithm M).
+/// The comparators that sort `n` places, each the place of the smaller key and that of the larger
+/// (Knuth, The Art of Computer Programming 5.2.2, algorithm M).
 fn merge_exchange(n: usize) -> Vec<(usize, usize)> {
     let mut comparators = Vec::new();
     let top = n.next_power_of_two() / 2;
@@ -195,7 +197,8 @@ mod tests {
     #[test]
     fn every_length_is_sorted() {
         for n in 1..=LARGEST_GROUP {
-            // Zeros and ones suffice (Knuth 5.3.4, theorem Z): all of them up to ten places, else runs of ones.
+            // Zeros and ones suffice (Knuth 5.3.4, theorem Z): all of them up to ten places, else
+            // runs of ones.
             let all = (0..1u64 << n.min(10)).filter(|_| n <= 10);
             let runs = (0..=n).flat_map(|end| (0..end).map(move |first| u64::MAX >> (64 - end) >> first << first));
             for ones in all.chain(runs) {

@@ -44,7 +44,8 @@ struct Cut {
     offset: u64,
 }
 
-/// The energy of all items but the smallest `n`, for each `n` of `zeros`, which are not more than there are.
+/// The energy of all items but the smallest `n`, for each `n` of `zeros`, which are not more than
+/// there are.
 pub fn of_largest<K: Keys>(keys: &K, zeros: &[usize], exec: Exec) -> Result<Vec<f64>> {
     assert!(zeros.iter().all(|&zeros| zeros <= keys.len()), "no more go than there are");
     let bits = u64::BITS - keys.max_key().to_u64().leading_zeros();
@@ -113,7 +114,8 @@ fn each_chunk<K: Keys>(keys: &K, run: Range<usize>, mut f: impl FnMut(usize, &[K
     Ok(())
 }
 
-/// Calls `f` with each run of the items, on several threads; runs follow from the number of items alone.
+/// Calls `f` with each run of the items, on several threads; runs follow from the number of items
+/// alone.
 fn map_runs<T: Send>(len: usize, exec: Exec, f: impl Fn(Range<usize>) -> Result<T> + Sync) -> Result<Vec<T>> {
     let pieces = (len / PER_PIECE).clamp(1, PIECES);
     let each = len.div_ceil(pieces);

@@ -15,8 +15,8 @@ const CHUNK: usize = 2048;
 /// Sums beside each other: two vectors of eight, one for each bit of two mask bytes.
 const LANES: usize = 16;
 
-/// The energy of the items of a matrix that `mask` keeps. The mask may have been made by another thread's writes
-/// meanwhile; NaN where a kept key is.
+/// The energy of the items of a matrix that `mask` keeps. The mask may have been made by another
+/// thread's writes meanwhile; NaN where a kept key is.
 pub fn of_mask<K: Keys>(keys: &K, shape: Matrix, mask: &[u8], exec: Exec) -> Result<f64> {
     assert!(keys.len() == shape.len() && mask.len() == shape.mask_bytes(), "the mask is as large as the matrix");
     if shape.is_empty() {

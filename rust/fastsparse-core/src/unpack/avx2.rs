@@ -3,12 +3,14 @@
 //! ```text
 //! for each row:  a head up to the first aligned block, if streaming
 //!     for each 64 mask bits:
-//!         for each byte of them:  store(out, shuffle(table[byte], load(values + next + bits below)))
+//!         for each byte of them:
+//!             store(out, shuffle(table[byte], load(values + next + bits below)))
 //!         next += bits
 //! ```
 //!
-//! A load runs over what follows the values of its byte; where fewer than 64 values are left the scalar form takes over. What is
-//! read is bounded by what was checked, whatever the mask turns into meanwhile.
+//! A load runs over what follows the values of its byte; where fewer than 64 values are left the
+//! scalar form takes over. What is read is bounded by what was checked, whatever the mask turns
+//! into meanwhile.
 
 use super::scalar;
 use crate::element::Word;

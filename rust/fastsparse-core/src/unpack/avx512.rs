@@ -3,13 +3,15 @@
 //! ```text
 //! for each row:  a head up to the first aligned block, if streaming
 //!     for each 64 mask bits:
-//!         for each vector of 64 elements:  store(out, expand(bits of the vector, load(values + next + bits below)))
+//!         for each vector of 64 elements:
+//!             store(out, expand(bits of the vector, load(values + next + bits below)))
 //!         next += bits
 //! ```
 //!
-//! The mask is read at any bit, so that blocks can begin where the output is aligned. A load runs over what follows the values of
-//! its vector; where fewer than 64 values are left, loads and stores are masked. What is read is bounded by what was checked,
-//! whatever the mask turns into meanwhile.
+//! The mask is read at any bit, so that blocks can begin where the output is aligned. A load runs
+//! over what follows the values of its vector; where fewer than 64 values are left, loads and
+//! stores are masked. What is read is bounded by what was checked, whatever the mask turns into
+//! meanwhile.
 
 use std::arch::x86_64::*;
 
@@ -68,7 +70,8 @@ unsafe fn whole_block<W: Word, const STREAM: bool>(zero: __m512i, values: &[W; 6
     for to in (0..64).step_by(lanes::<W>()) {
         // At most `to`, so that the load ends within the 64.
         let from = (word & low(to)).count_ones() as usize;
-        // SAFETY: `from + lanes` and `to + lanes` are at most 64; a vector of an aligned block is aligned.
+        // SAFETY: `from + lanes` and `to + lanes` are at most 64; a vector of an aligned block is
+        // aligned.
         unsafe {
             let v = expand::<W>(zero, word >> to, load(values.as_ptr().add(from)));
             store::<W, STREAM>(block.as_mut_ptr().add(to), v);

@@ -1,9 +1,10 @@
 //! Unpacking: the kept elements back in place, zeros between them.
 //!
-//! Contract. `mask` and `offsets` are those of `shape`, `values` the kept elements. Whatever they hold,
-//! nothing is read or written out of bounds. What is written never depends on `offsets`: where they disagree
-//! with `mask` the result is an error, and the content of `out` unspecified, or the row in question needed no
-//! offset. Slices of a wrong length are a bug of the caller and panic.
+//! Contract. `mask` and `offsets` are those of `shape`, `values` the kept elements. Whatever they
+//! hold, nothing is read or written out of bounds. What is written never depends on `offsets`:
+//! where they disagree with `mask` the result is an error, and the content of `out` unspecified, or
+//! the row in question needed no offset. Slices of a wrong length are a bug of the caller and
+//! panic.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -42,8 +43,8 @@ pub fn unpack<W: Word>(
     })
 }
 
-/// Unpacks whole rows of `cols` > 0 columns on this thread, past the caches if `stream`, and returns how many
-/// values they took; `None` where there are not enough.
+/// Unpacks whole rows of `cols` > 0 columns on this thread, past the caches if `stream`, and
+/// returns how many values they took; `None` where there are not enough.
 fn rows<W: Word>(isa: Isa, values: &[W], cols: usize, mask: &[u8], out: &mut [W], stream: bool) -> Option<usize> {
     match (isa, stream) {
         // SAFETY: the token proves the features.

@@ -21,8 +21,8 @@ pub fn rows<W: Word>(values: &[W], cols: usize, mask: &[u8], out: &mut [W]) -> O
     Some(at)
 }
 
-/// Unpacks up to 64 elements and returns how many values they took; `None` where there are not enough. `word` has no bits behind
-/// the end of `block`.
+/// Unpacks up to 64 elements and returns how many values they took; `None` where there are not
+/// enough. `word` has no bits after the end of `block`.
 pub fn block_at<W: Word>(values: &[W], mut word: u64, block: &mut [W]) -> Option<usize> {
     let kept = word.count_ones() as usize;
     let values = values.get(..kept)?;

@@ -16,13 +16,15 @@ const ZERO: u8 = 0x80;
 #[repr(C, align(64))]
 pub(crate) struct Table<const N: usize>(pub(crate) [[u8; N]; 256]);
 
-/// For eight mask bits, where the selected elements are: the k-th byte is the place of the k-th set bit.
+/// For eight mask bits, where the selected elements are: the k-th byte is the place of the k-th set
+/// bit.
 static COMPRESS: Table<8> = Table(compress_table());
 
-/// For eight mask bits, where each lane's element comes from: the number of set bits below it, or [`ZERO`].
+/// For eight mask bits, where each lane's element comes from: the number of set bits below it, or
+/// [`ZERO`].
 static EXPAND: Table<8> = Table(expand_table());
 
-/// [`EXPAND`] for elements that lie eight bytes behind.
+/// [`EXPAND`] for elements that lie eight bytes later.
 static EXPAND_UPPER: Table<8> = {
     let mut table = expand_table();
     let mut i = 0;
@@ -45,7 +47,7 @@ pub(crate) static EXPAND_PAIRS: Table<16> = Table(in_bytes(&expand_table()));
 pub(crate) static EXPAND_QUADS: Table<32> = Table(in_quads(4, true));
 
 /// The same where the upper four go on, for four bits at most.
-pub(crate) static EXPAND_FEW: Table<32> = Table(in_quads(4, false));
+pub(crate) static EXPAND_AT_MOST_HALF: Table<32> = Table(in_quads(4, false));
 
 /// The same for two-byte elements, which become the upper half of a lane.
 pub(crate) static EXPAND_UPPER_PAIRS: Table<32> = Table(in_quads(2, false));
@@ -206,7 +208,8 @@ pub(crate) unsafe fn set_bit_offsets(word: u64, first: u16, scale: u16, to: *mut
     let mut count = 0;
     for mask in word.to_le_bytes() {
         let places = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(i64::from_le_bytes(COMPRESS.0[mask as usize])));
-        // SAFETY: no more than the bits of the word are before these eight numbers (the caller's promise).
+        // SAFETY: no more than the bits of the word are before these eight numbers (the caller's
+        // promise).
         unsafe { _mm_storeu_si128(to.add(count).cast(), _mm_add_epi16(_mm_mullo_epi16(places, scales), base)) };
         base = _mm_add_epi16(base, step);
         count += mask.count_ones() as usize;
@@ -221,8 +224,9 @@ pub(crate) unsafe fn set_bit_offsets(word: u64, first: u16, scale: u16, to: *mut
 /// twice as long on Zen 4.
 ///
 /// # Safety
-/// `from` and `from.add(bits in the low half of keep)` are valid for reading eight elements, `to` for writing sixteen; if
-/// `STREAM`, `to` is aligned to sixteen elements or 32 bytes, whichever is less.
+/// `from` and `from.add(bits in the low half of keep)` are valid for reading eight elements, `to`
+/// for writing sixteen; if `STREAM`, `to` is aligned to sixteen elements or 32 bytes, whichever is
+/// less.
 #[target_feature(enable = "avx2,popcnt")]
 #[inline]
 pub(crate) unsafe fn expand<W: Word, const STREAM: bool>(from: *const W, keep: u16, to: *mut W) {
@@ -284,7 +288,8 @@ pub(crate) unsafe fn expand_16_bytes(from: *const u8, keep: [u8; 2]) -> __m128i 
     }
 }
 
-/// Entry `at / N` of a table. `at` is what addresses it: computed by the caller, it need not be shifted here.
+/// Entry `at / N` of a table. `at` is what addresses it: computed by the caller, it need not be
+/// shifted here.
 ///
 /// # Safety
 /// `at` is a multiple of `N` and less than `256 * N`.
@@ -295,7 +300,8 @@ unsafe fn entry<const N: usize, V>(table: &Table<N>, at: usize) -> *const V {
     unsafe { table.0.as_ptr().byte_add(at).cast() }
 }
 
-/// Eight two-byte lanes: the next of `from` where `keep`, 16 times the mask bits, has a bit, zero elsewhere.
+/// Eight two-byte lanes: the next of `from` where `keep`, 16 times the mask bits, has a bit, zero
+/// elsewhere.
 ///
 /// # Safety
 /// `from` is valid for reading 16 bytes. `keep` is 16 times a byte.
@@ -321,9 +327,11 @@ pub(crate) unsafe fn expand_upper_pairs(from: *const u8, keep: usize) -> __m256i
     }
 }
 
-/// Eight 32-bit lanes: the next of `from` where `keep`, 32 times the mask bits, has a bit, zero elsewhere.
+/// Eight 32-bit lanes: the next of `from` where `keep`, 32 times the mask bits, has a bit, zero
+/// elsewhere.
 ///
-/// Each half of the bits shuffles a load of its own: `pshufb` makes zeros by itself, which `vpermd` does not.
+/// Each half of the bits shuffles a load of its own: `pshufb` makes zeros by itself, which `vpermd`
+/// does not.
 ///
 /// # Safety
 /// `from` is valid for reading 32 bytes. `keep` is 32 times a byte.
@@ -346,11 +354,11 @@ pub(crate) unsafe fn expand_lanes(from: *const u8, keep: usize) -> __m256i {
 /// `from` is valid for reading 16 bytes. `keep` is 32 times a byte.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) unsafe fn expand_few_lanes(from: *const u8, keep: usize) -> __m256i {
+pub(crate) unsafe fn expand_lanes_at_most_half(from: *const u8, keep: usize) -> __m256i {
     // SAFETY: 16 readable bytes (the caller's promise), 32 in the table.
     unsafe {
         let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
-        _mm256_shuffle_epi8(both, _mm256_load_si256(entry(&EXPAND_FEW, keep)))
+        _mm256_shuffle_epi8(both, _mm256_load_si256(entry(&EXPAND_AT_MOST_HALF, keep)))
     }
 }
 

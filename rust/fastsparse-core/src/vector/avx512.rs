@@ -83,7 +83,8 @@ pub(crate) unsafe fn load_unfused<W: Word>(from: *const W) -> __m512i {
 /// Loads the lanes selected by `keep`, zeros elsewhere.
 ///
 /// # Safety
-/// `from.add(i)` is valid for reading for every lane `i` selected. Other lanes are not touched: the CPU suppresses their faults.
+/// `from.add(i)` is valid for reading for every lane `i` selected. Other lanes are not touched: the
+/// CPU suppresses their faults.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 pub(crate) unsafe fn load_some<W: Word>(keep: u64, from: *const W) -> __m512i {

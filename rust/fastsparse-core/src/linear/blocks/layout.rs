@@ -1,4 +1,5 @@
-//! From a mask of blocks to the layout and back. Done once for weights that are multiplied many times.
+//! From a mask of blocks to the layout and back. Done once for weights that are multiplied many
+//! times.
 
 use super::{Blocks, PANEL, bands, blocks_of_row, whole_panels};
 use crate::element::Word;
@@ -12,7 +13,8 @@ fn is_set(bits: &[u8], col: usize) -> bool {
     bits[col / 8] >> (col % 8) & 1 == 1
 }
 
-/// Writes the block at which each band begins, padding included: what has to be known to allocate the rest.
+/// Writes the block at which each band begins, padding included: what has to be known to allocate
+/// the rest.
 pub fn count(shape: Matrix, block: Matrix, mask: &[u8], starts: &mut [i64]) {
     assert!(mask.len() == shape.mask_bytes() && starts.len() == bands(shape, block) + 1);
     starts[0] = 0;

@@ -12,9 +12,11 @@
 //! few rows of activations:   sums[row][lane] += panel[row][lane] · x[columns of the panel]
 //! more:                      sums[row][activations] += panel[row][column] · x[column][activations]
 //! ```
-//! Where a block is narrower than a panel, the activations of a band's columns are put side by side first, once for all its rows.
+//! Where a block is narrower than a panel, the activations of a band's columns are put side by side
+//! first, once for all its rows.
 //!
-//! Contract: that of [`super`]; `index` and `starts` take the place of mask and offsets. Whatever they hold, nothing is read out of bounds.
+//! Contract: that of [`super`]; `index` and `starts` take the place of mask and offsets. Whatever
+//! they hold, nothing is read out of bounds.
 
 mod layout;
 mod product;
@@ -33,7 +35,8 @@ pub const PANEL: usize = 16;
 /// Rows of a band at most: taller blocks are cut.
 const MOST_ROWS: usize = 16;
 
-/// The blocks of the layout for those of a mask: no taller than a band may be. `None` where there is no layout: too many blocks in a row.
+/// The blocks of the layout for those of a mask: no taller than a band may be. `None` where there
+/// is no layout: too many blocks in a row.
 pub fn block_for(shape: Matrix, block: Matrix) -> Option<Matrix> {
     let rows = (1..=MOST_ROWS.min(block.rows)).rev().find(|rows| block.rows.is_multiple_of(*rows))?;
     let cut = Matrix { rows, cols: block.cols };
@@ -52,7 +55,8 @@ pub fn bands(shape: Matrix, block: Matrix) -> usize {
     shape.rows.div_ceil(block.rows)
 }
 
-/// Blocks side by side, the last perhaps beyond the matrix; and the number of those that hold nothing.
+/// Blocks side by side, the last perhaps beyond the matrix; and the number of those that hold
+/// nothing.
 fn blocks_of_row(shape: Matrix, block: Matrix) -> usize {
     shape.cols.div_ceil(block.cols)
 }

@@ -1,7 +1,5 @@
 //! The product: bands shared among threads, and how a band is multiplied.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use super::{Band, Blocks, PANEL, bands, blocks_of_row};
 use crate::element::{DType, Word};
 use crate::error::{Error, Result};
@@ -9,18 +7,15 @@ use crate::isa::{Isa, Kernel};
 use crate::linear::Real;
 use crate::linear::WORK_PER_THREAD;
 use crate::linear::activations::COPY_PER_THREAD;
+use crate::linear::call::{Call, each_panel};
 use crate::linear::float::{FloatVector, Plain, strategy};
-use crate::linear::rows::fold;
 use crate::matrix::Matrix;
 use crate::memory::filled;
-use crate::parallel::{Exec, SharedMut, run, run_with};
+use crate::parallel::{Exec, SharedMut, run, try_run_with};
 use crate::vector::prefetch;
 
 /// Elements of a task, about.
 const ELEMENTS: usize = 1 << 14;
-
-/// Rows of activations whose copies are held at a time.
-const BATCH: usize = 1024;
 
 /// Rows of activations of a pass with sums by columns at most.
 const PASS: usize = 4;
@@ -30,7 +25,8 @@ const PASS: usize = 4;
 const PANELS_AHEAD: usize = 8;
 const AHEAD: usize = 2048;
 
-/// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of `rows`.
+/// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of
+/// `rows`.
 pub fn linear_blocks<E: Real, X: Real>(
     weights: Blocks<'_, E::Bits>,
     x: &[X::Bits],
@@ -40,91 +36,57 @@ pub fn linear_blocks<E: Real, X: Real>(
 ) -> Result<()> {
     let shape = weights.shape;
     weights.check_lengths();
-    assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
-    let batch = out.len().checked_div(shape.rows).unwrap_or(0);
-    assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
-    for first in (0..batch).step_by(BATCH) {
-        let batch = BATCH.min(batch - first);
-        let x = &x[first * shape.cols..(first + batch) * shape.cols];
-        let out = SharedMut::new(&mut out[first * shape.rows..(first + batch) * shape.rows]);
-        let exec = exec.for_work(weights.values.len().saturating_mul(batch), WORK_PER_THREAD);
-        let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out };
-        let complete = match exec.isa {
-            Isa::Scalar => call.compute::<E, _>(Plain),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(token) => call.compute::<E, _>(token),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => call.compute::<E, _>(token),
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2(_) | Isa::Avx512(_) => call.compute::<E, _>(Plain),
-        };
-        if !complete? {
-            return Err(Error::Changed);
-        }
-    }
-    Ok(())
-}
-
-/// What all tasks share.
-struct Call<'a, W, X: Real> {
-    weights: Blocks<'a, W>,
-    bias: Option<&'a [f32]>,
-    x: &'a [X::Bits],
-    batch: usize,
-    exec: Exec,
-    out: SharedMut<'a, X::Bits>,
+    let exec = |batch| exec.for_work(weights.values.len().saturating_mul(batch), WORK_PER_THREAD);
+    each_panel((weights, shape), x, bias, exec, out, |call: Call<'_, _, X>| match call.exec.isa {
+        Isa::Scalar => call.compute::<E, _>(Plain),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(token) => call.compute::<E, _>(token),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => call.compute::<E, _>(token),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2(_) | Isa::Avx512(_) => call.compute::<E, _>(Plain),
+    })
 }
 
 /// Takes (row, batch, sums of the rows from there on).
 type Emit<'a> = dyn Fn(usize, usize, &[f32]) + 'a;
 
-impl<W: Word, X: Real> Call<'_, W, X> {
-    /// Returns whether all the blocks were there.
-    fn compute<E: Real<Bits = W>, V: FloatVector>(&self, vectors: V) -> Result<bool> {
-        let Call { weights, bias, ref out, batch, .. } = *self;
+impl<W: Word, X: Real> Call<'_, Blocks<'_, W>, X> {
+    fn compute<E: Real<Bits = W>, V: FloatVector>(&self, vectors: V) -> Result<()> {
+        let Call { weights, batch, .. } = *self;
         let Blocks { shape, block, .. } = weights;
         let direct = batch <= strategy::BLOCKS_DIRECT;
         // Columns of all the blocks and of one that holds nothing, and what a panel reads beyond.
         let cols = (blocks_of_row(shape, block) + 1) * block.cols + PANEL;
         let x = if direct { self.by_rows(cols)? } else { self.by_columns(vectors, cols)? };
         let bands = bands(shape, block);
-        let together = (ELEMENTS / (shape.cols * block.rows).max(1)).max(1);
+        let bands_per_task = (ELEMENTS / (shape.cols * block.rows).max(1)).max(1);
         let longest = (0..bands).map(|band| weights.starts[band + 1].saturating_sub(weights.starts[band])).max();
         // No more than there are, whatever `starts` says.
         let columns = (longest.unwrap_or(0).max(0) as usize).min(weights.index.len()) * block.cols;
         let narrow = !block.cols.is_multiple_of(PANEL);
         let gathered = if narrow && direct { columns * PASS.min(batch) } else { 0 };
-        let places = if narrow && !direct { columns } else { 0 };
-        let scratch = || Ok(Scratch { gathered: filled(gathered, 0.0)?, places: filled(places, 0)? });
-        let emit = |row: usize, b: usize, sums: &[f32]| {
-            let len = sums.len().min(shape.rows.saturating_sub(row));
-            if len > 0 {
-                // SAFETY: each result is written by the task that owns the row.
-                let to = unsafe { out.slice(b * shape.rows + row, len) };
-                for (i, (to, &sum)) in to.iter_mut().zip(sums).enumerate() {
-                    *to = X::from_f32(bias.map_or(sum, |bias| sum + bias[row + i]));
-                }
+        let columns = if narrow && !direct { columns } else { 0 };
+        let scratch = || Ok(Scratch { gathered: filled(gathered, 0.0)?, columns: filled(columns, 0)? });
+        try_run_with(self.exec.threads, bands.div_ceil(bands_per_task), scratch, |scratch, task| {
+            for number in task * bands_per_task..bands.min((task + 1) * bands_per_task) {
+                let band = weights.band(number).ok_or(Error::Changed)?;
+                let first = number * block.rows;
+                let end = shape.rows.min(first + block.rows);
+                // SAFETY: bands have distinct rows, and each is computed once.
+                let part = unsafe { self.results.of(first..end) };
+                let emit = |row: usize, b: usize, sums: &[f32]| {
+                    if row < end {
+                        part.write(row, b, &sums[..sums.len().min(end - row)]);
+                    }
+                };
+                let work: Work<'_, V, E> =
+                    Work { vectors, shape, block, band, first, x: &x, cols, batch, scratch, emit: &emit };
+                if direct { vectors.run(ByRows(work)) } else { vectors.run(ByColumns(work)) }
             }
-        };
-        let complete = AtomicBool::new(true);
-        let states: Vec<Result<Scratch>> =
-            run_with(self.exec.threads, bands.div_ceil(together), scratch, |state, task| {
-                let Ok(scratch) = state else { return };
-                for number in task * together..bands.min((task + 1) * together) {
-                    let Some(band) = weights.band(number) else {
-                        complete.store(false, Ordering::Relaxed);
-                        return;
-                    };
-                    let first = number * block.rows;
-                    let work: Work<'_, V, E> =
-                        Work { vectors, shape, block, band, first, x: &x, cols, batch, scratch, emit: &emit };
-                    if direct { vectors.run(ByRows(work)) } else { vectors.run(ByColumns(work)) }
-                }
-            });
-        for state in states {
-            state?;
-        }
-        Ok(complete.into_inner())
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// Activations as float32, in rows of `cols`, zeros beyond the last.
@@ -192,7 +154,7 @@ struct Scratch {
     /// Activations of the columns of a band, side by side.
     gathered: Vec<f32>,
     /// Where the activations of each column of a band begin.
-    places: Vec<usize>,
+    columns: Vec<usize>,
 }
 
 /// A band on its way into a function that names the features.
@@ -217,26 +179,33 @@ impl<V: FloatVector, E: Real> Work<'_, V, E> {
         (self.band.index[block] as usize).min(blocks_of_row(self.shape, self.block)) * self.block.cols
     }
 
-    /// Puts the activations of the columns of the band side by side. `WIDTH` is that of a block, or
-    /// 0 where it is not a constant.
+    /// That activations have the columns of all blocks and of one that holds nothing: what kernels
+    /// read without a look at the end.
     #[inline(always)]
-    fn gather<const WIDTH: usize>(&self, row: &[f32], to: *mut f32) {
-        let all = blocks_of_row(self.shape, self.block);
-        let width = if WIDTH > 0 { WIDTH } else { self.block.cols };
-        assert!((all + 1) * width <= row.len());
-        for (block, &number) in self.band.index.iter().enumerate() {
-            // SAFETY: no column is beyond those of the block after the last (checked above); the
-            // caller has room for all blocks.
-            unsafe {
-                let from = row.as_ptr().add((number as usize).min(all) * width);
-                from.copy_to_nonoverlapping(to.add(block * width), width);
-            }
-        }
+    fn assert_columns(&self) {
+        assert!(self.cols >= (blocks_of_row(self.shape, self.block) + 1) * self.block.cols);
     }
 
     #[inline(always)]
     fn panels(&self) -> usize {
         self.band.index.len() * self.block.cols / PANEL
+    }
+}
+
+/// Puts the activations of the columns of some blocks side by side. `all` is the number of those
+/// that hold nothing, `width` that of a block; `WIDTH` is the same, or 0 where it is not a
+/// constant.
+#[inline(always)]
+fn gather<const WIDTH: usize>(index: &[u16], all: usize, width: usize, row: &[f32], to: &mut [f32]) {
+    let width = if WIDTH > 0 { WIDTH } else { width };
+    assert!((all + 1) * width <= row.len() && index.len() * width <= to.len());
+    for (block, &number) in index.iter().enumerate() {
+        // SAFETY: no column is beyond those of the block after the last, and there is room for all
+        // blocks (checked above).
+        unsafe {
+            let from = row.as_ptr().add((number as usize).min(all) * width);
+            from.copy_to_nonoverlapping(to.as_mut_ptr().add(block * width), width);
+        }
     }
 }
 
@@ -248,6 +217,7 @@ impl<V: FloatVector, E: Real> Kernel for ByRows<'_, V, E> {
 
     #[inline(always)]
     fn run(mut self) {
+        self.0.assert_columns();
         let passes = self.0.batch.div_ceil(PASS);
         let mut b = 0;
         for pass in 0..passes {
@@ -276,20 +246,18 @@ impl<V: FloatVector, E: Real> ByRows<'_, V, E> {
         let width = work.block.cols;
         let narrow = !width.is_multiple_of(PANEL);
         if narrow {
-            let columns = work.panels() * PANEL;
+            let (columns, all) = (work.panels() * PANEL, blocks_of_row(work.shape, work.block));
             for i in 0..B {
                 let row = &work.x[(b + i) * work.cols..][..work.cols];
-                // SAFETY: as many columns as the scratch has room for in each row.
-                let to = unsafe { work.scratch.gathered.as_mut_ptr().add(i * columns) };
-                assert!((i + 1) * columns <= work.scratch.gathered.len());
+                let to = &mut work.scratch.gathered[i * columns..][..columns];
                 match width {
-                    1 => work.gather::<1>(row, to),
-                    2 => work.gather::<2>(row, to),
-                    4 => work.gather::<4>(row, to),
-                    8 => work.gather::<8>(row, to),
-                    _ => work.gather::<0>(row, to),
+                    1 => gather::<1>(work.band.index, all, width, row, to),
+                    2 => gather::<2>(work.band.index, all, width, row, to),
+                    4 => gather::<4>(work.band.index, all, width, row, to),
+                    8 => gather::<8>(work.band.index, all, width, row, to),
+                    _ => gather::<0>(work.band.index, all, width, row, to),
                 }
-                x[i] = to;
+                x[i] = to.as_ptr();
             }
         }
         let (mut row, rows) = (0, work.block.rows);
@@ -335,8 +303,8 @@ impl<V: FloatVector, E: Real> ByRows<'_, V, E> {
             if const { V::LANES == PANEL } {
                 let mut loaded = [vectors.zero(); B];
                 for i in 0..B {
-                    // SAFETY: 16 numbers from any column of a block on, and of those that were put
-                    // side by side.
+                    // SAFETY: 16 numbers from any column of a block on (`assert_columns`), and of
+                    // those that were put side by side.
                     loaded[i] = unsafe { vectors.load(x[i].add(at)) };
                 }
                 for r in 0..R {
@@ -370,10 +338,7 @@ impl<V: FloatVector, E: Real> ByRows<'_, V, E> {
         for i in 0..B {
             let mut totals = [0.0; R];
             for r in 0..R {
-                let mut lanes = [0.0; PANEL];
-                // SAFETY: a vector has no more lanes than a panel columns.
-                unsafe { vectors.store(lanes.as_mut_ptr(), vectors.add(sums[0][r][i], sums[1][r][i])) };
-                totals[r] = fold(lanes);
+                totals[r] = vectors.total(vectors.add(sums[0][r][i], sums[1][r][i]));
             }
             (work.emit)(work.first + row, b + i, &totals);
         }
@@ -388,6 +353,7 @@ impl<V: FloatVector, E: Real> Kernel for ByColumns<'_, V, E> {
 
     #[inline(always)]
     fn run(mut self) {
+        self.0.assert_columns();
         for (first, width) in tiles_of::<V>(self.0.batch) {
             match width / V::LANES {
                 1 => self.tile::<1, 2, 4>(first),
@@ -411,7 +377,7 @@ impl<V: FloatVector, E: Real> ByColumns<'_, V, E> {
             for block in 0..work.band.index.len() {
                 let from = work.column(block);
                 for col in 0..work.block.cols {
-                    work.scratch.places[block * work.block.cols + col] = (from + col) * width;
+                    work.scratch.columns[block * work.block.cols + col] = (from + col) * width;
                 }
             }
         }
@@ -465,11 +431,12 @@ impl<V: FloatVector, E: Real> ByColumns<'_, V, E> {
             for col in (0..PANEL).step_by(CHAINS) {
                 for chain in 0..CHAINS {
                     let at = if narrow {
-                        work.scratch.places[panel * PANEL + col + chain]
+                        work.scratch.columns[panel * PANEL + col + chain]
                     } else {
                         start + (col + chain) * width
                     };
-                    // SAFETY: the activations of a column of a block; the weights of the panel.
+                    // SAFETY: the activations of a column of a block (`assert_columns`), whose
+                    // offsets `tile` has written; the weights of the panel.
                     unsafe {
                         let mut loaded = [vectors.zero(); A];
                         for a in 0..A {

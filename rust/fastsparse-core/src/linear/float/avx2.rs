@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::avx2_asm::*;
 use super::engine::Engine;
-use super::strategy::{AVX2_FEW_UP_TO, AVX2_PASS};
+use super::strategy::{AVX2_AT_MOST_HALF_UP_TO, AVX2_PASS};
 use super::vector::{FloatVector, SetBits};
 use crate::element::DType;
 use crate::isa::{Avx2, Isa, Kernel};
@@ -29,10 +29,11 @@ impl<E: Real> Engine for Floats<E> {
     type Lane = f32;
     type Vector = __m256;
     type Sums = __m256;
+    type Floats = Avx2;
     const LANES: usize = 8;
     /// Entries of the tables have 16 and 32 bytes.
     const SHIFT: u32 = if matches!(E::DTYPE, DType::F16) { 4 } else { 5 };
-    const FEW_UP_TO: usize = if matches!(E::DTYPE, DType::F32) { AVX2_FEW_UP_TO } else { 0 };
+    const AT_MOST_HALF_UP_TO: usize = if matches!(E::DTYPE, DType::F32) { AVX2_AT_MOST_HALF_UP_TO } else { 0 };
     /// Measured on Zen 3, one row of activations, 2:4, nanoseconds a weight of bfloat16: 0.059, and
     /// 0.075 without; of float16 no less, as it is the conversion that takes time.
     const PAIRS: bool = matches!(E::DTYPE, DType::BF16);
@@ -42,9 +43,8 @@ impl<E: Real> Engine for Floats<E> {
     const PASS: usize = AVX2_PASS;
 
     #[inline(always)]
-    fn zero(self) -> __m256 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm256_setzero_ps() }
+    fn floats(self) -> Avx2 {
+        self.0
     }
 
     #[inline(always)]
@@ -59,11 +59,11 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    fn many(self, mask: &ChunkMask) -> u64 {
+    fn over_half(self, mask: &ChunkMask) -> u64 {
         let mut bits = 0;
         for (i, half) in mask.as_chunks::<32>().0.iter().enumerate() {
             // SAFETY: the token proves the features; 32 bytes are readable.
-            let many = unsafe {
+            let over_half = unsafe {
                 let counts = _mm256_setr_epi64x(
                     0x0302_0201_0201_0100,
                     0x0403_0302_0302_0201,
@@ -76,7 +76,7 @@ impl<E: Real> Engine for Floats<E> {
                 let count = _mm256_add_epi8(_mm256_shuffle_epi8(counts, high), low);
                 _mm256_movemask_epi8(_mm256_cmpgt_epi8(count, _mm256_set1_epi8(4)))
             };
-            bits |= (many as u32 as u64) << (32 * i);
+            bits |= (over_half as u32 as u64) << (32 * i);
         }
         bits
     }
@@ -84,7 +84,8 @@ impl<E: Real> Engine for Floats<E> {
     #[inline(always)]
     unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m256 {
         let (from, keep) = (from.cast(), keep as usize);
-        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+        // SAFETY: the token proves the features; eight elements are readable (the caller's
+        // promise).
         unsafe {
             match E::DTYPE {
                 DType::F32 => _mm256_castsi256_ps(expand_lanes(from, keep)),
@@ -95,20 +96,21 @@ impl<E: Real> Engine for Floats<E> {
     }
 
     #[inline(always)]
-    unsafe fn expand_few(self, from: *const E::Bits, keep: u32) -> __m256 {
-        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+    unsafe fn expand_at_most_half(self, from: *const E::Bits, keep: u32) -> __m256 {
+        // SAFETY: the token proves the features; eight elements are readable (the caller's
+        // promise).
         unsafe {
             match E::DTYPE {
-                DType::F32 => _mm256_castsi256_ps(expand_few_lanes(from.cast(), keep as usize)),
+                DType::F32 => _mm256_castsi256_ps(expand_lanes_at_most_half(from.cast(), keep as usize)),
                 _ => self.expand(from, keep),
             }
         }
     }
 
     #[inline(always)]
-    fn table(self, few: bool) -> *const u8 {
+    fn table(self, at_most_half: bool) -> *const u8 {
         match E::DTYPE {
-            DType::F32 if few => few_floats_table(),
+            DType::F32 if at_most_half => floats_table_at_most_half(),
             DType::F32 => floats_table(),
             DType::F16 => halves_table(),
             _ => bfloats_table(),
@@ -118,17 +120,18 @@ impl<E: Real> Engine for Floats<E> {
     #[inline(always)]
     unsafe fn next<const I: usize>(
         self,
-        few: bool,
+        at_most_half: bool,
         table: *const u8,
         word: u64,
         from: *const E::Bits,
         kept: Option<usize>,
     ) -> (__m256, *const E::Bits) {
         let from = from.cast();
-        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+        // SAFETY: the token proves the features; eight elements are readable (the caller's
+        // promise).
         let (vector, next) = unsafe {
             match E::DTYPE {
-                DType::F32 if few => next_few_floats::<I>(table, word, from, kept),
+                DType::F32 if at_most_half => next_floats_at_most_half::<I>(table, word, from, kept),
                 DType::F32 => next_floats::<I>(table, word, from, kept),
                 DType::F16 => next_halves::<I>(table, word, from, kept),
                 _ => next_bfloats::<I>(table, word, from, kept),
@@ -145,7 +148,8 @@ impl<E: Real> Engine for Floats<E> {
         from: *const E::Bits,
         kept: usize,
     ) -> ([__m256; 2], *const E::Bits) {
-        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+        // SAFETY: the token proves the features; eight elements are readable (the caller's
+        // promise).
         let (vectors, next) = unsafe { next_two_bfloats::<I>(table, word, from.cast(), kept) };
         (vectors, next.cast())
     }
@@ -164,37 +168,25 @@ impl<E: Real> Engine for Floats<E> {
 
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m256 {
-        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
-        unsafe { _mm256_loadu_ps(from) }
+        // SAFETY: eight elements are readable (the caller's promise).
+        unsafe { FloatVector::load(self.0, from) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, vector: __m256) {
-        // SAFETY: the token proves the features; eight elements are writable (the caller's promise).
-        unsafe { _mm256_storeu_ps(to, vector) }
+        // SAFETY: eight elements are writable (the caller's promise).
+        unsafe { FloatVector::store(self.0, to, vector) }
     }
 
     #[inline(always)]
     fn add(self, sums: __m256, w: __m256, x: __m256) -> __m256 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm256_fmadd_ps(w, x, sums) }
+        self.0.multiply_add(sums, w, x)
     }
 
     #[inline(always)]
     fn opt_barrier(self, sums: __m256) -> __m256 {
         // SAFETY: the token proves the features.
         unsafe { opt_barrier(sums) }
-    }
-
-    #[inline(always)]
-    fn total(self, sums: __m256) -> f32 {
-        // SAFETY: the same bits in an array of as many floats.
-        fold(unsafe { std::mem::transmute::<__m256, [f32; 8]>(sums) })
-    }
-
-    #[inline(always)]
-    fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        Isa::Avx2(self.0).run(kernel)
     }
 }
 
@@ -228,7 +220,8 @@ impl FloatVector for Avx2 {
 
     #[inline(always)]
     unsafe fn widen<E: Real>(self, from: *const E::Bits) -> __m256 {
-        // SAFETY: the token proves the features; eight elements are readable (the caller's promise).
+        // SAFETY: the token proves the features; eight elements are readable (the caller's
+        // promise).
         unsafe {
             match E::DTYPE {
                 DType::F32 => _mm256_loadu_ps(from.cast()),
@@ -251,6 +244,12 @@ impl FloatVector for Avx2 {
     fn add(self, a: __m256, b: __m256) -> __m256 {
         // SAFETY: the token proves the features.
         unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn total(self, vector: __m256) -> f32 {
+        // SAFETY: the same bits in an array of as many floats.
+        fold(unsafe { std::mem::transmute::<__m256, [f32; 8]>(vector) })
     }
 
     #[inline(always)]

@@ -3,11 +3,11 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use crate::vector::avx2::{EXPAND_FEW, EXPAND_PAIRS, EXPAND_QUADS, EXPAND_UPPER_PAIRS};
+use crate::vector::avx2::{EXPAND_AT_MOST_HALF, EXPAND_PAIRS, EXPAND_QUADS, EXPAND_UPPER_PAIRS};
 
 /// A function that makes eight lanes of float32 with a table: the next elements at `from` where
-/// byte `I` of `word` has a bit, zero elsewhere. It also returns where the elements behind are: by
-/// `kept` elements further or, if `None`, by as many as there are bits. And a function for the
+/// byte `I` of `word` has a bit, zero elsewhere. It also returns where the elements after them are:
+/// by `kept` elements further or, if `None`, by as many as there are bits. And a function for the
 /// table's address, which the compiler is not to know: it would fetch it anew for each vector.
 ///
 /// In assembly, as the compiler moves parts of several vectors past each other until registers no
@@ -100,9 +100,9 @@ lanes!(
 );
 lanes!(
     /// Of float32, the first four of them.
-    next_few_floats,
-    few_floats_table,
-    EXPAND_FEW,
+    next_floats_at_most_half,
+    floats_table_at_most_half,
+    EXPAND_AT_MOST_HALF,
     4,
     5,
     ["vbroadcasti128 {lanes}, [{from}]", "vpshufb {lanes}, {lanes}, [{table} + {bits}]"]
@@ -153,7 +153,7 @@ pub(super) unsafe fn next_two_bfloats<const I: usize>(
             "rorx {more}, {word}, {turn_more}",
             "and {more:e}, 255 << 5",
             "vbroadcasti128 {first}, [{from}]",
-            "vpaddb {second}, {behind}, [{table} + {more}]",
+            "vpaddb {second}, {later}, [{table} + {more}]",
             "vpshufb {second}, {first}, {second}",
             "vpshufb {first}, {first}, [{table} + {bits}]",
             "add {from}, {bytes_kept}",
@@ -161,7 +161,7 @@ pub(super) unsafe fn next_two_bfloats<const I: usize>(
             more = out(reg) _,
             first = out(ymm_reg) first,
             second = out(ymm_reg) second,
-            behind = in(ymm_reg) _mm256_set1_epi8(2 * kept as i8),
+            later = in(ymm_reg) _mm256_set1_epi8(2 * kept as i8),
             from = inout(reg) from => next,
             word = in(reg) word,
             table = in(reg) table,

@@ -29,15 +29,15 @@ impl<E: Real> Engine for Floats<E> {
     type Lane = f32;
     type Vector = __m512;
     type Sums = __m512;
+    type Floats = Avx512;
     const LANES: usize = 16;
     const SUMS: usize = 24;
     const PASS: usize = AVX512_PASS;
     const BATCH: usize = 6;
 
     #[inline(always)]
-    fn zero(self) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_setzero_ps() }
+    fn floats(self) -> Avx512 {
+        self.0
     }
 
     #[inline(always)]
@@ -52,7 +52,8 @@ impl<E: Real> Engine for Floats<E> {
     #[inline(always)]
     unsafe fn expand(self, from: *const E::Bits, keep: u32) -> __m512 {
         assert!(E::Bits::BYTES == 4);
-        // SAFETY: the token proves the features; sixteen elements are readable (the caller's promise).
+        // SAFETY: the token proves the features; sixteen elements are readable (the caller's
+        // promise).
         unsafe { _mm512_castsi512_ps(_mm512_mask_expand_epi32(zero(), keep as u16, load_unfused(from))) }
     }
 
@@ -71,38 +72,20 @@ impl<E: Real> Engine for Floats<E> {
 
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m512 {
-        // SAFETY: the token proves the features; sixteen elements are readable (the caller's promise).
-        unsafe { _mm512_loadu_ps(from) }
+        // SAFETY: sixteen elements are readable (the caller's promise).
+        unsafe { FloatVector::load(self.0, from) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, vector: __m512) {
-        // SAFETY: the token proves the features; sixteen elements are writable (the caller's promise).
-        unsafe { _mm512_storeu_ps(to, vector) }
+        // SAFETY: sixteen elements are writable (the caller's promise).
+        unsafe { FloatVector::store(self.0, to, vector) }
     }
 
     #[inline(always)]
     fn add(self, sums: __m512, w: __m512, x: __m512) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_fmadd_ps(w, x, sums) }
+        self.0.multiply_add(sums, w, x)
     }
-
-    #[inline(always)]
-    fn total(self, sums: __m512) -> f32 {
-        total(sums)
-    }
-
-    #[inline(always)]
-    fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        Isa::Avx512(self.0).run(kernel)
-    }
-}
-
-/// The sum of the lanes, in a fixed order.
-#[inline(always)]
-fn total(sums: __m512) -> f32 {
-    // SAFETY: the same bits in an array of as many floats.
-    fold(unsafe { std::mem::transmute::<__m512, [f32; 16]>(sums) })
 }
 
 /// Bits of which vectors of 32 columns are not all zero.
@@ -135,6 +118,7 @@ impl<E: Real> Engine for Halves<E> {
     type Lane = f32;
     type Vector = [__m512; 2];
     type Sums = __m512;
+    type Floats = Avx512;
     const LANES: usize = 32;
     const SUMS: usize = 16;
     const PASS: usize = AVX512_PASS;
@@ -147,9 +131,8 @@ impl<E: Real> Engine for Halves<E> {
     }
 
     #[inline(always)]
-    fn zero(self) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_setzero_ps() }
+    fn floats(self) -> Avx512 {
+        self.0
     }
 
     #[inline(always)]
@@ -181,7 +164,8 @@ impl<E: Real> Engine for Halves<E> {
 
     #[inline(always)]
     unsafe fn compress(self, from: *const f32, keep: u32, to: *mut f32) {
-        // SAFETY: the token proves the features; 32 elements are readable and writable (the caller's promise).
+        // SAFETY: the token proves the features; 32 elements are readable and writable (the
+        // caller's promise).
         unsafe {
             let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
             _mm512_storeu_ps(to, _mm512_maskz_compress_ps(keep as u16, low));
@@ -210,16 +194,6 @@ impl<E: Real> Engine for Halves<E> {
         // SAFETY: the token proves the features.
         unsafe { _mm512_fmadd_ps(w[1], x[1], _mm512_fmadd_ps(w[0], x[0], sums)) }
     }
-
-    #[inline(always)]
-    fn total(self, sums: __m512) -> f32 {
-        total(sums)
-    }
-
-    #[inline(always)]
-    fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        Isa::Avx512(self.0).run(kernel)
-    }
 }
 
 /// bfloat16 on both sides: each lane adds two products.
@@ -238,15 +212,15 @@ impl<E: Real> Engine for Pairs<E> {
     type Lane = u16;
     type Vector = __m512i;
     type Sums = __m512;
+    type Floats = Avx512;
     const LANES: usize = 32;
     const SUMS: usize = 16;
     const PASS: usize = AVX512_PASS;
     const BATCH: usize = 6;
 
     #[inline(always)]
-    fn zero(self) -> __m512 {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_setzero_ps() }
+    fn floats(self) -> Avx512 {
+        self.0.avx512()
     }
 
     #[inline(always)]
@@ -270,7 +244,8 @@ impl<E: Real> Engine for Pairs<E> {
 
     #[inline(always)]
     unsafe fn compress(self, from: *const u16, keep: u32, to: *mut u16) {
-        // SAFETY: the token proves the features; 32 elements are readable and writable (the caller's promise).
+        // SAFETY: the token proves the features; 32 elements are readable and writable (the
+        // caller's promise).
         unsafe { _mm512_storeu_si512(to.cast(), _mm512_maskz_compress_epi16(keep, _mm512_loadu_si512(from.cast()))) }
     }
 
@@ -293,11 +268,6 @@ impl<E: Real> Engine for Pairs<E> {
             let w = std::mem::transmute::<__m512i, __m512bh>(w);
             _mm512_dpbf16_ps(sums, w, std::mem::transmute::<__m512i, __m512bh>(x))
         }
-    }
-
-    #[inline(always)]
-    fn total(self, sums: __m512) -> f32 {
-        total(sums)
     }
 
     #[inline(always)]
@@ -331,19 +301,22 @@ impl FloatVector for Avx512 {
 
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m512 {
-        // SAFETY: the token proves the features; sixteen numbers are readable (the caller's promise).
+        // SAFETY: the token proves the features; sixteen numbers are readable (the caller's
+        // promise).
         unsafe { _mm512_loadu_ps(from) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, vector: __m512) {
-        // SAFETY: the token proves the features; sixteen numbers are writable (the caller's promise).
+        // SAFETY: the token proves the features; sixteen numbers are writable (the caller's
+        // promise).
         unsafe { _mm512_storeu_ps(to, vector) }
     }
 
     #[inline(always)]
     unsafe fn widen<E: Real>(self, from: *const E::Bits) -> __m512 {
-        // SAFETY: the token proves the features; sixteen elements are readable (the caller's promise).
+        // SAFETY: the token proves the features; sixteen elements are readable (the caller's
+        // promise).
         unsafe {
             match E::DTYPE {
                 DType::F32 => _mm512_loadu_ps(from.cast()),
@@ -366,6 +339,12 @@ impl FloatVector for Avx512 {
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves the features.
         unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn total(self, vector: __m512) -> f32 {
+        // SAFETY: the same bits in an array of as many floats.
+        fold(unsafe { std::mem::transmute::<__m512, [f32; 16]>(vector) })
     }
 
     #[inline(always)]

@@ -1,16 +1,19 @@
 //! Rows of activations in the lanes: only kept weights are multiplied.
 //!
 //! ```text
-//! for each tile of activations (up to 64 rows, by columns), for each chunk of columns, for each row of weights:
+//! for each tile of activations (up to 64 rows, by columns), for each chunk of columns,
+//! for each row of weights:
 //!     for each set bit of the mask, at column c:
 //!         sums[row][lanes] += next value · x[c][lanes]
 //! ```
-//! The multiplications are those of the kept weights, where the other kernels have those of a dense layer; each of them costs a place
-//! in a list made from the mask, the broadcast of a value and a load of activations. So it takes a few rows of activations until this is
-//! faster, the fewer the more zeros there are.
+//! The multiplications are those of the kept weights, where the other kernels have those of a dense
+//! layer; each of them costs an offset in a list made from the mask, the broadcast of a value and a
+//! load of activations. So it takes a few rows of activations until this is faster, the fewer the
+//! more zeros there are.
 //!
-//! The activations of a chunk stay in the nearer caches while the rows of a task go over them. The sum of a chunk has a few chains, by
-//! turns, which are added up before the chunk is added to the row.
+//! The activations of a chunk stay in the nearer caches while the rows of a task go over them. The
+//! sum of a chunk has a few chains, by turns, which are added up before the chunk is added to the
+//! row.
 
 use super::vector::{FloatVector, SetBits};
 use crate::element::DType;
@@ -26,14 +29,15 @@ use crate::parallel::{Exec, SharedMut, run};
 /// Rows of activations of a tile at most.
 const TILE: usize = 64;
 
-/// Bytes of the activations of a chunk, and those where more than [`FEW`] weights in a thousand are kept. Fewer bytes stay in the first
-/// cache, more mean that fewer chunks are begun. Measured on Zen 3, nanoseconds a weight and row at 64 rows, with 64 and with 32 kB:
-/// 0.035 and 0.023 at 50 %, 0.015 and 0.015 at 25 %, 0.008 and 0.009 at 10 %.
+/// Bytes of the activations of a chunk, and those where more than [`SPARSE_UP_TO`] weights in a
+/// thousand are kept. Fewer bytes stay in the first cache, more mean that fewer chunks are begun.
+/// Measured on Zen 3, nanoseconds a weight and row at 64 rows, with 64 and with 32 kB: 0.035 and
+/// 0.023 at 50 %, 0.015 and 0.015 at 25 %, 0.008 and 0.009 at 10 %.
 const CHUNK_BYTES: usize = 64 << 10;
-const CHUNK_BYTES_OF_MANY: usize = 32 << 10;
-const FEW: usize = 250;
+const DENSE_CHUNK_BYTES: usize = 32 << 10;
+const SPARSE_UP_TO: usize = 250;
 
-// A place in a chunk is a u16.
+// An offset in a chunk is a u16.
 const _: () = assert!(CHUNK_BYTES <= 1 << 16);
 
 /// Blocks of a chunk at most. Measured on Zen 3: with 32, 8 rows at 25 % took 0.058 ns a weight and
@@ -137,7 +141,7 @@ pub(super) struct Scratch {
     wide: [f32; BLOCKS * BLOCK],
     /// Where the columns of the set bits of a chunk are, in bytes, and what the last eight bits may
     /// be followed by.
-    places: [u16; BLOCKS * BLOCK + 8],
+    offsets: [u16; BLOCKS * BLOCK + 8],
 }
 
 impl Scratch {
@@ -145,15 +149,15 @@ impl Scratch {
         Ok(Scratch {
             sums: filled(ROWS * TILE / BLOCK, Block([0.0; BLOCK]))?,
             wide: [0.0; BLOCKS * BLOCK],
-            places: [0; BLOCKS * BLOCK + 8],
+            offsets: [0; BLOCKS * BLOCK + 8],
         })
     }
 }
 
-/// A task of at most [`ROWS`] rows on its way into a function that names the features. Answers
+/// A task of at most [`ROWS`] rows on its way into a function that names the features. Returns
 /// whether mask and offsets agree.
 pub(super) struct Work<'a, V, E: Real> {
-    pub lanes: V,
+    pub vectors: V,
     pub task: &'a Task<'a, E::Bits>,
     pub x: &'a Columns,
     pub scratch: &'a mut Scratch,
@@ -194,8 +198,8 @@ impl<V: SetBits, E: Real> Work<'_, V, E> {
         let mut from: [Row<'_, E::Bits>; ROWS] = std::array::from_fn(|r| self.task.row(self.task.rows.start + r));
         let rows = self.task.rows.len();
         let width = A * V::LANES;
-        let few = values.len().saturating_mul(1000) <= shape.len().saturating_mul(FEW);
-        let bytes = if few { CHUNK_BYTES } else { CHUNK_BYTES_OF_MANY };
+        let sparse = values.len().saturating_mul(1000) <= shape.len().saturating_mul(SPARSE_UP_TO);
+        let bytes = if sparse { CHUNK_BYTES } else { DENSE_CHUNK_BYTES };
         let blocks = (bytes / (4 * width * BLOCK)).clamp(1, BLOCKS);
         let each = shape.cols.div_ceil(BLOCK);
         flat_mut(&mut self.scratch.sums)[..rows * width].fill(0.0);
@@ -229,14 +233,16 @@ impl<V: SetBits, E: Real> Work<'_, V, E> {
         x: &[Block<f32>],
     ) -> bool {
         const NOTHING: f32 = 0.0;
-        let (lanes, width) = (self.lanes, A * V::LANES);
+        let (vectors, width) = (self.vectors, A * V::LANES);
+        assert!(len <= BLOCKS && x.len() == len * width);
         let mut count = 0;
         for block in 0..len {
             let word = row.word(chunk + block, self.task.weights.shape.cols);
             if word != 0 {
-                let to = self.scratch.places[count..].as_mut_ptr();
-                // SAFETY: there is room for a place for each column of a chunk and for eight more.
-                count += unsafe { lanes.set_bit_offsets(word, (block * BLOCK) as u16, (4 * width) as u16, to) };
+                let to = self.scratch.offsets[count..].as_mut_ptr();
+                // SAFETY: there is room for an offset for each column of a chunk and for eight
+                // more.
+                count += unsafe { vectors.set_bit_offsets(word, (block * BLOCK) as u16, (4 * width) as u16, to) };
             }
         }
         let Some(values) = row.values(count) else { return false };
@@ -247,31 +253,32 @@ impl<V: SetBits, E: Real> Work<'_, V, E> {
             DType::F32 => values.as_ptr().cast(),
             _ => self.widen(values),
         };
-        let mut place: *const u16 = self.scratch.places.as_ptr();
+        let mut offset: *const u16 = self.scratch.offsets.as_ptr();
         let x: *const f32 = x.as_ptr().cast();
-        let mut sums = [[lanes.zero(); A]; CHAINS];
+        let mut sums = [[vectors.zero(); A]; CHAINS];
         for _ in 0..count / CHAINS {
             for chain in 0..CHAINS {
-                // SAFETY: a value and a place for each bit; the place is that of a column of the chunk.
+                // SAFETY: a value and an offset for each bit; the offset is that of a column of the
+                // chunk.
                 unsafe {
-                    let (w, x) = (lanes.splat(*from.add(chain)), x.byte_add(*place.add(chain) as usize));
+                    let (w, x) = (vectors.splat(*from.add(chain)), x.byte_add(*offset.add(chain) as usize));
                     for a in 0..A {
-                        sums[chain][a] = lanes.multiply_add(sums[chain][a], w, lanes.load(x.add(a * V::LANES)));
+                        sums[chain][a] = vectors.multiply_add(sums[chain][a], w, vectors.load(x.add(a * V::LANES)));
                     }
                 }
             }
             // SAFETY: as above.
-            (from, place) = unsafe { (from.add(CHAINS), place.add(CHAINS)) };
+            (from, offset) = unsafe { (from.add(CHAINS), offset.add(CHAINS)) };
         }
         // What is left, without a branch: nothing times the first column where there is no bit.
         for chain in 0..CHAINS - 1 {
             let some = chain < count % CHAINS;
             // SAFETY: as above; a chunk has a first column.
             unsafe {
-                let w = lanes.splat(*if some { from.add(chain) } else { &NOTHING });
-                let x = x.byte_add(if some { *place.add(chain) as usize } else { 0 });
+                let w = vectors.splat(*if some { from.add(chain) } else { &NOTHING });
+                let x = x.byte_add(if some { *offset.add(chain) as usize } else { 0 });
                 for a in 0..A {
-                    sums[chain][a] = lanes.multiply_add(sums[chain][a], w, lanes.load(x.add(a * V::LANES)));
+                    sums[chain][a] = vectors.multiply_add(sums[chain][a], w, vectors.load(x.add(a * V::LANES)));
                 }
             }
         }
@@ -279,7 +286,7 @@ impl<V: SetBits, E: Real> Work<'_, V, E> {
         while half > 0 {
             for chain in 0..half {
                 for a in 0..A {
-                    sums[chain][a] = lanes.add(sums[chain][a], sums[chain + half][a]);
+                    sums[chain][a] = vectors.add(sums[chain][a], sums[chain + half][a]);
                 }
             }
             half /= 2;
@@ -289,7 +296,7 @@ impl<V: SetBits, E: Real> Work<'_, V, E> {
             // SAFETY: a vector of the row's sums.
             unsafe {
                 let to = to[a * V::LANES..][..V::LANES].as_mut_ptr();
-                lanes.store(to, lanes.add(lanes.load(to), sums[0][a]));
+                vectors.store(to, vectors.add(vectors.load(to), sums[0][a]));
             }
         }
         true
@@ -304,7 +311,7 @@ impl<V: SetBits, E: Real> Work<'_, V, E> {
             // SAFETY: whole vectors of both.
             unsafe {
                 let from = values.as_ptr().add(vector * V::LANES);
-                self.lanes.store(wide.as_mut_ptr().add(vector * V::LANES), self.lanes.widen::<E>(from));
+                self.vectors.store(wide.as_mut_ptr().add(vector * V::LANES), self.vectors.widen::<E>(from));
             }
         }
         if vectors * V::LANES < values.len() {
@@ -313,7 +320,7 @@ impl<V: SetBits, E: Real> Work<'_, V, E> {
             rest[..tail.len()].copy_from_slice(tail);
             // SAFETY: `wide` is as long as whole vectors, and `rest` longer than one.
             unsafe {
-                self.lanes.store(wide.as_mut_ptr().add(vectors * V::LANES), self.lanes.widen::<E>(rest.as_ptr()));
+                self.vectors.store(wide.as_mut_ptr().add(vectors * V::LANES), self.vectors.widen::<E>(rest.as_ptr()));
             }
         }
         wide.as_ptr()

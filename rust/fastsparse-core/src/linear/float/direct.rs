@@ -5,14 +5,17 @@
 //!     w[r] = expand(bits of the vector, next values of row r)
 //!     sums[r][b] += w[r] · x[b]
 //! ```
-//! Four rows share each load of x, or two where registers hold no more sums. Two kinds of chunks go another way:
-//! - The masks of the rows are the same, as in blocks of four and more rows: x is compressed once, and the values are multiplied as
-//!   they lie.
-//! - So many vectors have no weight at all (wide blocks, runs of zeros) that each row had better go through its own.
+//! Four rows share each load of x, or two where registers hold no more sums. Two kinds of chunks go
+//! another way:
+//! - The masks of the rows are the same, as in blocks of four and more rows: x is compressed once,
+//!   and the values are multiplied as they lie.
+//! - So many vectors have no weight at all (wide blocks, runs of zeros) that each row had better go
+//!   through its own.
 //!
-//! Where each group of columns keeps as many, the values of the next vector begin at a known place: nothing is counted on the way to
-//! them, nor are vectors without weights looked for. Measured on Zen 3, one row of activations, 2:4, nanoseconds a weight of bfloat16 and of
-//! float16: 0.059 and 0.080, and 0.065 and 0.086 where they are.
+//! Where each group of columns keeps as many, the values of the next vector begin at a known place:
+//! nothing is counted on the way to them, nor are vectors without weights looked for. Measured on
+//! Zen 3, one row of activations, 2:4, nanoseconds a weight of bfloat16 and of float16: 0.059 and
+//! 0.080, and 0.065 and 0.086 where they are.
 
 use super::engine::{Engine, Kept, Work, keep, leading, lines, part, step, unroll, vectors, word};
 use super::strategy::each_up_to;
@@ -22,19 +25,22 @@ use crate::linear::rows::{ChunkMask, Row};
 use crate::matrix::low;
 use crate::vector::prefetch;
 
-/// How many values a vector of columns takes. Its fields are constants where it is made: functions that take it are inlined there.
+/// How many values a vector of columns takes. Its fields are constants where it is made: functions
+/// that take it are inlined there.
 #[derive(Clone, Copy)]
 pub(super) struct ExpandMode {
     /// Each vector as many, or `None`: as many as there are bits.
     pub kept: Option<usize>,
-    /// Hardly ever more than half of the columns: those of the first half are expanded, the rest goes another way.
-    pub few: bool,
+    /// Hardly ever more than half of the columns: those of the first half are expanded, the rest
+    /// goes another way.
+    pub at_most_half: bool,
 }
 
 impl ExpandMode {
-    pub const COUNTED: ExpandMode = ExpandMode { kept: None, few: false };
+    pub const COUNTED: ExpandMode = ExpandMode { kept: None, at_most_half: false };
 
-    /// All values from `start` to `from`, which lie in the columns of `mask`. A promise may not be kept: then the bits say how many there are.
+    /// All values from `start` to `from`, which lie in the columns of `mask`. A promise may not be
+    /// kept: then the bits say how many there are.
     #[inline(always)]
     fn all<W: Word>(self, start: *const W, from: *const W, mask: &ChunkMask) -> usize {
         if self.kept.is_some() { bits(mask.as_chunks().0) } else { (from.addr() - start.addr()) / W::BYTES }
@@ -79,7 +85,7 @@ struct Chunk<V: Engine, const B: usize, const R: usize> {
     mask: *const u8,
     stride: usize,
     from: [*const V::Weight; R],
-    /// How far behind those are values that are fetched, in bytes.
+    /// How far after those the values are that are fetched, in bytes.
     ahead: usize,
     x: [*const V::Lane; B],
     /// Vectors that have columns.
@@ -89,7 +95,7 @@ struct Chunk<V: Engine, const B: usize, const R: usize> {
 /// A vector of each row of activations.
 ///
 /// # Safety
-/// The vector behind `at` numbers of each row is readable.
+/// The vector after `at` numbers of each row is readable.
 #[inline(always)]
 unsafe fn load_rows<V: Engine, const B: usize>(engine: V, rows: [*const V::Lane; B], at: usize) -> [V::Vector; B] {
     // SAFETY: the caller's promise, here and below.
@@ -118,10 +124,11 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
     /// All rows at a time.
     ///
     /// # Safety
-    /// The values of a chunk are readable at `from`, the vectors at `x`, the masks. `mode` takes no more than a vector has columns.
+    /// The values of a chunk are readable at `from`, the vectors at `x`, the masks. `mode` takes no
+    /// more than a vector has columns.
     #[inline(always)]
     unsafe fn all(&mut self, engine: V, mode: ExpandMode, mut sums: Sums<V, B, R>) -> Sums<V, B, R> {
-        let table = engine.table(mode.few);
+        let table = engine.table(mode.at_most_half);
         for first in (0..self.vectors).step_by(const { step::<V>() }) {
             let mut words = [0; R];
             for r in 0..R {
@@ -130,15 +137,17 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
             }
             unroll!(V, I, {
                 if V::PAIRS
-                    && mode.few
+                    && mode.at_most_half
                     && let Some(kept) = mode.kept
                 {
                     if const { I.is_multiple_of(2) } {
-                        // SAFETY: as below; a step that is written out has an even number of vectors.
+                        // SAFETY: as below; a step that is written out has an even number of
+                        // vectors.
                         sums = unsafe { self.two::<I>(engine, kept, table, words, first, sums) };
                     }
                 } else {
-                    // SAFETY: the caller's promise; the vectors of a block are a multiple of the step.
+                    // SAFETY: the caller's promise; the vectors of a block are a multiple of the
+                    // step.
                     sums = unsafe { self.one::<I>(engine, mode, table, words, first, sums) };
                 }
             });
@@ -170,7 +179,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         let loaded = unsafe { load_rows(engine, self.x, at) };
         for r in 0..R {
             // SAFETY: the caller's promise; no more values than columns have been passed.
-            let (w, next) = unsafe { engine.next::<I>(mode.few, table, words[r], self.from[r], mode.kept) };
+            let (w, next) = unsafe { engine.next::<I>(mode.at_most_half, table, words[r], self.from[r], mode.kept) };
             for b in 0..B {
                 sums[r][b] = engine.opt_barrier(engine.add(sums[r][b], w, loaded[b]));
             }
@@ -209,7 +218,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         sums
     }
 
-    /// What `expand_few` leaves out of vectors that keep more than half of their columns.
+    /// What `expand_at_most_half` leaves out of vectors that keep more than half of their columns.
     ///
     /// # Safety
     /// As for `all`, before which this is called.
@@ -218,7 +227,7 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
         for r in 0..R {
             // SAFETY: the caller's promise.
             let mask = unsafe { self.mask(r) };
-            let (mut row, mut left) = (sums[r], engine.many(mask));
+            let (mut row, mut left) = (sums[r], engine.over_half(mask));
             while left != 0 {
                 let vector = left.trailing_zeros() as usize;
                 left &= left - 1;
@@ -229,7 +238,8 @@ impl<V: Engine, const B: usize, const R: usize> Chunk<V, B, R> {
                 // SAFETY: as in `all`: no more values than columns are before the vector and in its
                 // first half, and half a vector is left; there are no bits after the columns.
                 unsafe {
-                    let w = engine.expand_few(self.from[r].add(before(mask, vector * V::LANES) + V::LANES / 2), keep);
+                    let w = engine
+                        .expand_at_most_half(self.from[r].add(before(mask, vector * V::LANES) + V::LANES / 2), keep);
                     for b in 0..B {
                         row[b] = engine.add(row[b], w, engine.load(self.x[b].add(vector * V::LANES)));
                     }
@@ -375,19 +385,21 @@ impl<V: Engine> Work<'_, V> {
             }
             let x: [*const V::Lane; B] = std::array::from_fn(|b| x[(from_b + b) * width..][..width].as_ptr().cast());
             let mut work = Chunk { mask, stride, from, ahead, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
-            let (mut used, mut many, mut same) = ([0; R], 0, true);
-            // SAFETY: 512 values are there, the vectors of the chunk and the masks; `kept` has as many rows.
+            let kept = if V::ORDERED { self.scratch.kept[..B].as_mut_ptr() } else { std::ptr::null_mut() };
+            let (mut used, mut holding, mut same) = ([0; R], 0, true);
+            // SAFETY: 512 values are there, in the buffers or since rows with full chunks have
+            // them; the vectors of the chunk and the masks; `kept` has `B` rows.
             unsafe {
                 for (r, used) in used.iter_mut().enumerate() {
                     *used = engine.used(work.mask(r));
-                    many += used.count_ones() as usize;
+                    holding += used.count_ones() as usize;
                     // Mostly the first word tells.
                     same = same && work.mask(r)[..8] == work.mask(0)[..8] && work.mask(r) == work.mask(0);
                 }
                 if V::ORDERED && same {
-                    sums = work.shared(engine, self.scratch.kept.as_mut_ptr(), sums);
-                } else if mode.kept.is_some() || 100 * many > R * work.vectors * const { each_up_to(V::LANES, B) } {
-                    if mode.few && mode.kept.is_none() {
+                    sums = work.shared(engine, kept, sums);
+                } else if mode.kept.is_some() || 100 * holding > R * work.vectors * const { each_up_to(V::LANES, B) } {
+                    if mode.at_most_half && mode.kept.is_none() {
                         sums = work.rest(engine, sums);
                     }
                     sums = work.all(engine, mode, sums);

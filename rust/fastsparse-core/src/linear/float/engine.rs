@@ -4,6 +4,7 @@
 //! expanded: [`super::direct`]. For more of them some rows are expanded to a tile first:
 //! [`super::tiled`].
 
+use super::FloatVector;
 use super::direct::ExpandMode;
 use super::tiled::tile_rows;
 use crate::element::Word;
@@ -35,23 +36,28 @@ pub(super) trait Engine: Copy + Send + Sync {
     type Vector: Copy;
     /// A vector of sums.
     type Sums: Copy + Send;
+    /// What computes with them.
+    type Floats: FloatVector<Vector = Self::Sums>;
     /// Columns of a vector: 8, 16 or 32.
     const LANES: usize;
     /// Sums that the direct kernel has registers for, beside what is being expanded.
     const SUMS: usize;
     /// Rows of activations of a pass of the direct kernel, at most.
     const PASS: usize;
-    /// Rows of activations, at most six, for whose sums with four rows of weights there are registers.
+    /// Rows of activations, at most six, for whose sums with four rows of weights there are
+    /// registers.
     const BATCH: usize;
 
     /// How far the bits of a vector's mask are shifted to the left in a `keep`: where a table is
     /// indexed by them, they address an entry.
     const SHIFT: u32 = 0;
 
-    /// Kept weights in a thousand up to which `expand_few` and what it leaves out are faster than `expand`.
-    const FEW_UP_TO: usize = 0;
+    /// Kept weights in a thousand up to which `expand_at_most_half` and what it leaves out are
+    /// faster than `expand`.
+    const AT_MOST_HALF_UP_TO: usize = 0;
 
-    /// Whether one load holds the elements of two vectors that keep half, and `pair` makes use of that.
+    /// Whether one load holds the elements of two vectors that keep half, and `pair` makes use of
+    /// that.
     const PAIRS: bool = false;
 
     /// Whether columns stay in order, so that activations can be compressed.
@@ -62,8 +68,13 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn place(i: usize) -> usize {
         i
     }
+    /// The same, of this engine.
+    fn floats(self) -> Self::Floats;
     /// No sum yet.
-    fn zero(self) -> Self::Sums;
+    #[inline(always)]
+    fn zero(self) -> Self::Sums {
+        self.floats().zero()
+    }
     /// A bit for each vector of a chunk whose mask is not zero.
     fn used(self, mask: &ChunkMask) -> u64;
     /// The next elements at `from` in the columns that `keep` selects, zeros elsewhere.
@@ -71,33 +82,34 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// # Safety
     /// `from` is valid for reading `LANES` elements. `keep` has no other bits.
     unsafe fn expand(self, from: *const Self::Weight, keep: u32) -> Self::Vector;
-    /// A bit for each vector of a chunk more than half of whose columns are kept, where `FEW_UP_TO` is not 0.
-    fn many(self, _: &ChunkMask) -> u64 {
+    /// A bit for each vector of a chunk more than half of whose columns are kept, where
+    /// `AT_MOST_HALF_UP_TO` is not 0.
+    fn over_half(self, _: &ChunkMask) -> u64 {
         0
     }
     /// `expand` of half of the lanes at most: where `keep` has more bits, of those first.
     ///
     /// # Safety
-    /// That of `expand`; half of the elements suffice where `FEW_UP_TO` is not 0.
+    /// That of `expand`; half of the elements suffice where `AT_MOST_HALF_UP_TO` is not 0.
     #[inline(always)]
-    unsafe fn expand_few(self, from: *const Self::Weight, keep: u32) -> Self::Vector {
+    unsafe fn expand_at_most_half(self, from: *const Self::Weight, keep: u32) -> Self::Vector {
         // SAFETY: the caller's promise.
         unsafe { self.expand(from, keep) }
     }
     /// What `next` looks up, to be kept in a register.
-    fn table(self, _few: bool) -> *const u8 {
+    fn table(self, _at_most_half: bool) -> *const u8 {
         std::ptr::null()
     }
-    /// `expand` or, if `few`, `expand_few` by the bits of vector `I` of a step, whose mask `word`
-    /// is, and where the elements behind are: by `kept` further or, if `None`, by as many as there
-    /// are bits.
+    /// `expand` or, if `at_most_half`, `expand_at_most_half` by the bits of vector `I` of a step,
+    /// whose mask `word` is, and where the elements after them are: by `kept` further or, if
+    /// `None`, by as many as there are bits.
     ///
     /// # Safety
-    /// That of `expand`; `table` is the one for `few`.
+    /// That of `expand`; `table` is the one for `at_most_half`.
     #[inline(always)]
     unsafe fn next<const I: usize>(
         self,
-        few: bool,
+        at_most_half: bool,
         _table: *const u8,
         word: u64,
         from: *const Self::Weight,
@@ -105,11 +117,12 @@ pub(super) trait Engine: Copy + Send + Sync {
     ) -> (Self::Vector, *const Self::Weight) {
         let keep = part::<Self, I>(word) << Self::SHIFT;
         // SAFETY: the caller's promise.
-        let vector = unsafe { if few { self.expand_few(from, keep) } else { self.expand(from, keep) } };
+        let vector =
+            unsafe { if at_most_half { self.expand_at_most_half(from, keep) } else { self.expand(from, keep) } };
         (vector, from.wrapping_add(kept.unwrap_or(keep.count_ones() as usize)))
     }
     /// Vectors `I` and `I + 1` of a step, as `next` makes them of `kept` elements each, no more
-    /// than half; and where the elements behind are.
+    /// than half; and where the elements after them are.
     ///
     /// # Safety
     /// That of `next`.
@@ -152,9 +165,15 @@ pub(super) trait Engine: Copy + Send + Sync {
         sums
     }
     /// The sum of the sums.
-    fn total(self, sums: Self::Sums) -> f32;
+    #[inline(always)]
+    fn total(self, sums: Self::Sums) -> f32 {
+        self.floats().total(sums)
+    }
     /// Runs a kernel, compiled for this engine.
-    fn run<K: Kernel>(self, kernel: K) -> K::Output;
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        self.floats().run(kernel)
+    }
 }
 
 /// Vectors of a chunk.
@@ -162,12 +181,14 @@ pub(super) const fn vectors<V: Engine>() -> usize {
     CHUNK_COLS / V::LANES
 }
 
-/// Vectors that are written out in a loop: those of a block, or one that is wider than eight columns.
+/// Vectors that are written out in a loop: those of a block, or one that is wider than eight
+/// columns.
 pub(super) const fn step<V: Engine>() -> usize {
     if V::LANES == 8 { BLOCK / 8 } else { 1 }
 }
 
-/// `$body` for each vector `$i`, a constant, of a step. So large a loop is not unrolled by the compiler.
+/// `$body` for each vector `$i`, a constant, of a step. So large a loop is not unrolled by the
+/// compiler.
 macro_rules! unroll {
     ($engine:ty, $i:ident, $body:expr) => { unroll!(@ $engine, $i, $body; 0 1 2 3 4 5 6 7) };
     (@ $engine:ty, $i:ident, $body:expr; $($number:literal)*) => { $(
@@ -226,7 +247,7 @@ pub(super) fn leading<V: Engine>(columns: usize) -> u32 {
 
 /// What a thread keeps between its tasks.
 pub(super) struct Scratch<V: Engine> {
-    /// Values of a row behind which there are not enough more.
+    /// Values of a row that is followed by too few.
     pub values: [[V::Weight; CHUNK_COLS]; ROWS],
     /// Masks of rows that end within a chunk.
     pub masks: [ChunkMask; ROWS],
@@ -259,7 +280,8 @@ pub(super) fn rows_per_tile<V: Engine>(direct: bool) -> usize {
     if direct { ROWS } else { tile_rows::<V>() }
 }
 
-/// A task on its way into a function that names the features. Returns whether mask and offsets agree.
+/// A task on its way into a function that names the features. Returns whether mask and offsets
+/// agree.
 pub(super) struct Work<'a, V: Engine> {
     pub engine: V,
     pub task: &'a Task<'a, V::Weight>,
@@ -286,14 +308,15 @@ impl<V: Engine> Kernel for Work<'_, V> {
 }
 
 impl<V: Engine> Work<'_, V> {
-    /// Four rows of weights from `first` on, all activations, in passes that are as even as possible.
+    /// Four rows of weights from `first` on, all activations, in passes that are as even as
+    /// possible.
     #[inline(always)]
     fn passes(&mut self, first: usize) -> bool {
         let passes = self.x.len.div_ceil(V::PASS);
         let (mut agreed, mut b) = (true, 0);
         for pass in 0..passes {
             let end = self.x.len * (pass + 1) / passes;
-            agreed &= self.few(first, b, end - b);
+            agreed &= self.pass(first, b, end - b);
             b = end;
         }
         agreed
@@ -301,19 +324,19 @@ impl<V: Engine> Work<'_, V> {
 
     /// Four rows of weights from `first` on, `len` rows of activations from `b` on.
     #[inline(always)]
-    fn few(&mut self, first: usize, b: usize, len: usize) -> bool {
+    fn pass(&mut self, first: usize, b: usize, len: usize) -> bool {
         match len {
             1 => match self.task.weights.groups {
                 Some(Groups { keep, of }) if V::LANES % of == 0 => {
                     let kept = Some(V::LANES / of * keep);
                     if 2 * keep <= of {
-                        self.direct::<1, ROWS>(first, b, ExpandMode { kept, few: true })
+                        self.direct::<1, ROWS>(first, b, ExpandMode { kept, at_most_half: true })
                     } else {
-                        self.direct::<1, ROWS>(first, b, ExpandMode { kept, few: false })
+                        self.direct::<1, ROWS>(first, b, ExpandMode { kept, at_most_half: false })
                     }
                 }
-                _ if const { V::FEW_UP_TO > 0 } && self.few_kept() => {
-                    self.direct::<1, ROWS>(first, b, ExpandMode { kept: None, few: true })
+                _ if const { V::AT_MOST_HALF_UP_TO > 0 } && self.keeps_at_most_half() => {
+                    self.direct::<1, ROWS>(first, b, ExpandMode { kept: None, at_most_half: true })
                 }
                 _ => self.direct::<1, ROWS>(first, b, ExpandMode::COUNTED),
             },
@@ -341,9 +364,9 @@ impl<V: Engine> Work<'_, V> {
 
     /// Whether so few weights are kept.
     #[inline(always)]
-    fn few_kept(&self) -> bool {
+    fn keeps_at_most_half(&self) -> bool {
         let Weights { shape, values, .. } = self.task.weights;
-        values.len().saturating_mul(1000) <= shape.len().saturating_mul(V::FEW_UP_TO)
+        values.len().saturating_mul(1000) <= shape.len().saturating_mul(V::AT_MOST_HALF_UP_TO)
     }
 }
 

@@ -23,19 +23,20 @@ use std::marker::PhantomData;
 use super::activations::{self, Activations};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+use super::call::{Call, each_panel};
 use super::rows::{self, Task};
 use super::{Real, WORK_PER_THREAD, Weights, work};
 use crate::element::Word;
 use crate::error::{Error, Result};
-use crate::parallel::{self, Exec, SharedMut};
+use crate::parallel::Exec;
+#[cfg(target_arch = "x86_64")]
+use crate::parallel::try_map;
 use crate::unpack::check_parts;
 use strategy::{Level, Method, Product};
 pub(super) use vector::{FloatVector, Plain};
 
-/// Rows of activations that are computed at a time: a bound for what their copies and sums take.
-const PANEL: usize = 1024;
-
-/// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of `rows`.
+/// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of
+/// `rows`.
 pub fn linear<E: Real, X: Real>(
     weights: Weights<'_, E::Bits>,
     x: &[X::Bits],
@@ -46,18 +47,12 @@ pub fn linear<E: Real, X: Real>(
     let Weights { shape, values, mask, offsets, .. } = weights;
     assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1);
     assert!(weights.groups.is_none_or(|groups| groups.of > 0 && groups.keep <= groups.of));
-    assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
-    let batch = out.len().checked_div(shape.rows).unwrap_or(0);
-    assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
     let mut agreed = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
-    for first in (0..batch).step_by(PANEL) {
-        let batch = PANEL.min(batch - first);
-        let x = &x[first * shape.cols..(first + batch) * shape.cols];
-        let out = SharedMut::new(&mut out[first * shape.rows..(first + batch) * shape.rows]);
-        let exec = exec.for_work(work(weights, batch), WORK_PER_THREAD);
-        let call: Call<'_, _, X> = Call { weights, bias, x, batch, exec, out };
+    let exec = |batch| exec.for_work(work(weights, batch), WORK_PER_THREAD);
+    each_panel((weights, shape), x, bias, exec, out, |call: Call<'_, _, X>| {
         agreed &= call.run::<E>()?;
-    }
+        Ok(())
+    })?;
     if agreed {
         return Ok(());
     }
@@ -65,17 +60,7 @@ pub fn linear<E: Real, X: Real>(
     Err(Error::Changed)
 }
 
-/// What all tasks share.
-struct Call<'a, W, X: Real> {
-    weights: Weights<'a, W>,
-    bias: Option<&'a [f32]>,
-    x: &'a [X::Bits],
-    batch: usize,
-    exec: Exec,
-    out: SharedMut<'a, X::Bits>,
-}
-
-impl<W: Word, X: Real> Call<'_, W, X> {
+impl<W: Word, X: Real> Call<'_, Weights<'_, W>, X> {
     /// Computes it with the best kernel. Returns whether mask and offsets agree.
     fn run<E: Real<Bits = W>>(&self) -> Result<bool> {
         #[cfg(target_arch = "x86_64")]
@@ -97,11 +82,6 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         )
     }
 
-    fn row(&self, batch: usize) -> &[X::Bits] {
-        let cols = self.weights.shape.cols;
-        &self.x[batch * cols..(batch + 1) * cols]
-    }
-
     /// With vectors, where the ISA has them. They multiply dropped weights as zeros: rows of x that
     /// are not finite are zeros to them and computed once more.
     #[cfg(target_arch = "x86_64")]
@@ -109,10 +89,10 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         use crate::element::DType;
         use crate::isa::Isa;
 
-        let finite: Vec<bool> =
-            parallel::map(self.exec.for_work(self.x.len(), activations::COPY_PER_THREAD).threads, self.batch, |b| {
-                engine::finite(self.exec.isa, self.row(b), X::magnitude, X::MAX_MAGNITUDE)
-            });
+        let threads = self.exec.for_work(self.x.len(), activations::COPY_PER_THREAD).threads;
+        let finite = try_map(threads, self.batch, |b| {
+            Ok(engine::finite(self.exec.isa, self.row(b), X::magnitude, X::MAX_MAGNITUDE))
+        })?;
         let Weights { shape, values, .. } = self.weights;
         let product =
             Product { weights: E::DTYPE, x: X::DTYPE, batch: self.batch, kept: values.len(), all: shape.len() };
@@ -173,12 +153,12 @@ impl<W: Word, X: Real> Call<'_, W, X> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn broadcast<E: Real<Bits = W>, V: vector::SetBits>(&self, lanes: V, finite: &[bool]) -> Result<bool> {
+    fn broadcast<E: Real<Bits = W>, V: vector::SetBits>(&self, vectors: V, finite: &[bool]) -> Result<bool> {
         let row = |b: usize| finite[b].then(|| self.row(b));
-        let x = &broadcast::Columns::new::<V, X>(lanes, row, self.batch, self.weights.shape.cols, self.exec)?;
+        let x = &broadcast::Columns::new::<V, X>(vectors, row, self.batch, self.weights.shape.cols, self.exec)?;
         let rows = broadcast::rows(self.weights.shape.rows, self.exec.threads);
         self.each_task(rows, broadcast::Scratch::new, |scratch, task, emit| {
-            lanes.run(broadcast::Work::<V, E> { lanes, task, x, scratch, emit })
+            vectors.run(broadcast::Work::<V, E> { vectors, task, x, scratch, emit })
         })
     }
 
@@ -190,14 +170,8 @@ impl<W: Word, X: Real> Call<'_, W, X> {
         state: impl Fn() -> Result<S> + Sync,
         kernel: impl Fn(&mut S, &Task<'_, W>, &dyn Fn(usize, usize, &[f32])) -> bool + Sync,
     ) -> Result<bool> {
-        let Call { weights, bias, ref out, .. } = *self;
-        let emit = |row: usize, batch: usize, sums: &[f32]| {
-            // SAFETY: each result is written by the task that owns the row.
-            let to = unsafe { out.slice(batch * weights.shape.rows + row, sums.len()) };
-            for (i, (to, &sum)) in to.iter_mut().zip(sums).enumerate() {
-                *to = X::from_f32(bias.map_or(sum, |bias| sum + bias[row + i]));
-            }
-        };
-        rows::each_task(weights, rows, self.exec.threads, state, |state, task| kernel(state, task, &emit))
+        rows::each_task(self.weights, &self.results, rows, self.exec.threads, state, |state, task, part| {
+            kernel(state, task, &|row, b, sums| part.write(row, b, sums))
+        })
     }
 }

@@ -14,7 +14,8 @@ use crate::linear::rows::{Task, fold};
 /// Sums of a row.
 const LANES: usize = 16;
 
-/// Computes the rows of a task and emits (row, batch, sums of the rows from there on). Returns whether mask and offsets agree.
+/// Computes the rows of a task and emits (row, batch, sums of the rows from there on). Returns
+/// whether mask and offsets agree.
 pub fn rows<E: Real>(task: &Task<'_, E::Bits>, x: &Activations<f32>, emit: &dyn Fn(usize, usize, &[f32])) -> bool {
     let cols = task.weights.shape.cols;
     let mut agreed = true;

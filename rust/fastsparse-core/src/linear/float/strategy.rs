@@ -74,7 +74,8 @@ impl Product {
 
 /// When to take which kernel.
 struct Table {
-    /// Rows of activations up to which multiplying weights while they are expanded is faster than a tile.
+    /// Rows of activations up to which multiplying weights while they are expanded is faster than a
+    /// tile.
     direct: usize,
     /// Kept weights in a thousand up to which multiplying these alone is faster than both, by the
     /// least number of rows of activations, the largest first. With fewer rows than the last it
@@ -116,7 +117,7 @@ const AVX512_PAIRS: Table = Table { direct: 16, broadcast: &[(64, 350), (32, 250
 /// Kept float32 weights in a thousand up to which AVX2 had better expand the first four of each
 /// eight and the rest another way. Measured on Zen 3, one row of activations, from memory,
 /// nanoseconds a weight: 0.086, 0.097 and 0.150 at 10, 15 and 25 %; without 0.114, 0.118 and 0.122.
-pub(super) const AVX2_FEW_UP_TO: usize = 200;
+pub(super) const AVX2_AT_MOST_HALF_UP_TO: usize = 200;
 
 /// Vectors in a hundred that hold weights up to which each row had better go through its own.
 /// Measured on Zen 3 with AVX2 for one, two and four rows of activations: level between 30
@@ -244,7 +245,8 @@ mod tests {
         }
     }
 
-    /// More zeros never lead away from multiplying only what is kept, nor do more rows of activations.
+    /// More zeros never lead away from multiplying only what is kept, nor do more rows of
+    /// activations.
     #[test]
     fn broadcast_is_monotonous() {
         for table in [AVX2, AVX512, AVX512_HALVES, AVX512_PAIRS] {

@@ -1,10 +1,12 @@
 //! More rows of activations than fit the registers: weights are expanded once for all of them.
 //!
-//! Some rows are expanded to a tile that stays in the first cache, and all the activations go over it:
+//! Some rows are expanded to a tile that stays in the first cache, and all the activations go over
+//! it:
 //! ```text
 //! for each tile of rows, for each chunk:
 //!     expand the rows to the tile
-//!     for each six rows of activations, for each four rows of the tile:  sums[b][r] += tile[r] · x[b]
+//!     for each six rows of activations, for each four rows of the tile:
+//!         sums[b][r] += tile[r] · x[b]
 //! ```
 //! The sums of a row lie in the lanes of one vector to the end and are then folded in halves.
 
@@ -85,7 +87,7 @@ impl<V: Engine> Work<'_, V> {
             let mask = row.mask(chunk, cols, &mut buffer);
             let start = row.window(&mut self.scratch.values[0]).as_ptr();
             let mut from = start;
-            let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..].as_mut_ptr().cast();
+            let tile: *mut V::Lane = self.scratch.tile[r * CHUNK..][..CHUNK].as_mut_ptr().cast();
             for vector in (0..vectors).step_by(const { step::<V>() }) {
                 // SAFETY: vectors of the chunk.
                 let word = unsafe { word::<V>(mask, vector) };
@@ -116,7 +118,7 @@ impl<V: Engine> Work<'_, V> {
         let x: [*const V::Lane; B] = std::array::from_fn(|i| x[(b + i) * width..(b + i + 1) * width].as_ptr().cast());
         for group in 0..groups {
             let tile: [*const V::Lane; ROWS] =
-                std::array::from_fn(|r| self.scratch.tile[(group * ROWS + r) * CHUNK..].as_ptr().cast());
+                std::array::from_fn(|r| self.scratch.tile[(group * ROWS + r) * CHUNK..][..CHUNK].as_ptr().cast());
             let mut sums = [[engine.zero(); ROWS]; B];
             for i in 0..B {
                 sums[i] = self.scratch.sums[(b + i) * groups + group];

@@ -2,11 +2,12 @@
 
 use crate::isa::Kernel;
 use crate::linear::Real;
+use crate::linear::rows::fold;
 
 /// Vectors of float32.
 pub(in crate::linear) trait FloatVector: Copy + Send + Sync {
     /// `LANES` numbers.
-    type Vector: Copy;
+    type Vector: Copy + Send;
     /// How many.
     const LANES: usize;
     /// Zeros.
@@ -32,6 +33,8 @@ pub(in crate::linear) trait FloatVector: Copy + Send + Sync {
     fn multiply_add(self, sums: Self::Vector, w: Self::Vector, x: Self::Vector) -> Self::Vector;
     /// `a + b`.
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// The sum of the lanes, upper half onto lower half.
+    fn total(self, vector: Self::Vector) -> f32;
     /// Runs a kernel, compiled for these vectors.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 }
@@ -97,6 +100,11 @@ impl FloatVector for Plain {
             a[i] += b[i];
         }
         a
+    }
+
+    #[inline(always)]
+    fn total(self, vector: [f32; 8]) -> f32 {
+        fold(vector)
     }
 
     #[inline(always)]

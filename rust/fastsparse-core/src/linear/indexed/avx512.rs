@@ -7,9 +7,9 @@ use std::arch::x86_64::*;
 
 use super::product::totals;
 use super::{Column, Group};
-use crate::element::DType;
 use crate::isa::{Avx512, Avx512Bf16};
 use crate::linear::Real;
+use crate::linear::float::FloatVector;
 
 const ROWS: usize = <u8 as Column>::ROWS;
 const SLOTS: usize = u8::SLOTS;
@@ -18,7 +18,7 @@ const LEN: usize = u8::LEN;
 /// x is float32. The sums of the rows of a group; `None` where steps are missing.
 #[target_feature(enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt")]
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-pub fn floats<E: Real>(_: Avx512, group: Group<'_, E::Bits, u8>, x: &[[f32; LEN]]) -> Option<[f32; ROWS]> {
+pub fn floats<E: Real>(token: Avx512, group: Group<'_, E::Bits, u8>, x: &[[f32; LEN]]) -> Option<[f32; ROWS]> {
     let Group { values, columns, steps } = group;
     let (mut values, mut columns) = (values.as_chunks::<SLOTS>().0, columns.as_chunks::<SLOTS>().0);
     // Four slots in turn of the first and of the second sixteen: what interleaving the halves puts
@@ -37,7 +37,7 @@ pub fn floats<E: Real>(_: Avx512, group: Group<'_, E::Bits, u8>, x: &[[f32; LEN]
             let x_second = _mm512_castsi512_ps(_mm512_unpackhi_epi16(low, high));
             // SAFETY: twice 16 values are readable.
             let (w_first, w_second) =
-                unsafe { (widen::<E>(values.as_ptr()), widen::<E>(values.as_ptr().add(SLOTS / 2))) };
+                unsafe { (token.widen::<E>(values.as_ptr()), token.widen::<E>(values.as_ptr().add(SLOTS / 2))) };
             let sums = (_mm512_fmadd_ps(w_first, x_first, first), _mm512_fmadd_ps(w_second, x_second, second));
             (first, second, other_first, other_second) = (other_first, other_second, sums.0, sums.1);
         }
@@ -63,24 +63,6 @@ fn halves(x: &[f32; LEN]) -> [[__m512i; 8]; 2] {
         halves[1][i] = _mm512_permutex2var_epi16(x[2 * i], odd, x[2 * i + 1]);
     }
     halves
-}
-
-/// Sixteen weights as float32.
-///
-/// # Safety
-/// `from` is valid for reading sixteen elements.
-#[target_feature(enable = "avx2,bmi1,bmi2,fma,f16c,lzcnt,popcnt")]
-#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-#[inline]
-unsafe fn widen<E: Real>(from: *const E::Bits) -> __m512 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match E::DTYPE {
-            DType::F32 => _mm512_loadu_ps(from.cast()),
-            DType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
-            _ => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())))),
-        }
-    }
 }
 
 /// bfloat16 on both sides. A lane of float32 takes both slots of a row.

@@ -52,14 +52,14 @@ pub fn index<W: Word, C: Column>(
     let exec = exec.for_work(shape.len(), WORK_PER_THREAD);
     // So that groups follow each other and none is beyond the end.
     assert!(starts.is_sorted() && starts[0] == 0 && starts[starts.len() - 1] as usize == values.len() / C::SLOTS);
-    let (out, places) = (SharedMut::new(values), SharedMut::new(columns));
+    let (out, indices) = (SharedMut::new(values), SharedMut::new(columns));
     let complete = std::sync::atomic::AtomicBool::new(true);
     run(exec.threads, grid.rows, |group| {
         let start = starts[group] as usize * C::SLOTS;
         let len = (starts[group + 1] - starts[group]) as usize * C::SLOTS;
         // SAFETY: `starts` ascends from zero (checked above), so groups are disjoint.
-        let (out, places) = unsafe { (out.slice(start, len), places.slice(start, len)) };
-        if fill(weights, group, &steps[group * grid.cols..(group + 1) * grid.cols], out, places).is_none() {
+        let (out, indices) = unsafe { (out.slice(start, len), indices.slice(start, len)) };
+        if fill(weights, group, &steps[group * grid.cols..(group + 1) * grid.cols], out, indices).is_none() {
             complete.store(false, std::sync::atomic::Ordering::Relaxed);
         }
     });

@@ -1,7 +1,8 @@
 //! Packed weights as column indices, for which few kept weights are needed: nothing is spent on
 //! those that were dropped.
 //!
-//! A *group* of rows, and in it a *block* of columns, takes as many *steps* of slots as its fullest row needs:
+//! A *group* of rows, and in it a *block* of columns, takes as many *steps* of slots as its fullest
+//! row needs:
 //!
 //! | type of a column | rows of a group | slots of a step | columns of a block, at most |
 //! |---|---|---|---|
@@ -16,9 +17,11 @@
 //! before the end.
 //!
 //! ```text
-//! for each group, for each block, for each step:  sums[slot] += values[slot] · x[block][columns[slot]]
+//! for each group, for each block, for each step:
+//!     sums[slot] += values[slot] · x[block][columns[slot]]
 //! ```
-//! Every other step may have sums of its own. The order of a sum depends on the ISA, not on threads or batch.
+//! Every other step may have sums of its own. The order of a sum depends on the ISA, not on threads
+//! or batch.
 //!
 //! Contract: that of [`super`]; `steps` and `starts` take the place of mask and offsets.
 
@@ -32,13 +35,13 @@ mod scalar;
 
 pub use layout::{count, index, unindex};
 
+use super::call::{Call, each_panel};
 use super::{Real, WORK_PER_THREAD};
 use crate::element::{DType, Word};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::isa::Isa;
 use crate::matrix::Matrix;
-use crate::parallel::{Exec, SharedMut};
-use product::Call;
+use crate::parallel::Exec;
 
 /// The layout that belongs to a type of columns.
 pub trait Column: Word {
@@ -52,8 +55,8 @@ pub trait Column: Word {
     const EACH: usize = Self::SLOTS / Self::ROWS;
     /// The column of a slot that holds nothing.
     const PADDING: u64 = Self::LEN as u64 - 1;
-    /// Computes a product with the best kernel. Returns whether all the steps were there.
-    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, Self, X>) -> Result<bool>;
+    /// Computes a product with the best kernel.
+    fn compute<E: Real, X: Real>(call: &Call<'_, Indexed<'_, E::Bits, Self>, X>) -> Result<()>;
 }
 
 /// Kept weights in a thousand up to which indices are faster than the mask with AVX-512, for one
@@ -141,7 +144,8 @@ pub struct Group<'a, W, C> {
     steps: &'a [u16],
 }
 
-/// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of `rows`.
+/// Writes `x · weightsᵀ + bias` to `out`: `x` has as many rows of `cols` elements as `out` has of
+/// `rows`.
 pub fn linear_indexed<E: Real, X: Real, C: Column>(
     weights: Indexed<'_, E::Bits, C>,
     x: &[X::Bits],
@@ -151,10 +155,6 @@ pub fn linear_indexed<E: Real, X: Real, C: Column>(
 ) -> Result<()> {
     let shape = weights.shape;
     weights.check_lengths();
-    assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
-    let batch = out.len().checked_div(shape.rows).unwrap_or(0);
-    assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
-    let exec = exec.for_work(weights.values.len() * batch, WORK_PER_THREAD);
-    let call = Call { weights, bias, x, batch, exec, out: SharedMut::new(out) };
-    if C::compute::<E, X>(&call)? { Ok(()) } else { Err(Error::Changed) }
+    let exec = |batch| exec.for_work(weights.values.len().saturating_mul(batch), WORK_PER_THREAD);
+    each_panel((weights, shape), x, bias, exec, out, |call| C::compute::<E, X>(&call))
 }

@@ -1,37 +1,27 @@
-//! The product: activations in blocks, groups of rows shared among threads, and which kernel computes a group.
-
-use std::sync::atomic::{AtomicBool, Ordering};
+//! The product: activations in blocks, groups of rows shared among threads, and which kernel
+//! computes a group.
 
 use super::{Column, Group, Indexed, grid, scalar, width};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::element::{DType, Word};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::isa::{Isa, Kernel};
 use crate::linear::Real;
 use crate::linear::activations::COPY_PER_THREAD;
+use crate::linear::call::Call;
 use crate::memory::filled;
-use crate::parallel::{Exec, SharedMut, run, run_chunks};
+use crate::parallel::{run_chunks, try_run};
 
 /// Rows that a thread takes at a time.
 const TASK: usize = 32;
-
-/// What all tasks share.
-pub struct Call<'a, W, C, X: Real> {
-    pub weights: Indexed<'a, W, C>,
-    pub bias: Option<&'a [f32]>,
-    pub x: &'a [X::Bits],
-    pub batch: usize,
-    pub exec: Exec,
-    pub out: SharedMut<'a, X::Bits>,
-}
 
 impl Column for u8 {
     const ROWS: usize = 16;
     const SLOTS: usize = 32;
     const LEN: usize = 256;
 
-    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, u8, X>) -> Result<bool> {
+    fn compute<E: Real, X: Real>(call: &Call<'_, Indexed<'_, E::Bits, u8>, X>) -> Result<()> {
         const LEN: usize = u8::LEN;
         const ROWS: usize = <u8 as Column>::ROWS;
         let isa = call.exec.isa;
@@ -40,16 +30,16 @@ impl Column for u8 {
             if let (Some(token), DType::BF16, DType::BF16) = (isa.avx512_bf16(), E::DTYPE, X::DTYPE) {
                 let x = call.activations::<_, LEN>(|x| x.to_u64() as u16)?;
                 // SAFETY: the token proves the features.
-                return Ok(call.each_group(&x, |group, x| unsafe { avx512::pairs(token, group, x) }));
+                return call.each_group(&x, |group, x| unsafe { avx512::pairs(token, group, x) });
             }
             if let Isa::Avx512(token) = isa {
                 let x = call.activations::<_, LEN>(X::to_f32)?;
                 // SAFETY: the token proves the features.
-                return Ok(call.each_group(&x, |group, x| unsafe { avx512::floats::<E>(token, group, x) }));
+                return call.each_group(&x, |group, x| unsafe { avx512::floats::<E>(token, group, x) });
             }
         }
         let x = call.activations::<_, LEN>(X::to_f32)?;
-        Ok(call.each_group(&x, |group, x| isa.run(scalar::Steps::<E, u8, { u8::SLOTS }, ROWS, LEN> { group, x })))
+        call.each_group(&x, |group, x| isa.run(scalar::Steps::<E, u8, { u8::SLOTS }, ROWS, LEN> { group, x }))
     }
 }
 
@@ -58,16 +48,16 @@ impl Column for u16 {
     const SLOTS: usize = 16;
     const LEN: usize = 1 << 13;
 
-    fn compute<E: Real, X: Real>(call: &Call<'_, E::Bits, u16, X>) -> Result<bool> {
+    fn compute<E: Real, X: Real>(call: &Call<'_, Indexed<'_, E::Bits, u16>, X>) -> Result<()> {
         const LEN: usize = u16::LEN;
         let isa = call.exec.isa;
         let x = call.activations::<_, LEN>(X::to_f32)?;
         #[cfg(target_arch = "x86_64")]
         if let Some(token) = isa.avx2() {
             // SAFETY: the token proves the features.
-            return Ok(call.each_group(&x, |group, x| unsafe { avx2::floats::<E>(token, group, x) }));
+            return call.each_group(&x, |group, x| unsafe { avx2::floats::<E>(token, group, x) });
         }
-        Ok(call.each_group(&x, |group, x| isa.run(scalar::Steps::<E, u16, { u16::SLOTS }, 1, LEN> { group, x })))
+        call.each_group(&x, |group, x| isa.run(scalar::Steps::<E, u16, { u16::SLOTS }, 1, LEN> { group, x }))
     }
 }
 
@@ -88,7 +78,7 @@ pub fn totals<const SLOTS: usize, const ROWS: usize>(mut sums: [f32; SLOTS]) -> 
     totals
 }
 
-impl<W: Word, C: Column, X: Real> Call<'_, W, C, X> {
+impl<W: Word, C: Column, X: Real> Call<'_, Indexed<'_, W, C>, X> {
     /// Rows of blocks, each with zeros after it.
     fn activations<T: Copy + Default + Send, const LEN: usize>(
         &self,
@@ -111,30 +101,26 @@ impl<W: Word, C: Column, X: Real> Call<'_, W, C, X> {
         &self,
         x: &[T],
         sums: impl Fn(Group<'_, W, C>, &[[T; LEN]]) -> Option<[f32; ROWS]> + Sync,
-    ) -> bool {
-        let Call { weights, bias, batch, ref out, .. } = *self;
+    ) -> Result<()> {
+        let Call { weights, batch, ref results, .. } = *self;
         let (rows, grid) = (weights.shape.rows, grid::<C>(weights.shape));
-        let complete = AtomicBool::new(true);
         let groups = TASK / ROWS;
         let x = x.as_chunks::<LEN>().0;
-        run(self.exec.threads, grid.rows.div_ceil(groups), |task| {
-            for group in task * groups..grid.rows.min((task + 1) * groups) {
-                let first = group * ROWS;
+        try_run(self.exec.threads, grid.rows.div_ceil(groups), |task| {
+            for number in task * groups..grid.rows.min((task + 1) * groups) {
+                let group = weights.group(number).ok_or(Error::Changed)?;
+                let first = number * ROWS;
+                let len = ROWS.min(rows - first);
+                // SAFETY: groups have distinct rows, and each is computed once.
+                let part = unsafe { results.of(first..first + len) };
                 for b in 0..batch {
                     let x = &x[b * grid.cols..(b + 1) * grid.cols];
-                    let Some(sums) = weights.group(group).and_then(|group| sums(group, x)) else {
-                        complete.store(false, Ordering::Relaxed);
-                        return;
-                    };
-                    // SAFETY: the results of distinct groups and batches are disjoint.
-                    let out = unsafe { out.slice(b * rows + first, ROWS.min(rows - first)) };
-                    for (r, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
-                        *out = X::from_f32(bias.map_or(sum, |bias| sum + bias[first + r]));
-                    }
+                    let sums = sums(group, x).ok_or(Error::Changed)?;
+                    part.write(first, b, &sums[..len]);
                 }
             }
-        });
-        complete.into_inner()
+            Ok(())
+        })
     }
 }
 

@@ -137,7 +137,8 @@ impl Engine for Widened {
 
     #[inline(always)]
     unsafe fn expand(self, from: *const u8, keep: &BlockMask, to: &mut Block<i16>) {
-        // SAFETY: the token proves the features; the caller's promise; sixteen writable elements each.
+        // SAFETY: the token proves the features; the caller's promise; sixteen writable elements
+        // each.
         unsafe {
             let (vectors, to) = (expanded(self.0, from, keep), to.0.as_chunks_mut::<16>().0);
             for i in 0..4 {

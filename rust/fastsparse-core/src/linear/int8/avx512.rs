@@ -44,7 +44,8 @@ impl Engine for Biased {
 
     #[inline(always)]
     unsafe fn expand(self, from: *const u8, keep: &BlockMask, to: &mut Block<u8>) {
-        // SAFETY: the token proves the features; 64 bytes are readable (the caller's promise) and writable.
+        // SAFETY: the token proves the features; 64 bytes are readable (the caller's promise) and
+        // writable.
         unsafe {
             let flip = _mm512_set1_epi8(FLIP);
             let values = _mm512_xor_si512(flip, _mm512_loadu_si512(from.cast()));

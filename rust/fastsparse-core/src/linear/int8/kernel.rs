@@ -3,13 +3,15 @@
 //! ```text
 //! for each eight rows of weights, for each chunk of 512 columns:
 //!     tile[r] = expand(mask of the chunk, next values of row r) + added
-//!     for each few rows of activations, for each four rows of the tile, for each block of 64 columns whose four mask words are not
-//!         all zero:  sums[r][b] += tile[r] · x[b]
+//!     for each few rows of activations, for each four rows of the tile,
+//!     for each block of 64 columns whose four mask words are not all zero:
+//!         sums[r][b] += tile[r] · x[b]
 //! ```
-//! The tile stays in the first cache, sums are in registers. What was `added` to the weights, dropped ones included, times the sum of
-//! the activations of the block, is taken off again.
+//! The tile stays in the first cache, sums are in registers. What was `added` to the weights,
+//! dropped ones included, times the sum of the activations of the block, is taken off again.
 //!
-//! A lane of int32 holds the sum of [`SPAN`] chunks; behind each span the lanes are added up and go on as int64.
+//! A lane of int32 holds the sum of [`SPAN`] chunks; after each span the lanes are added up and go
+//! on as int64.
 
 use super::Emit;
 use crate::error::Result;
@@ -102,7 +104,7 @@ impl<V: Engine> Integers<V> {
 
 /// What a thread keeps between its tasks.
 pub(super) struct Scratch<V: Engine> {
-    /// Values of a row behind which there are not enough more.
+    /// Values of a row that is followed by too few.
     values: [u8; CHUNK_COLS],
     tile: [[Block<V::Lane>; CHUNK]; TILE_ROWS],
     sums: Vec<Sums<V>>,
@@ -143,7 +145,8 @@ impl<V: Engine> Scratch<V> {
     }
 }
 
-/// A task on its way into a function that names the features. Returns whether mask and offsets agree.
+/// A task on its way into a function that names the features. Returns whether mask and offsets
+/// agree.
 pub(super) struct Work<'a, V: Engine> {
     pub engine: V,
     pub task: &'a Task<'a, u8>,
@@ -236,7 +239,8 @@ impl<V: Engine> Work<'_, V> {
             let mut values = start;
             for i in 0..width {
                 let keep = block_of(mask, i);
-                // SAFETY: no more values than columns have been passed, and those of a chunk are there.
+                // SAFETY: no more values than columns have been passed, and those of a chunk are
+                // there.
                 unsafe { engine.expand(values, keep, &mut tile[i]) };
                 prefetch(values.wrapping_add(ahead));
                 used[r / ROWS] |= ((word(keep) != 0) as u32) << i;
@@ -247,7 +251,8 @@ impl<V: Engine> Work<'_, V> {
         used
     }
 
-    /// Adds the tile, which is a chunk, times activations `start + b` to the sums of `b`, for `B` of them.
+    /// Adds the tile, which is a chunk, times activations `start + b` to the sums of `b`, for `B`
+    /// of them.
     #[inline(always)]
     fn multiply<const B: usize>(&mut self, start: usize, b: usize, chunk: usize, used: [u32; GROUPS]) {
         let engine = self.engine;

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! step[b]   = max |x[b][·]| / 127,    q[b][c] = round(x[b][c] / max · 127), half to even
-//! out[b][r] = bias[r] + (step[b] · scale[r]) · sum over the kept columns c of row r:  weight[r][c] · q[b][c]
+//! out[b][r] = bias[r] + (step[b] · scale[r]) · sum[b][r]
+//! sum[b][r] = over the kept columns c of row r:  weight[r][c] · q[b][c]
 //! ```
 //!
-//! Contract. The sum is one of integers and exact; the products with it, the addition and the rounding to the type of `out` are
-//! float32 operations, one after the other. So all results are the same to the bit on every ISA and for every number of threads. A
-//! row of x that holds an infinity or NaN has no step: all its results are NaN. Activations that are int8 already have a step of 1.
-//! What is said of mask and offsets in [`super`] holds here.
+//! Contract. The sum is one of integers and exact; the products with it, the addition and the
+//! rounding to the type of `out` are float32 operations, one after the other. So all results are
+//! the same to the bit on every ISA and for every number of threads. A row of x that holds an
+//! infinity or NaN has no step: all its results are NaN. Activations that are int8 already have a
+//! step of 1. What is said of mask and offsets in [`super`] holds here.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -20,8 +22,9 @@ mod scalar;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+use super::call::Results;
 use super::float::strategy::AMX_FROM;
-use super::rows::{self, each_task};
+use super::rows::{self, Task};
 use super::{Real, WORK_PER_THREAD, Weights, work};
 use crate::element::F32;
 use crate::error::{Error, Result};
@@ -42,7 +45,8 @@ pub struct Scaled<'a> {
     pub scale: &'a [f32],
 }
 
-/// Writes `x · weightsᵀ + bias` to `out`, with x rounded to int8, each of its rows by a step of its own.
+/// Writes `x · weightsᵀ + bias` to `out`, with x rounded to int8, each of its rows by a step of its
+/// own.
 pub fn linear_int8<X: Real>(
     layer: Scaled<'_>,
     x: &[X::Bits],
@@ -116,86 +120,93 @@ fn multiply<Y: Real>(
     let Weights { shape, values, mask, offsets, .. } = weights;
     let batch = out.len().checked_div(shape.rows).unwrap_or(0);
     assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1 && scale.len() == shape.rows);
-    assert!(bias.is_none_or(|bias| bias.len() == shape.rows));
     assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
     let exec = exec.for_work(work(weights, batch), WORK_PER_THREAD);
-    let out = SharedMut::new(out);
-    let emit = |row: usize, b: usize, sum: i64| {
-        // SAFETY: each result is written once, by the task that owns the row.
-        let to = unsafe { out.slice(b * shape.rows + row, 1) };
-        let product = sum as f32 * (step(b) * scale[row]);
-        to[0] = Y::from_f32(bias.map_or(product, |bias| product + bias[row]));
-    };
+    let results: Results<'_, Y> = Results::new(shape.rows, bias, out);
     let ends = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
-    if sums(weights, x, batch, exec, &emit)? && ends {
+    if (Product { layer, x, batch, step, exec, results }).compute()? && ends {
         return Ok(());
     }
     check_parts(values.len(), shape, mask, offsets)?;
     Err(Error::Changed)
 }
 
-/// Emits (row, batch, sum) for each result, with the best kernel. Returns whether mask and offsets agree.
-fn sums(weights: Weights<'_, u8>, x: &[u8], batch: usize, exec: Exec, emit: &Emit<'_>) -> Result<bool> {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(token) = exec.isa.amx()
-        && batch >= AMX_FROM
-        && weights.shape.cols <= amx::INT8_COLS
-    {
-        return tiles(amx::Int8(token), weights, x, batch, exec, emit);
-    } else if let Some(token) = exec.isa.avx512_vnni() {
-        return vectors(avx512::Biased::new(token), weights, x, batch, exec, emit);
-    } else if let Some(token) = exec.isa.avx2() {
-        if x.contains(&(i8::MIN as u8)) {
-            return vectors(avx2::Widened::new(token), weights, x, batch, exec, emit);
-        }
-        return vectors(avx2::Bytes::new(token), weights, x, batch, exec, emit);
-    }
-    each_task(
-        weights,
-        rows::rows(weights.shape, 1),
-        exec.threads,
-        || Ok(()),
-        |(), task| scalar::rows(task, x, batch, emit),
-    )
+/// What all tasks share.
+struct Product<'a, F, Y: Real> {
+    layer: Scaled<'a>,
+    x: &'a [u8],
+    /// Rows of x.
+    batch: usize,
+    step: F,
+    exec: Exec,
+    results: Results<'a, Y>,
 }
 
 /// Takes (row, batch, sum).
-type Emit<'a> = dyn Fn(usize, usize, i64) + Sync + 'a;
+type Emit<'a> = dyn Fn(usize, usize, i64) + 'a;
 
-#[cfg(target_arch = "x86_64")]
-fn vectors<V: kernel::Engine>(
-    engine: V,
-    weights: Weights<'_, u8>,
-    x: &[u8],
-    batch: usize,
-    exec: Exec,
-    emit: &Emit<'_>,
-) -> Result<bool> {
-    let x = &kernel::Integers::new(engine, x, batch, weights.shape.cols, exec)?;
-    let scratch = || kernel::Scratch::new(engine, batch);
-    each_task(weights, rows::rows(weights.shape, kernel::TILE_ROWS), exec.threads, scratch, |scratch, task| {
-        engine.run(kernel::Work { engine, task, x, scratch, emit })
-    })
-}
-
-#[cfg(target_arch = "x86_64")]
-fn tiles(
-    numbers: amx::Int8,
-    weights: Weights<'_, u8>,
-    x: &[u8],
-    batch: usize,
-    exec: Exec,
-    emit: &Emit<'_>,
-) -> Result<bool> {
-    let cols = weights.shape.cols;
-    let x = &amx::Tiles::new(numbers, |b| Some(&x[b * cols..(b + 1) * cols]), batch, cols, exec)?;
-    let emit = |row: usize, b: usize, sums: &[i32]| {
-        for (r, &sum) in sums.iter().enumerate() {
-            emit(row + r, b, sum as i64);
+impl<F: Fn(usize) -> f32 + Sync, Y: Real> Product<'_, F, Y> {
+    /// Computes it with the best kernel. Returns whether mask and offsets agree.
+    fn compute(&self) -> Result<bool> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(token) = self.exec.isa.amx()
+            && self.batch >= AMX_FROM
+            && self.cols() <= amx::INT8_COLS
+        {
+            return self.tiles(amx::Int8(token));
+        } else if let Some(token) = self.exec.isa.avx512_vnni() {
+            return self.vectors(avx512::Biased::new(token));
+        } else if let Some(token) = self.exec.isa.avx2() {
+            if self.x.contains(&(i8::MIN as u8)) {
+                return self.vectors(avx2::Widened::new(token));
+            }
+            return self.vectors(avx2::Bytes::new(token));
         }
-    };
-    let scratch = || amx::Scratch::new(numbers, batch);
-    each_task(weights, rows::rows(weights.shape, amx::ROWS), exec.threads, scratch, |scratch, task| {
-        amx::Work { numbers, task, x, scratch, emit: &emit }.compute()
-    })
+        self.each_task(1, || Ok(()), |(), task, emit| scalar::rows(task, self.x, self.batch, emit))
+    }
+
+    fn cols(&self) -> usize {
+        self.layer.weights.shape.cols
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn vectors<V: kernel::Engine>(&self, engine: V) -> Result<bool> {
+        let x = &kernel::Integers::new(engine, self.x, self.batch, self.cols(), self.exec)?;
+        let scratch = || kernel::Scratch::new(engine, self.batch);
+        self.each_task(kernel::TILE_ROWS, scratch, |scratch, task, emit| {
+            engine.run(kernel::Work { engine, task, x, scratch, emit })
+        })
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self, numbers: amx::Int8) -> Result<bool> {
+        let cols = self.cols();
+        let row = |b: usize| Some(&self.x[b * cols..(b + 1) * cols]);
+        let x = &amx::Tiles::new(numbers, row, self.batch, cols, self.exec)?;
+        let scratch = || amx::Scratch::new(numbers, self.batch);
+        self.each_task(amx::ROWS, scratch, |scratch, task, emit| {
+            let emit = |row: usize, b: usize, sums: &[i32]| {
+                for (r, &sum) in sums.iter().enumerate() {
+                    emit(row + r, b, sum as i64);
+                }
+            };
+            amx::Work { numbers, task, x, scratch, emit: &emit }.compute()
+        })
+    }
+
+    /// Calls `kernel(state, task, emit)` for every task, of rows that are a multiple of
+    /// `rows_per_tile`.
+    fn each_task<S: Send>(
+        &self,
+        rows_per_tile: usize,
+        state: impl Fn() -> Result<S> + Sync,
+        kernel: impl Fn(&mut S, &Task<'_, u8>, &Emit<'_>) -> bool + Sync,
+    ) -> Result<bool> {
+        let Product { layer: Scaled { weights, scale }, ref step, ref results, .. } = *self;
+        let rows = rows::rows(weights.shape, rows_per_tile);
+        rows::each_task(weights, results, rows, self.exec.threads, state, |state, task, part| {
+            let emit = |row: usize, b: usize, sum: i64| part.write(row, b, &[sum as f32 * (step(b) * scale[row])]);
+            kernel(state, task, &emit)
+        })
+    }
 }

@@ -1,7 +1,8 @@
 //! One kept weight at a time.
 //!
 //! ```text
-//! for each row, for each set bit of its mask, from the lowest, at column c:  sum += next value · x[c]
+//! for each row, for each set bit of its mask, from the lowest, at column c:
+//!     sum += next value · x[c]
 //! ```
 
 use super::Emit;
