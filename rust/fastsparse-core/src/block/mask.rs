@@ -13,6 +13,7 @@
 //! bit.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Blocks;
 use crate::isa::{Avx2, Kernel};
@@ -63,11 +64,14 @@ pub(super) fn uniform(mask: &[u8], shape: Matrix, blocks: Blocks, exec: Exec) ->
         return (0, 0);
     }
     let stripes = (8 * PIECE / (blocks.tall * blocks.axis.inner)).max(1);
-    let counts = parallel::map(exec.threads, grid.rows.div_ceil(stripes), |task| {
+    let (dropped, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    parallel::run(exec.threads, grid.rows.div_ceil(stripes), |task| {
         let of_task = task * stripes..grid.rows.min((task + 1) * stripes);
-        exec.isa.run(Uniform { lines, mask, stripes: of_task })
+        let counts = exec.isa.run(Uniform { lines, mask, stripes: of_task });
+        dropped.fetch_add(counts.0, Ordering::Relaxed);
+        kept.fetch_add(counts.1, Ordering::Relaxed);
     });
-    counts.into_iter().fold((0, 0), |(none, all), (n, a)| (none + n, all + a))
+    (dropped.into_inner(), kept.into_inner())
 }
 
 /// The first block of which `mask` differs from `whole`.
