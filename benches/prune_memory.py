@@ -35,7 +35,7 @@ def make(folder: Path, blocks: int) -> None:
 def peak() -> str:
     """The largest resident size of this process so far."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return f"{int(line.split()[1]) / 1e6:.2f} GB"
+    return f"{int(line.split()[1]) * 1024 / 1e9:.2f} GB"
 
 
 def main() -> None:
