@@ -2,10 +2,12 @@
 
 import copy
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_model
 from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 import fastsparse.torch as fst
@@ -156,3 +158,51 @@ def test_a_model_computes_what_it_does_pruned_dense(kind, recwarn):
     linear = [row for row in report.tensors if row.elements > 2048 and "embedding" not in (row.reason or "").lower()]
     assert {row.reason for row in linear if row.reason} == left
     assert (report.packed == 0) == (kind in NOTHING_PACKED)
+
+
+TABLE = {
+    "Llama": "llama",
+    "Qwen 2": "qwen2",
+    "GPT-2": "gpt2",
+    "OPT": "opt",
+    "BERT": "bert",
+    "T5": "t5",
+    "ViT": "vit",
+    "Whisper": "whisper",
+    "Mixtral": "mixtral",
+    "gpt-oss": "gpt_oss",
+    "Llama 4": "llama4_text",
+}
+
+
+def exports(model: torch.nn.Module, inputs: dict[str, torch.Tensor], expected: torch.Tensor) -> bool:
+    """Whether torch.export takes a model, and what it makes computes the same."""
+    try:
+        program = torch.export.export(model, (), inputs, strict=False)
+    except Exception:  # whatever the model's code has that cannot be traced
+        return False
+    torch.testing.assert_close(program.module()(**inputs)[0], expected, rtol=1e-4, atol=1e-4)
+    return True
+
+
+@pytest.mark.parametrize("family", TABLE)
+@torch.no_grad()
+def test_the_table_of_families(family, tmp_path):
+    """What docs/torch.md says about each of them."""
+    kind = TABLE[family]
+    model, fresh = made(kind, FAMILIES[kind][0]), made(kind, FAMILIES[kind][0])
+    dense, inputs = copy.deepcopy(model), inputs_of(model)
+    report = fst.sparsify(model, "50%")
+    weights = [row for row in report.tensors if row.elements > 2048 and "mbedding" not in (row.reason or "")]
+    share = sum(row.elements for row in weights if row.reason is None) / sum(row.elements for row in weights)
+    for row in report.tensors:
+        if row.pattern:
+            fst.prune(dense.get_parameter(row.name).data, row.pattern, out=dense.get_parameter(row.name).data)
+    expected = dense(**inputs)[0]
+    torch.testing.assert_close(model(**inputs)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    save_model(model, str(tmp_path / "model.safetensors"))
+    assert fst.load(fresh, tmp_path / "model.safetensors", strict=False).packed == report.packed
+    assert torch.equal(fresh(**inputs)[0], model(**inputs)[0])
+    exported = "yes" if exports(model, inputs, expected) else "no" if exports(dense, inputs, expected) else "nor dense"
+    line = f"| {family} | {share:.0%} | yes | yes | yes | {exported} |"
+    assert line in (Path(__file__).parents[2] / "docs" / "torch.md").read_text(encoding="utf-8").splitlines()
