@@ -20,8 +20,8 @@ _GROUPS = (2, 4, 8, 16, 32, 64)
 _CHANCE = 1000
 """Fewer zeros than one in so many elements are chance."""
 
-_SAMPLE, _LINES = 128, 4096
-"""Rows and columns that are looked at for blocks, and elements of each column."""
+_SAMPLE, _LINES = 32, 2048
+"""Rows that are looked at for blocks, about, and bytes of columns; elements of each column."""
 
 _TRIES = 3
 """Lengths of blocks that are tried in each direction."""
@@ -129,7 +129,7 @@ def _blocks(shape: tuple[int, ...], bits: NDArray[np.uint8], zeros: int) -> _Fou
     rows, cols = matrix_view(shape)
     some = bits[:: max(1, rows // _SAMPLE)]
     sample = np.unpackbits(some, axis=1, count=cols, bitorder="little")
-    picked = np.unique(np.linspace(0, bits.shape[1] - 1, _SAMPLE // 8).astype(np.intp))
+    picked = np.unique(np.linspace(0, bits.shape[1] - 1, _SAMPLE // 2).astype(np.intp))
     tall = _runs(np.unpackbits(bits[:_LINES, picked], axis=1), rows)
     wide = _runs(sample.T, cols)
     tiles = sorted(product(tall, wide), key=math.prod, reverse=True)

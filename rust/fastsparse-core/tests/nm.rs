@@ -359,7 +359,8 @@ fn naive_common(case: &Case, mask: &[u8]) -> Option<nm::Common> {
 #[test]
 fn zeros_in_common() {
     let mut random = Random(11);
-    let tensors = [(&[130][..], 0), (&[7, 72], 1), (&[7, 72], 0), (&[70, 9], 0), (&[5, 9, 3, 3], 1), (&[3, 8, 8], 2)];
+    let tensors: [(&[usize], usize); 6] =
+        [(&[130], 0), (&[7, 72], 1), (&[7, 72], 0), (&[70, 9], 0), (&[5, 9, 3, 3], 1), (&[3, 8, 8], 2)];
     for (dimensions, axis) in tensors {
         for of in [1usize, 2, 3, 4, 8, 16, 31, 32, 64] {
             let case = Case::new(dimensions, axis, groups(of.div_ceil(2), of));
