@@ -40,7 +40,8 @@ def sparsities(text):
     return {row["name"]: row["sparsity"] for row in json.loads(text)["tensors"]}
 
 
-def test_there_and_back(run, src, tmp_path):
+def test_there_and_back(run, src, tmp_path, monkeypatch):
+    monkeypatch.setattr(_progress, "_DELAY", 0)
     packed, dense = tmp_path / "packed", tmp_path / "dense"
     code, out, err = run("compress", src, packed, "--pattern", "75%", "--json")
     assert code == 0

@@ -30,6 +30,7 @@ def _energies(w: ArrayLike, column_scale: ArrayLike | None, threads: int | None)
         return ranking, np.square(ranking.numbers())
 
 
+@np.errstate(over="ignore")
 def energies_of_largest(
     w: ArrayLike, zeros: list[int], column_scale: ArrayLike | None, threads: int | None
 ) -> list[float]:
@@ -48,6 +49,7 @@ def _check_group(of: int) -> None:
         raise FastSparseError(f"of: expected 1 to {_LARGEST_GROUP}, got {of}")
 
 
+@np.errstate(over="ignore")
 def energies_by_rank(
     w: ArrayLike, of: int, axis: int, column_scale: ArrayLike | None, threads: int | None
 ) -> tuple[list[float], list[float]]:
@@ -64,6 +66,7 @@ def energies_by_rank(
     return found[of], found[length % of]
 
 
+@np.errstate(over="ignore")
 def energy_of_mask(
     w: ArrayLike, shape: Shape, bits: NDArray[np.uint8], column_scale: ArrayLike | None, threads: int | None
 ) -> float:

@@ -1,5 +1,7 @@
 """Which patterns the zeros of a tensor obey."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """What many patterns would keep of a tensor."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -64,6 +66,14 @@ class Sweep:
         Its dtype.
     rows : tuple of SweepRow
         One a pattern, in the order in which they were given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsparse as fs
+    >>> found = fs.sweep(np.float32([[0.1, -3, 2, 0.2]]), ["25%", "2:4"])
+    >>> len(found), found["2:4"].sparsity, [str(row.pattern) for row in found]
+    (2, 0.5, ['25%', '2:4'])
     """
 
     shape: tuple[int, ...]

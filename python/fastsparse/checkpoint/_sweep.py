@@ -199,10 +199,11 @@ class CheckpointSweep:
     def _pattern(self, choice: Choice, needed: int, tensor: TensorSweep) -> Pattern:
         """The pattern of a choice, with fewer zeros where fewer are needed and it may."""
         chosen = self.patterns[choice.number]
-        fewer = needed < choice.zeros and isinstance(chosen, Unstructured) and chosen.per == "tensor"
-        if fewer and _stored(tensor, tensor.elements - needed) < tensor.bytes_before:
-            return replace(chosen, sparsity=needed / tensor.elements)
-        return chosen
+        if needed == choice.zeros or not isinstance(chosen, Unstructured) or chosen.per != "tensor":
+            return chosen
+        if _stored(tensor, tensor.elements - needed) >= tensor.bytes_before:
+            return chosen
+        return replace(chosen, sparsity=needed / tensor.elements)
 
     def to_html(self) -> str:
         """A page to look at, one file with everything in it.

@@ -21,7 +21,7 @@ from fastsparse.packed import byte_count
 __all__ = ["progress_of"]
 
 _DELAY = 1.0
-"""Seconds after which a bar is shown: what is done by then needs none."""
+"""Seconds after which a bar or a line is shown: what is done by then needs none."""
 
 
 @contextmanager
@@ -55,9 +55,14 @@ class _Phased:
         before = self._ends[at - 1] if at else 0
         return self._names[at], before, self._ends[at] - before
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command began its work."""
+        return time.perf_counter() - self._started
+
     def pace(self, done: int, total: int) -> tuple[float, float]:
         """Bytes in a second, and seconds left."""
-        elapsed = time.perf_counter() - self._started
+        elapsed = self.elapsed
         return done / elapsed, elapsed * (total - done) / max(done, 1)
 
 
@@ -71,7 +76,7 @@ class _Events(_Phased):
 
 
 class _Lines(_Phased):
-    """One line for every tenth of the work."""
+    """One line for every tenth of the work, from `_DELAY` on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +84,7 @@ class _Lines(_Phased):
 
     def __call__(self, done: int, total: int, name: str) -> None:
         tenths = 10 * done // total if total else 10
-        if tenths > self._tenths:
+        if tenths > self._tenths and self.elapsed >= _DELAY:
             self._tenths = tenths
             rate, left = self.pace(done, total)
             line = f"{10 * tenths} %  {byte_count(int(rate))}/s, {left:.0f} s left  {self.phase(done)[0]} "
