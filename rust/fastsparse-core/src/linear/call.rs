@@ -93,6 +93,7 @@ pub struct Part<'a, Y: Real> {
 impl<Y: Real> Part<'_, Y> {
     /// Writes the sums of the rows of weights from `row` on, plus the bias, for row `b` of the
     /// activations.
+    #[inline]
     pub fn write(&self, row: usize, b: usize, sums: &[f32]) {
         let Results { out, rows, bias } = self.results;
         assert!(self.rows.start <= row && row <= self.rows.end && sums.len() <= self.rows.end - row);

@@ -107,12 +107,13 @@ impl<W: Word, C: Column, X: Real> Call<'_, Indexed<'_, W, C>, X> {
         let groups = TASK / ROWS;
         let x = x.as_chunks::<LEN>().0;
         try_run(self.exec.threads, grid.rows.div_ceil(groups), |task| {
-            for number in task * groups..grid.rows.min((task + 1) * groups) {
+            let numbers = task * groups..grid.rows.min((task + 1) * groups);
+            // SAFETY: tasks have distinct groups, those have distinct rows, and a task runs once.
+            let part = unsafe { results.of(numbers.start * ROWS..rows.min(numbers.end * ROWS)) };
+            for number in numbers {
                 let group = weights.group(number).ok_or(Error::Changed)?;
                 let first = number * ROWS;
                 let len = ROWS.min(rows - first);
-                // SAFETY: groups have distinct rows, and each is computed once.
-                let part = unsafe { results.of(first..first + len) };
                 for b in 0..batch {
                     let x = &x[b * grid.cols..(b + 1) * grid.cols];
                     let sums = sums(group, x).ok_or(Error::Changed)?;
