@@ -59,7 +59,8 @@ class TensorSweep:
     found : tuple of str
         Short forms of the patterns that the zeros obey, the strictest first, see `fs.detect`.
     energy : float or None
-        Sum of squares of the elements, times the squares of the norms of their inputs where those are given.
+        Sum of squares of the elements, times the squares of the norms of their inputs where those are given; None
+        where it was not swept.
     rows : tuple of SweepRow
         One a pattern; empty where it was not swept. `packed_bytes` is the size in a checkpoint, which stores no zeros
         and keeps a tensor dense if packed it is larger; at most that where a tensor has zeros already and the pattern
@@ -181,17 +182,18 @@ class CheckpointSweep:
             raise FastSparseError(f"sparsity: expected a number from 0 to 1, got {sparsity!r}")
         if loss not in ("share", "energy"):
             raise FastSparseError(f"loss: expected share or energy, got {loss!r}")
-        usable = [tensor for tensor in self.swept if all(row.kept_energy is not None for row in tensor.rows)]
-        wanted = round(sparsity * sum(tensor.elements for tensor in usable))
-        found = cheapest([_choices(tensor, loss) for tensor in usable], wanted)
+        swept = self.swept
+        elements = sum(tensor.elements for tensor in swept)
+        wanted = round(sparsity * elements)
+        found = cheapest([_choices(tensor, loss) for tensor in swept], wanted)
         reached = sum(needed for _, needed in found)
         if reached < wanted:
-            most = reached / max(sum(tensor.elements for tensor in usable), 1)
+            most = reached / max(elements, 1)
             raise FastSparseError(
                 f"sparsity: {sparsity:g} of all cannot be reached, the patterns make {most:.4g} at most"
             )
         rules = []
-        for tensor, (choice, needed) in zip(usable, found, strict=True):
+        for tensor, (choice, needed) in zip(swept, found, strict=True):
             if choice is not None:
                 rules.append(Rule(f"^{re.escape(tensor.name)}$", self._pattern(choice, needed, tensor)))
         return Recipe(rules=tuple(rules))
@@ -277,13 +279,13 @@ def sweep(
     Returns
     -------
     CheckpointSweep
-        Its `recipe` proposes how to spread zeros. A tensor that cannot be ranked, because it holds NaN, is not swept
-        and says so.
+        Its `recipe` proposes how to spread zeros. A tensor that cannot be ranked or measured, because it holds NaN or
+        its energy is infinite, is not swept and says so.
 
     Raises
     ------
     FastSparseError
-        If a pattern is none, or an expression matches no tensor.
+        If there is no pattern, one is none, or an expression matches no tensor.
     FormatError
         If the source is not valid.
     OSError
@@ -292,6 +294,8 @@ def sweep(
     started = time.perf_counter()
     given = [patterns] if isinstance(patterns, str | Pattern) else patterns
     chosen = tuple(pattern(one) for one in given)
+    if not chosen:
+        raise FastSparseError("patterns: expected at least one")
     source = Reader(path, trust_shards=trust_shards)
     recipe = Recipe(default="50%", include=tuple(include), exclude=tuple(exclude), min_size=min_size)
     config = source.folder.read_config() if source.folder is not None else None
@@ -358,11 +362,12 @@ def _swept(
         working = np.float64 if w.dtype == np.float64 else np.float32
         w, scale = np.multiply(w.astype(working), layer.norms.astype(working)[:, None]), None
     total, kept = energies(w, list(patterns), scale, None)
+    if not math.isfinite(total):
+        raise FastSparseError("its energy is infinite, so nothing can be said of a share")
     rows = []
     for one, (count, energy) in zip(patterns, kept, strict=True):
         size = min(_stored(row, min(count, nonzero)), row.bytes_before)
         sparsity = 1 - count / row.elements if row.elements else 0.0
         ratio = size / row.bytes_before if row.bytes_before else math.inf
         rows.append(SweepRow(one, sparsity, kept_share(energy, total), size, ratio))
-    finite = total if math.isfinite(total) else None
-    return replace(row, energy=finite, rows=tuple(rows), weighted=layer is not None)
+    return replace(row, energy=total, rows=tuple(rows), weighted=layer is not None)
