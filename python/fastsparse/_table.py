@@ -1,5 +1,6 @@
-"""Text tables that fit a terminal."""
+"""Text tables that fit a terminal, and what of a value can be shown."""
 
+import math
 import os
 import re
 import textwrap
@@ -7,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Column", "elide", "line_width", "natural", "table", "wrap"]
+__all__ = ["Column", "elide", "finite", "line_width", "natural", "printable", "table", "wrap"]
 
 _NAME = 32
 """Characters of the first column that other columns make room for."""
+
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+"""Control characters, those that turn the direction of what follows, and what is no character."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,19 @@ def natural(text: str) -> list[Any]:
     return [int(part) if at % 2 else part for at, part in enumerate(re.split(r"([0-9]+)", text))]
 
 
+def printable(text: object) -> str:
+    """Text on one line, with U+FFFD for each character that would control what shows it: names come from files."""
+    return _UNSHOWN.sub("\ufffd", str(text))
+
+
+def finite(number: float | None) -> float | None:
+    """The number, None where JSON has none for it."""
+    return number if number is not None and math.isfinite(number) else None
+
+
 def elide(name: str, width: int | None) -> str:
     """The name, or as much of its end as there is room for, with the last number of it: that of a layer."""
+    name = printable(name)
     if width is None or len(name) <= width:
         return name
     numbers = list(re.finditer(r"[0-9]+(?=\.)", name))
@@ -82,12 +97,13 @@ def table(
     """
     used = [at for at in range(len(columns)) if at == 0 or any(row[at] is not None for row in rows)]
     columns = [columns[at] for at in used]
-    cells = [["–" if row[at] is None else str(row[at]) for at in used] for row in rows]
-    lines = _lines(columns, cells, [note or "" for note in notes])
+    cells = [["–" if (cell := row[at]) is None else printable(cell) for at in used] for row in rows]
+    said = [printable(note or "") for note in notes]
+    lines = _lines(columns, cells, said)
     if width is None or max(map(len, lines)) <= width:
         return lines
-    numbers = {note: f"[{number}]" for number, note in enumerate(dict.fromkeys(filter(None, notes)), 1)}
-    marks = [numbers[note] if note else "" for note in notes]
+    numbers = {note: f"[{number}]" for number, note in enumerate(dict.fromkeys(filter(None, said)), 1)}
+    marks = [numbers[note] if note else "" for note in said]
     longest = max(len(row[0]) for row in cells)
     left_out: list[str] = []
     while (room := width - _rest(columns, cells, marks)) < min(longest, _NAME) and any(c.spare for c in columns):

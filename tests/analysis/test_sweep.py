@@ -1,5 +1,6 @@
 """Sweeps against pruning: what each pattern keeps is what `prune` leaves."""
 
+import json
 import math
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_the_number_of_threads_changes_nothing():
     w = np.random.default_rng(8).standard_normal((1500, 2048)).astype(np.float32)
     chosen = ["50%", "90%", "2:4", "8:16@axis=0", "75%/4x1"]
     assert fs.sweep(w, chosen, threads=1) == fs.sweep(w, chosen, threads=3)
+
+
+def test_nothing_has_no_ratio_in_json():
+    found = fs.sweep(np.ones((0, 4), np.float32), ["50%", "2:4"])
+    assert found[0].ratio == math.inf
+    assert [row["ratio"] for row in json.loads(json.dumps(found.to_dict(), allow_nan=False))["rows"]] == [None, None]
 
 
 def test_infinity_has_no_share():

@@ -108,6 +108,21 @@ def test_every_kind_of_checkpoint_makes_a_page(tmp_path, tensors):
     assert "\u202e" not in text
 
 
+def test_alternatives_are_whole_and_what_is_unknown_sorts_first(tmp_path):
+    long = "model." + "x" * 300
+    tensors = {**model(), "norm.weight": np.ones(5, np.float32), f"{long}.weight": np.ones((40, 64), np.float32)}
+    found = Markup(page(tmp_path, tensors, patterns=[f"{share}%" for share in range(2, 100, 4)]))
+    labels = [svg["aria-label"] for svg in found.named("svg")]
+    assert max(map(len, labels)) > 400
+    assert "at 98 % zeros." in next(label for label in labels if "All together" in label)
+    assert not any("x" * 100 in label for label in labels)
+    assert {cell["data-v"] for cell in found.named("td") if "data-v" in cell} >= {"-1"}
+    values = [float(cell["data-v"]) for cell in found.named("td") if "data-v" in cell]
+    assert np.isfinite(values).all()
+    empty = fs.sweep(np.ones((0, 4), np.float32), "50%")
+    assert 'data-v="-1"' in empty._repr_html_()
+
+
 def test_packed_and_pruned_files(tmp_path):
     checkpoint.save(model(), tmp_path / "dense.safetensors")
     checkpoint.compress(tmp_path / "dense.safetensors", tmp_path / "packed.safetensors", "2:4")

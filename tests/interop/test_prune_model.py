@@ -1,6 +1,7 @@
 """Whole models pruned with calibration data: what a plain hook sees is what each layer is pruned on."""
 
 import copy
+import json
 import warnings
 
 import numpy as np
@@ -408,3 +409,10 @@ def test_a_report_prints_as_a_table(monkeypatch):
     assert lines[0].split() == ["tensor", "shape", "method", "pattern", "zeros", "error"]
     assert max(map(len, lines)) <= 80
     assert lines[-1].startswith("1 layers pruned of 4 parameters, 50.0% zeros, in ")
+
+
+def test_a_report_is_json_whatever_an_error_is():
+    layers = (fst.LayerReport("a", (4, 4), "wanda", "50%", 0.5, 9, float("inf")), fst.LayerReport("b", (4,)))
+    found = json.loads(json.dumps(fst.ModelReport(layers, 1.0).to_dict(), allow_nan=False))
+    assert [layer["layer_error"] for layer in found["layers"]] == [None, None]
+    assert found["layers"][0]["tokens"] == 9

@@ -8,8 +8,10 @@ through `escape`.
 import base64
 import hashlib
 import html
-import re
+import math
 from collections.abc import Iterable, Sequence
+
+from fastsparse._table import printable
 
 __all__ = [
     "Cell",
@@ -28,12 +30,11 @@ __all__ = [
     "tiles",
 ]
 
-Cell = str | tuple[str, float]
-"""The text of a cell; with a number it is aligned and sorted as that."""
+Cell = str | tuple[str, float | None]
+"""The text of a cell; with a number it is aligned and sorted as that, before all others where there is none."""
 
 _LONGEST = 160
-_UNSHOWN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-"""Control characters, those that turn the direction of what follows, and what is no character."""
+"""Characters of a text from a file."""
 
 _STYLE = """
 .fs{--ink:#1c2430;--soft:#5b6675;--line:#d9dee6;--paper:#fff;--card:#f6f8fb;--mark:#2563c9;--other:#c2571a;
@@ -133,11 +134,11 @@ _PAGE = """<!doctype html>
 """
 
 
-def escape(text: object) -> str:
-    """Text as HTML, in quotes too: long text shortened in the middle, what cannot be shown replaced."""
-    shown = re.sub(_UNSHOWN, "\ufffd", str(text))
-    if len(shown) > _LONGEST:
-        shown = shown[: _LONGEST // 2] + "…" + shown[-_LONGEST // 2 :]
+def escape(text: object, longest: int | None = _LONGEST) -> str:
+    """Text as HTML, in quotes too: what cannot be shown replaced, shortened in the middle; None for words of ours."""
+    shown = printable(text)
+    if longest is not None and len(shown) > longest:
+        shown = shown[: longest // 2] + "…" + shown[-longest // 2 :]
     return html.escape(shown)
 
 
@@ -162,7 +163,7 @@ def section(heading: str, *content: str) -> str:
 
 def note(text: str) -> str:
     """A sentence that is not to be missed."""
-    return f'<p class="note">{escape(text)}</p>'
+    return f'<p class="note">{escape(text, None)}</p>'
 
 
 def tiles(pairs: Iterable[tuple[str, str]]) -> str:
@@ -195,7 +196,8 @@ def _cell(tag: str, text: str, number: bool, attributes: str) -> str:
 
 def _body_cell(at: int, cell: Cell) -> str:
     if isinstance(cell, tuple):
-        return _cell("td", cell[0], True, f' data-v="{cell[1]:.6g}"')
+        value = -1.0 if cell[1] is None or not math.isfinite(cell[1]) else cell[1]
+        return _cell("td", cell[0], True, f' data-v="{value:.6g}"')
     return _cell("td", cell, False, "") if at else _cell("th", cell, False, ' scope="row"')
 
 
@@ -207,9 +209,10 @@ def pictures(*figures: str, wide: bool = False) -> str:
 
 
 def _figure(caption: str, alternative: str, height: float, content: str) -> str:
+    """A picture; names from files in its alternative are short."""
     return (
-        f'<figure><svg viewBox="0 0 400 {height:g}" role="img" aria-label="{escape(alternative)}">{content}</svg>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure><svg viewBox="0 0 400 {height:g}" role="img" aria-label="{escape(alternative, None)}">{content}</svg>'
+        f"<figcaption>{escape(caption, None)}</figcaption></figure>"
     )
 
 
@@ -321,8 +324,8 @@ def _shade(x: float, y: float, width: float, height: float, strength: float, inn
 
 
 def percent(share: float | None, digits: int = 0) -> str:
-    """A share in percent; a dash where there is none."""
-    if share is None:
+    """A share in percent; a dash where there is none, or one of nothing."""
+    if share is None or not math.isfinite(share):
         return "–"
     shown = f"{100 * share:.{digits}f}"
     # A little is not shown as nothing, nor what is not all as if it were.

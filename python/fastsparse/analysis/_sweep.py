@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsparse import _backend
+from fastsparse._table import finite
 from fastsparse.masks import matrix_view
 from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import NM, Nonzero, Pattern, TopK, Unstructured
@@ -50,8 +51,8 @@ class SweepRow:
     ratio: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return {**asdict(self), "pattern": str(self.pattern)}
+        """Everything as plain values; None for a ratio that is infinite."""
+        return {**asdict(self), "pattern": str(self.pattern), "ratio": finite(self.ratio)}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -113,7 +114,7 @@ class Sweep:
             [
                 str(row.pattern),
                 (html.percent(row.sparsity, 1), row.sparsity),
-                (html.percent(row.kept_energy, 2), -1.0 if row.kept_energy is None else row.kept_energy),
+                (html.percent(row.kept_energy, 2), row.kept_energy),
                 (f"{row.ratio:.3f}", row.ratio),
             ]
             for row in self.rows

@@ -241,8 +241,8 @@ def _energy(sweep: "CheckpointSweep", groups: _Groups) -> str:
     )
 
 
-def _number(share: float | None, digits: int) -> tuple[str, float]:
-    return html.percent(share, digits), -1.0 if share is None else share
+def _number(share: float | None, digits: int) -> html.Cell:
+    return html.percent(share, digits), share
 
 
 def _curve(sweep: "CheckpointSweep", totals: Sequence[SweepRow], groups: _Groups) -> str:
@@ -254,10 +254,9 @@ def _curve(sweep: "CheckpointSweep", totals: Sequence[SweepRow], groups: _Groups
     main = [start, *((totals[at].sparsity, totals[at].kept_energy or 0.0) for at in numbers)]
     faint = []
     for kind in groups.largest if numbers else ():
-        own = [t for t in groups.tensors(kind) if all(row.kept_energy is not None for row in t.rows)]
+        own = groups.tensors(kind)
         line = [(totals[at].sparsity, _mean(own, lambda t, at=at: t.rows[at].kept_energy) or 0.0) for at in numbers]  # type: ignore[misc]
-        if own:
-            faint.append((kind, [start, *line]))
+        faint.append((kind, [start, *line]))
     marks = [
         (str(row.pattern), row.sparsity, row.kept_energy)
         for row in totals
@@ -295,7 +294,7 @@ def _histogram(name: str, tensors: "Sequence[TensorSweep]") -> str:
         columns.append((f"{low:.3g} to {high:.3g}: {html.percent(count / total, 2)}", count / math.log2(high / low)))
     ends = f"{_value(numbers[0]):.3g}", f"{_value(numbers[-1] + 1):.3g}"
     most = max(columns, key=lambda column: column[1])[0]
-    caption = f"|w| of {name}, on a logarithmic axis."
+    caption = f"|w| of {_short(name, 80)}, on a logarithmic axis."
     if zeros or below:
         caption += f" Not shown: {zeros:,} zeros, {below:,} smaller."
     return html.columns(caption, f"{caption} Most are at {most}.", columns, ends)
@@ -349,5 +348,5 @@ def _tensor(tensor: "TensorSweep", reference: int | None) -> list[html.Cell]:
     if reference is not None:
         row = tensor.rows[reference] if tensor.rows else None
         cells.append(_number(None if row is None else row.kept_energy, 2))
-        cells.append(("–", math.inf) if row is None else (byte_count(row.packed_bytes), float(row.packed_bytes)))
+        cells.append(("–", None) if row is None else (byte_count(row.packed_bytes), float(row.packed_bytes)))
     return [*cells, tensor.reason or ""]

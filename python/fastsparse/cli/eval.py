@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fastsparse._table import finite
 from fastsparse.cli._options import Json, Model
 
 __all__ = ["evaluate"]
@@ -24,6 +25,6 @@ def evaluate(
     texts = _language.read_tokens(data, model, samples, length)
     found = _language.perplexity(_language.load_language_model(model), texts)
     if as_json:
-        print(json.dumps({"perplexity": found, "tokens": samples * length}))
+        print(json.dumps({"perplexity": finite(found), "tokens": samples * length}))
     else:
         print(f"perplexity {found:.3f} over {samples} pieces of {length} tokens")

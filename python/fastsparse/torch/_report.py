@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsparse._table import Column, line_width, natural, table, wrap
+from fastsparse._table import Column, finite, line_width, natural, table, wrap
 
 __all__ = ["LayerReport", "ModelReport"]
 
@@ -65,8 +65,9 @@ class ModelReport:
         return sum(size * sparsity for size, sparsity in sizes) / total if total else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for `json.dumps`."""
-        return asdict(self)
+        """Everything as plain values, for `json.dumps`; None for an error that is no finite number."""
+        layers = [{**asdict(layer), "layer_error": finite(layer.layer_error)} for layer in self.layers]
+        return {"layers": layers, "seconds": self.seconds}
 
     def __str__(self) -> str:
         width = line_width(sys.stdout)
