@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -13,6 +14,7 @@ from fastsparse import checkpoint
 from fastsparse.analysis._budget import Choice, cheapest
 from fastsparse.checkpoint import Allocation, Calibration, Recipe, Rule
 from fastsparse.cli import main
+from fastsparse.cli._outputs import write_outputs
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -83,6 +85,28 @@ def test_what_cannot_be_ranked_says_so(path):
     assert first.rows == ()
     assert "NaN at index (0, 0)" in first.reason
     assert second.rows[0].sparsity == 0.5
+
+
+def test_an_infinite_weight_does_not_make_a_recipe_miss_its_total(path):
+    broken = TENSORS["layers.0.a.weight"].copy()
+    broken[3, 4] = np.inf
+    checkpoint.save({**TENSORS, "layers.0.a.weight": broken}, path, overwrite=True)
+    swept = checkpoint.sweep(path, [f"{percent}%" for percent in range(10, 100, 10)])
+    assert [tensor.name for tensor in swept.swept] == SWEPT[1:]
+    assert "energy is infinite" in by_name(swept)[SWEPT[0]].reason
+    assert swept.totals[0].kept_energy is not None
+    assert sum(shares(swept.recipe(0.6)).values()) == pytest.approx(2 * 0.6, abs=1e-3)
+
+
+def test_totals_of_nothing_are_json(path):
+    checkpoint.save({"a.weight": np.ones((0, 64), np.float32)}, path, overwrite=True)
+    found = json.loads(json.dumps(checkpoint.sweep(path, "50%", include=["a"], min_size=0).to_dict(), allow_nan=False))
+    assert found["totals"][0]["ratio"] is None
+
+
+def test_some_pattern_has_to_be_given(path):
+    with pytest.raises(fs.FastSparseError, match="patterns: expected at least one"):
+        checkpoint.sweep(path, [])
 
 
 def test_which_tensors_are_swept(path):
@@ -220,3 +244,64 @@ def test_the_command_line(path, capsys):
     assert "2:4" in capsys.readouterr().out
     assert main(["inspect", str(path), "--headers"]) == 0
     assert "2:4" not in capsys.readouterr().out
+
+
+def refused(capsys, *arguments):
+    """What a command says that fails and prints nothing."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert (code in (1, 2), out) == (True, "")
+    return err
+
+
+def test_what_is_read_is_not_replaced(path, tmp_path, capsys):
+    statistics, folder = tmp_path / "statistics.safetensors", tmp_path / "model"
+    statistics.write_bytes(b"statistics")
+    folder.mkdir()
+    checkpoint.save(TENSORS, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(path)
+    for source, target in (
+        (path, path),
+        (path, tmp_path / "link"),
+        (path, statistics),
+        (folder, folder / "model.safetensors"),
+        (folder, folder / "config.json"),
+    ):
+        before = target.read_bytes()
+        for options in (["report", source, "--html", target], ["sweep", source, "--recipe", target]):
+            assert "is an input" in refused(capsys, *options, "--statistics", statistics, "--overwrite")
+        assert target.read_bytes() == before
+    assert main(["report", str(folder), "--html", str(folder / "page.html")]) == 0
+
+
+def test_outputs_are_checked_before_work_and_written_together(path, tmp_path, capsys, monkeypatch):
+    html, recipe, there = tmp_path / "a.html", tmp_path / "a.toml", tmp_path / "there"
+    there.write_text("mine")
+    names = sorted(os.listdir(tmp_path))
+    # One that cannot be reached is found after the work: then nothing is written or replaced.
+    unreachable = ["--pattern", "2:4", "--recipe", recipe, "--total", "90%", "--overwrite"]
+    assert "cannot be reached" in refused(capsys, "sweep", path, "--html", there, *unreachable)
+    monkeypatch.setattr(checkpoint, "sweep", lambda *_, **__: pytest.fail("it has begun"))
+    for options, why in (
+        (["--html", html, "--recipe", html], "another output"),
+        (["--html", html, "--recipe", tmp_path / "none" / ".." / "a.html"], "another output"),
+        (["--html", html, "--recipe", tmp_path / "none" / "a.toml"], "there is no folder to write it in"),
+        (["--html", there], "--overwrite"),
+        (["--html", tmp_path, "--overwrite"], "names a folder"),
+        (["--html", html, "--total", "60%"], "--recipe"),
+    ):
+        assert why in refused(capsys, "sweep", path, *options)
+    assert sorted(os.listdir(tmp_path)) == names
+    assert there.read_text() == "mine"
+
+
+def test_outputs_that_cannot_all_be_written_leave_what_was_there(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("mine")
+    with pytest.raises(UnicodeEncodeError):
+        write_outputs({first: "new", second: "\ud800"})
+    assert (first.read_text(), os.listdir(tmp_path)) == ("mine", ["first"])
+    write_outputs({first: "new", second: "other"})
+    assert (first.read_text(), second.read_text()) == ("new", "other")
+    assert sorted(os.listdir(tmp_path)) == ["first", "second"]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastsparse import checkpoint
-from fastsparse._errors import FastSparseError
 from fastsparse._table import Column, line_width, table, wrap
 from fastsparse.analysis._html import percent
 from fastsparse.analysis._sweep import DEFAULT
@@ -22,6 +21,7 @@ from fastsparse.cli._options import (
     parse_pattern,
     parse_share,
 )
+from fastsparse.cli._outputs import check_outputs, files_of, write_outputs
 from fastsparse.cli._progress import progress_of
 from fastsparse.cli._show import print_json
 from fastsparse.packed import byte_count
@@ -62,8 +62,11 @@ def sweep(
     html: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a page to look at.")] = None,
     recipe: Annotated[Path | None, typer.Option(metavar="OUT", help="Write the recipe that loses least.")] = None,
     total: Annotated[
-        float, typer.Option(parser=parse_share, metavar="SHARE", help="The share of zeros that the recipe makes.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            parser=parse_share, metavar="SHARE", help="The share of zeros that the recipe makes.  [default: 50%]"
+        ),
+    ] = None,
     include: _Include = None,
     exclude: _Exclude = None,
     min_size: _MinSize = 2048,
@@ -73,7 +76,9 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Show what many patterns would keep of a checkpoint; propose how to spread zeros."""
-    _check_targets([html, recipe], overwrite)
+    if total is not None and recipe is None:
+        raise typer.BadParameter("--total is the share of --recipe; give a file for it")
+    _check([html, recipe], [path, statistics], overwrite)
     with progress_of(as_json) as progress:
         found = checkpoint.sweep(
             path,
@@ -86,10 +91,12 @@ def sweep(
             progress=progress,
             trust_shards=trust_shards,
         )
+    texts = {}
     if html is not None:
-        html.write_text(found.to_html(), "utf-8")
+        texts[html] = found.to_html()
     if recipe is not None:
-        recipe.write_text(found.recipe(total).to_toml(), "utf-8")
+        texts[recipe] = found.recipe(0.5 if total is None else total).to_toml()
+    write_outputs(texts)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -107,7 +114,7 @@ def report(
     trust_shards: TrustShards = False,
 ) -> None:
     """Write a page about a checkpoint: layers, energy, magnitudes, patterns, sizes."""
-    _check_targets([html], overwrite)
+    _check([html], [path, statistics], overwrite)
     with progress_of(False) as progress:
         found = checkpoint.sweep(
             path,
@@ -119,7 +126,7 @@ def report(
             progress=progress,
             trust_shards=trust_shards,
         )
-    html.write_text(found.to_html(), "utf-8")
+    write_outputs({html: found.to_html()})
 
 
 def _load(path: Path) -> "Statistics":
@@ -128,12 +135,10 @@ def _load(path: Path) -> "Statistics":
     return load_statistics(path)
 
 
-def _check_targets(targets: list[Path | None], overwrite: bool) -> None:
-    """Refuses what is in the way before any work."""
-    for target in targets:
-        if target is not None and target.exists() and (target.is_dir() or not overwrite):
-            hint = "it is a folder" if target.is_dir() else "it exists; --overwrite replaces it"
-            raise FastSparseError(f"{target}: {hint}")
+def _check(outputs: list[Path | None], inputs: list[Path | None], overwrite: bool) -> None:
+    """Refuses outputs that cannot be written or are inputs, before any work."""
+    read = [file for path in inputs if path is not None for file in files_of(path)]
+    check_outputs([path for path in outputs if path is not None], read, overwrite)
 
 
 _COLUMNS = (
