@@ -11,7 +11,8 @@ import pytest
 import typer
 
 from fastsparse import checkpoint
-from fastsparse.cli import main
+from fastsparse._table import Column, table
+from fastsparse.cli import _progress, main
 from fastsparse.cli._commands import app
 from fastsparse.cli._examples import EXAMPLES
 
@@ -113,6 +114,26 @@ def test_verify_gives_its_verdict(run, src, packed, tmp_path):
     assert list(caught.value.problems) == verdict["problems"]
 
 
+def test_verify_gives_its_verdict_on_damaged_files(run, packed, tmp_path):
+    (tmp_path / "short.safetensors").write_bytes(packed.read_bytes()[:-40])
+    (tmp_path / "broken.safetensors").write_bytes(b"\x08" + bytes(7) + b"no json.")
+    for name in ("short", "broken"):
+        code, out, err = run("verify", tmp_path / f"{name}.safetensors", "--json")
+        verdict = json.loads(out)
+        assert (code, verdict["ok"], err) == (1, False, f"fastsparse: {verdict['problems'][0]}\n")
+
+
+def test_names_do_not_control_the_terminal(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(_progress, "_DELAY", 0)
+    name = "a\x1b[2J\x9b\n\u202eb.weight"
+    checkpoint.save({name: np.ones((8, 8), "f")}, tmp_path / "x.safetensors")
+    for options in ([], ["--headers"]):
+        _, out, err = run("inspect", tmp_path / "x.safetensors", *options)
+        assert "a\ufffd[2J\ufffd\ufffd\ufffdb.weight" in out
+        assert not {"\x1b", "\x9b", "\u202e"} & set(out + err)
+    assert "\x1b" not in "".join(table([Column("a")], [["b"]], ["why \x1b"], 3))
+
+
 def test_a_wrong_source_is_one_short_line(run, packed, tmp_path):
     checkpoint.save({"other": np.ones((4, 4), "f")}, tmp_path / "other.safetensors")
     for against, why in ((packed, "holds packed tensors"), (tmp_path / "other.safetensors", "another model")):
@@ -127,6 +148,16 @@ def test_several_files_are_inspected(run, src, packed):
     assert [line for line in out.splitlines() if line.endswith(".safetensors")] == [str(src), str(packed)]
     reports = json.loads(run("inspect", src, packed, "--json")[1])
     assert [report["totals"]["packed"] for report in reports] == [0, 6]
+
+
+def test_one_bad_file_does_not_take_the_others_reports(run, src, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"bad")
+    code, out, err = run("inspect", src, tmp_path / "bad.safetensors")
+    assert (code, out.splitlines()[0]) == (1, str(src))
+    assert f"{LAYERS}.10" in out
+    assert "bad.safetensors" in err
+    code, out, err = run("inspect", src, tmp_path / "bad.safetensors", "--json")
+    assert (code, out, err.count("\n")) == (1, "", 1)  # no progress: no tensor was read
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import typer
 from fastsparse import checkpoint
 from fastsparse.cli._options import Json, TrustShards
 from fastsparse.cli._progress import progress_of
-from fastsparse.cli._show import print_json, show
+from fastsparse.cli._show import print_json
 
 __all__ = ["inspect"]
 
@@ -23,15 +23,18 @@ def inspect(
 
     Dense tensors are read once: "found" is the strictest pattern that their zeros obey.
     """
+    if as_json and not headers and len(paths) > 1:
+        for path in paths:  # what cannot be opened is named before any tensor is read
+            checkpoint.inspect(path, trust_shards=trust_shards)
     reports = []
-    for path in paths:
+    for at, path in enumerate(paths):
         with progress_of(as_json) as progress:
-            reports.append(checkpoint.inspect(path, detect=not headers, progress=progress, trust_shards=trust_shards))
-    if len(paths) == 1:
-        show(reports[0], as_json)
-        return
+            report = checkpoint.inspect(path, detect=not headers, progress=progress, trust_shards=trust_shards)
+        if as_json:
+            reports.append(report.to_dict())
+        elif len(paths) == 1:
+            print(report)
+        else:
+            print(f"{report.source}\n{report}" if at == 0 else f"\n{report.source}\n{report}", flush=True)
     if as_json:
-        print_json([report.to_dict() for report in reports])
-        return
-    for at, report in enumerate(reports):
-        print(f"{report.source}\n{report}" if at == 0 else f"\n{report.source}\n{report}")
+        print_json(reports if len(paths) > 1 else reports[0])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fastsparse import checkpoint
+from fastsparse._errors import FormatError
 from fastsparse.cli._options import Json, Packed, TrustShards
 from fastsparse.cli._progress import progress_of
 from fastsparse.cli._show import print_json
@@ -30,9 +31,10 @@ def verify(
     try:
         with progress_of(as_json) as progress:
             report = checkpoint.verify(path, against, progress=progress, trust_shards=trust_shards)
-    except checkpoint.VerifyError as error:
+    except FormatError as error:
         if as_json:
-            print_json({"ok": False, "problems": error.problems})
+            problems = error.problems if isinstance(error, checkpoint.VerifyError) else [str(error)]
+            print_json({"ok": False, "problems": problems})
         raise
     if as_json:
         print_json({"ok": True, **report.to_dict()})
