@@ -205,6 +205,12 @@ def test_importing_the_package_imports_nothing_of_the_command():
     assert done.stdout == "[]\n"
 
 
+def test_commands_import_no_calibration_before_they_need_it():
+    code = "import sys, fastsparse.cli._commands; print('fastsparse.calibration' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_terminal_shows_a_bar():
     pty = pytest.importorskip("pty", reason="a Unix module")
     parent, child = pty.openpty()

@@ -106,7 +106,8 @@ def _measure_energies(
     source: Reader, jobs: Iterable[Job], names: Collection[str], pool: Executor, ticker: Ticker
 ) -> dict[str, float | None]:
     """The share of its energy that each tensor of these names keeps, by doing what is planned and writing nothing."""
-    wanted = [job for job in jobs if job.name in set(names)]
+    measured = set(names)
+    wanted = [job for job in jobs if job.name in measured]
     largest = max((job.stored for job in wanted), default=0)
     energies = {}
     tasks = (Task(_energy, (source, job), job.stored + job.size) for job in wanted)

@@ -135,10 +135,12 @@ class Report:
     def _repr_html_(self) -> str:
         from fastsparse.analysis import _html as html  # notebooks only
 
-        used = [at for at in range(len(_COLUMNS)) if at == 0 or any(_row(tensor)[at] for tensor in self.tensors)]
+        tensors = sorted(self.tensors, key=lambda tensor: natural(tensor.name))
+        cells = [_row(tensor) for tensor in tensors]
+        used = [at for at in range(len(_COLUMNS)) if at == 0 or any(row[at] for row in cells)]
         headings = [*(_COLUMNS[at].heading for at in used), "why"]
-        tensors = sorted(self.tensors, key=lambda tensor: natural(tensor.name))[:_MOST_SHOWN]
-        rows = [[*((_row(tensor)[at] or "–") for at in used), tensor.reason or ""] for tensor in tensors]
+        shown = list(zip(cells, tensors, strict=True))[:_MOST_SHOWN]
+        rows = [[*(row[at] or "–" for at in used), tensor.reason or ""] for row, tensor in shown]
         more = f"the first {len(rows)} of {len(self.tensors)} tensors" if len(rows) < len(self.tensors) else "tensors"
         summary = "".join(f"<p>{html.escape(line)}</p>" for line in self._summary(None))
         return html.fragment(summary, html.table(f"{more} of {self.source}", headings, rows))

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from fastsparse import checkpoint
-from fastsparse.calibration import load_statistics
 from fastsparse.cli._kept import blocks_kept
 from fastsparse.cli._options import Expressions, Json, Model, Overwrite, WeightBits, parse_expression, parse_pattern
 from fastsparse.cli._progress import progress_of
@@ -104,6 +103,8 @@ def prune(
     from fastsparse.torch import _folder, _language  # with torch, which the other commands do not need
 
     if statistics is not None:
+        from fastsparse.calibration import load_statistics  # slow to import
+
         batches: Any = load_statistics(statistics)
     else:
         assert text is not None, "checked"
