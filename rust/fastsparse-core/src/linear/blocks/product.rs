@@ -69,12 +69,13 @@ impl<W: Word, X: Real> Call<'_, Blocks<'_, W>, X> {
         let columns = if narrow && !direct { columns } else { 0 };
         let scratch = || Ok(Scratch { gathered: filled(gathered, 0.0)?, columns: filled(columns, 0)? });
         try_run_with(self.exec.threads, bands.div_ceil(bands_per_task), scratch, |scratch, task| {
-            for number in task * bands_per_task..bands.min((task + 1) * bands_per_task) {
+            let numbers = task * bands_per_task..bands.min((task + 1) * bands_per_task);
+            // SAFETY: tasks have distinct bands, those have distinct rows, and a task runs once.
+            let part = unsafe { self.results.of(numbers.start * block.rows..shape.rows.min(numbers.end * block.rows)) };
+            for number in numbers {
                 let band = weights.band(number).ok_or(Error::Changed)?;
                 let first = number * block.rows;
                 let end = shape.rows.min(first + block.rows);
-                // SAFETY: bands have distinct rows, and each is computed once.
-                let part = unsafe { self.results.of(first..end) };
                 let emit = |row: usize, b: usize, sums: &[f32]| {
                     if row < end {
                         part.write(row, b, &sums[..sums.len().min(end - row)]);
