@@ -6,6 +6,7 @@ import itertools
 import pickle
 import warnings
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -283,14 +284,17 @@ def test_a_state_is_saved_by_torch_too():
     assert other[1].in_proj_weight_packed.packed == model[1].in_proj_weight_packed.packed
 
 
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
 def test_adapters_learn_on_packed_layers():
     """LoRA of the peft package beside a packed layer."""
-    peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64))
     model = copy.deepcopy(dense)
     fst.sparsify(model, "50%")
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0", "2"], r=4))
+    config = peft.LoraConfig(target_modules=["0", "2"], r=4)
+    config._register_custom_module({fst.SparseLinear: peft.tuners.lora.Linear})
+    adapted = peft.get_peft_model(model, config)
+    before = model[0].base_layer.packed
     x = torch.randn(8, 64)
     optimizer = torch.optim.SGD([w for w in adapted.parameters() if w.requires_grad], lr=0.1)
     losses = []
@@ -301,3 +305,4 @@ def test_adapters_learn_on_packed_layers():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+    assert model[0].base_layer.packed == before
