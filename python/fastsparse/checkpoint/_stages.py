@@ -3,7 +3,8 @@
 Each stage is a safetensors file that appears when it is whole. It holds the tensors that the stage made, and in its
 metadata notes, the digests of what was read for it, and where its outputs are, which are what the next stage goes on
 from. A later run takes stages over if it is the same run in all that decides about the result, and the source has the
-same bytes. Times and names prove nothing. The folder is for this user only.
+same bytes. Times and names prove nothing. The folder is for this user only. What another run
+finished is refused, unless it is to be overwritten.
 """
 
 import json
@@ -12,7 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import IO, Any
 
 from numpy.typing import NDArray
@@ -33,7 +34,8 @@ _Array = BitmaskArray | NDArray[Any]
 class Stages:
     """The finished stages of a run. As a context it holds the folder: a second run into it is refused.
 
-    It is removed where the block ends well, or before a stage was finished; otherwise it stays for the next run.
+    It is removed where the block ends well, or before a stage was finished; otherwise it stays for the next run, and a
+    note of the error says so.
 
     Parameters
     ----------
@@ -43,15 +45,22 @@ class Stages:
         What the stages read.
     settings : object
         All else that decides about the result, as plain values.
+    overwrite : bool
+        Whether the finished stages of another run are removed.
 
     Attributes
     ----------
     resumed : tuple of str
         The stages that an earlier run finished.
+
+    Raises
+    ------
+    FastSparseError
+        On entry, if the folder is not ours, another run holds it, or it has the finished stages of another run.
     """
 
-    def __init__(self, folder: Path, source: Reader, settings: Any) -> None:
-        self.folder, self._source = folder, source
+    def __init__(self, folder: Path, source: Reader, settings: Any, *, overwrite: bool = False) -> None:
+        self.folder, self._source, self._overwrite = folder, source, overwrite
         self._key = str(native().digest(json.dumps([_backend.version(), settings]).encode()))
         self._stages: dict[tuple[str, str], dict[str, Any]] = {}
         self._files: dict[tuple[str, str], Checkpoint] = {}
@@ -64,6 +73,16 @@ class Stages:
         if not stat.S_ISDIR(found.st_mode) or (os.name == "posix" and found.st_uid != os.geteuid()):
             raise FastSparseError(f"{self.folder}: it is needed while the target is made, and is not ours; remove it")
         self._lock = _locked(self.folder)
+        try:
+            self._take_over()
+        except BaseException:
+            self._files = {}
+            self._lock.close()
+            raise
+        return self
+
+    def _take_over(self) -> None:
+        """Takes the stages over that an earlier run finished; all else in the folder goes."""
         for stage in self._valid():
             self._take(stage)
         self.resumed = tuple(f"{label}: {stage}" for label, stage in self._stages)
@@ -72,15 +91,18 @@ class Stages:
         for path in self.folder.iterdir():
             if path.name not in kept:
                 _remove(path)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._files = {}
-        if kind is None or not self._stages:
-            shutil.rmtree(self.folder, ignore_errors=True)
         assert self._lock is not None
+        if error is not None and self._stages:
+            error.add_note(f"finished blocks are kept in {self.folder}; the same command goes on after them")
+        else:
+            if _fcntl() is None:
+                self._lock.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def __contains__(self, stage: tuple[str, str]) -> bool:
@@ -154,7 +176,7 @@ class Stages:
         yield from [stage for stage in self._stages.values() if stage["outputs"] is not None][-1:]
 
     def _valid(self) -> list[dict[str, Any]]:
-        """The stages that an earlier run finished and this one would make."""
+        """The stages that an earlier run finished and this one would make. Those of another run are refused."""
         found: list[dict[str, Any]] = []
         while True:
             name = f"{len(found):06}.safetensors"
@@ -164,9 +186,14 @@ class Stages:
                     self._source.digest(tensor) == digest for tensor, digest in stage["source"].items()
                 )
             except (OSError, ValueError, KeyError, TypeError):  # FastSparseError is a ValueError
-                same = False
-            if not same:
                 break
+            if not same:
+                if self._overwrite:
+                    break
+                raise FastSparseError(
+                    f"{self.folder}: it has finished blocks made with other settings or from other weights; run the "
+                    "command that made them to go on, or remove the folder; overwrite=True replaces it"
+                )
             for tensor in stage["source"]:
                 self._source.release(tensor)
             found.append({**stage, "file": name})
@@ -193,9 +220,8 @@ def file_digest(path: Path) -> str:
 def _locked(folder: Path) -> IO[bytes]:
     """A file in the folder that no other run holds until it is closed."""
     file = (folder / "lock").open("ab")
-    try:
-        import fcntl
-    except ImportError:  # Windows: there a file that is open cannot be removed by another run
+    fcntl = _fcntl()
+    if fcntl is None:
         return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -203,6 +229,15 @@ def _locked(folder: Path) -> IO[bytes]:
         file.close()
         raise FastSparseError(f"{folder}: another run is writing it") from None
     return file
+
+
+def _fcntl() -> ModuleType | None:
+    """What locks files; None on Windows, where nobody can remove a file that is open, this run included."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    return fcntl
 
 
 def _remove(path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from fastsparse._sigint import Deferred, defer_sigint
+from fastsparse.cli._notes import notes_of
 
 __all__ = ["main"]
 
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What imports lazily, or calls back, may wrap the exception into one of its own.
         if not isinstance(error, KeyboardInterrupt) and not (interrupt and interrupt.seen):
             raise
-        print("fastsparse: interrupted; what was begun is removed", file=sys.stderr)
+        left = "; ".join(notes_of(error)) or "what was begun is removed"
+        print(f"fastsparse: interrupted; {left}", file=sys.stderr)
         return 130
 
 

@@ -13,6 +13,7 @@ from fastsparse import _sigint
 from fastsparse._errors import FastSparseError
 from fastsparse.cli._app import app
 from fastsparse.cli._examples import EXAMPLES
+from fastsparse.cli._notes import notes_of
 from fastsparse.cli.bench import bench
 from fastsparse.cli.calibrate import calibrate
 from fastsparse.cli.compress import compress
@@ -74,7 +75,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except (FastSparseError, OSError, MemoryError) as error:
         advice = _ADVICE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
-        print(f"fastsparse: {_with_options(str(error)) or type(error).__name__}{advice}", file=sys.stderr)
+        for line in (f"{_with_options(str(error)) or type(error).__name__}{advice}", *notes_of(error)):
+            print(f"fastsparse: {line}", file=sys.stderr)
         return 1
     return 0
 
@@ -88,7 +90,7 @@ def _with_options(message: str) -> str:
 
 
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room and run it again, nothing of it is left"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room and run it again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "; check who may read and write there"),
     errno.EROFS: "; name a target on a disk that can be written",
     errno.EFBIG: "; the disk or a limit allows no file of that size, name another target",

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from fastsparse.cli._kept import blocks_kept
 from fastsparse.cli._options import Json, Model, Overwrite
 from fastsparse.cli._progress import progress_of
 
@@ -33,7 +32,7 @@ def calibrate(
     from fastsparse.torch import _folder, _language  # with torch, which the other commands do not need
 
     batches = _language.read_tokens(data, model, samples, length, seed)
-    with blocks_kept(out), progress_of(as_json) as progress:
+    with progress_of(as_json) as progress:
         layers = _folder.calibrate_folder(model, out, batches, grams=grams, overwrite=overwrite, progress=progress)
     if as_json:
         print(json.dumps({"tokens": samples * length, "layers": layers}, indent=2))

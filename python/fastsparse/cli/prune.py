@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from fastsparse import checkpoint
-from fastsparse.cli._kept import blocks_kept
 from fastsparse.cli._options import Expressions, Json, Model, Overwrite, WeightBits, parse_expression, parse_pattern
 from fastsparse.cli._progress import progress_of
 from fastsparse.packed import byte_count
@@ -109,7 +108,7 @@ def prune(
     else:
         assert text is not None, "checked"
         batches = _language.read_tokens(text, model, calibration.samples, calibration.length, calibration.seed)
-    with blocks_kept(dst), progress_of(as_json) as progress:
+    with progress_of(as_json) as progress:
         report, written = _folder.prune_folder(model, dst, wanted, batches, overwrite=overwrite, progress=progress)
     _show({**written.to_dict(), **report.to_dict()}, as_json)
     if not as_json:

@@ -58,14 +58,15 @@ def prune_folder(
     batches : sequence of Tensor, or Statistics
         Ids, ``[1, length]`` each; or what `calibrate_folder` stored, with which no forward is run.
     overwrite : bool
-        Whether an existing `dst` is replaced.
+        Whether an existing `dst` is replaced, and the finished blocks of a run with other settings.
     progress : callable, optional
         Called with bytes of weights done, bytes in all, and the layer at hand.
 
     Raises
     ------
     FastSparseError
-        As `prune_model` and `compress`. What was finished by then is kept.
+        As `prune_model` and `compress`, or if a run with other settings left finished blocks. What was
+        finished by then is kept.
     """
     source = _open(src)
     check_target(source, dst, overwrite)
@@ -73,7 +74,7 @@ def prune_folder(
     ticks = _ticks(weights, progress)
     settings = _settings(source, recipe, batches)
     assert recipe.calibration is not None, "it has all its sections"
-    with Stages(folder_beside(dst), source, settings) as stages:
+    with Stages(folder_beside(dst), source, settings, overwrite=overwrite) as stages:
         try:
             label = "prune"
             report = prune_at(weights.model, recipe, batches, _places(weights, stages, dtype), ticks)
@@ -126,7 +127,7 @@ def calibrate_folder(
     grams : bool
         Whether Gram matrices are stored too.
     overwrite : bool
-        Whether an existing file is replaced.
+        Whether an existing file is replaced, and the finished blocks of a run with other settings.
     progress : callable, optional
         As for `prune_folder`.
 
@@ -142,7 +143,7 @@ def calibrate_folder(
     layers, _ = layers_of(weights.model, Recipe(default="50%"))
     ticks = _ticks(weights, progress)
     settings = [_settings(source, None, batches), grams]
-    with Stages(folder_beside(path), source, settings) as stages:
+    with Stages(folder_beside(path), source, settings, overwrite=overwrite) as stages:
         places = _places(weights, stages, dtype)
         try:
             label = "calibrate"
