@@ -177,6 +177,7 @@ def test_parts_that_contradict_each_other(tmp_path, changes, why, recorded):
         record(pattern="2:4@axis=7"),
         record(pattern="50%/4x1"),
         record(exact=1),
+        record(calibrated=1),
         record(density=0.21),
         record(density=1),
         {"format": 1, "packed": {name: record()["packed"]["m.weight"] for name in ("a", "b")}},
@@ -197,6 +198,7 @@ def test_records_that_do_not_fit(tmp_path, text):
         {"b": {"pattern": "80%", "density": 1}},
         {"b": {"density": 0.5}},
         {"b": {"pattern": "80 percent", "density": 0.5}},
+        {"b": {"pattern": "80%", "density": 0.5, "calibrated": None}},
     ],
 )
 def test_records_of_dense_tensors_that_do_not_fit(tmp_path, pruned):

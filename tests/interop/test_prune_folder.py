@@ -237,27 +237,103 @@ def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
     assert not (folder / ".packed.stages").exists()
 
 
-def test_what_is_another_run_is_begun_anew(folder, capsys, monkeypatch):
-    broken, prune_layer = [], _folder.prune_at
+KEPT = "finished blocks are kept in {}; the same command goes on after them"
+
+
+def stop(patch, error):
+    """Has runs end by this error once all blocks are pruned."""
+    prune_model = _folder.prune_at
 
     def failing(*arguments):
-        prune_layer(*arguments)
-        broken.append(1)
-        raise fs.FastSparseError("enough")
+        prune_model(*arguments)
+        raise error
 
+    patch.setattr(_folder, "prune_at", failing)
+
+
+def test_what_another_run_finished_is_removed_on_demand_only(folder, capsys, monkeypatch):
+    stages, first = folder / ".packed.stages", ("--pattern", "50%", "--samples", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(_folder, "prune_at", failing)
-        code, _, err = prune(capsys, folder, folder / "packed", "--pattern", "50%", "--samples", 4)
-        assert (code, f"finished blocks are kept in {folder / '.packed.stages'}" in err) == (1, True)
-    assert (folder / ".packed.stages").is_dir()
-    for options in (("--pattern", "2:4", "--samples", 4), ("--pattern", "50%", "--samples", 3)):
+        stop(patch, fs.FastSparseError("enough"))
+        code, _, err = prune(capsys, folder, folder / "packed", *first)
+    lines = ["fastsparse: enough", f"fastsparse: {KEPT.format(stages)}"]
+    assert (code, err.splitlines()[-2:], err.count("kept in")) == (1, lines, 1)
+    kept = content(stages)
+    others = ("--pattern", "2:4", "--samples", 4), ("--pattern", "50%", "--samples", 3)
+    shard = next((folder / "model").glob("*2-of-*.safetensors"))
+    weights = shard.read_bytes()
+    for options in (*others, first):
+        if options == first:
+            shard.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+        code, _, err = prune(capsys, folder, folder / "packed", *options)
+        assert code == 1
+        assert err.splitlines()[-1].startswith(f"fastsparse: {stages}: it has finished blocks made with other settings")
+        assert "--overwrite replaces it" in err
+        assert "kept in" not in err
+        assert content(stages) == kept
+    shard.write_bytes(weights)
+    assert "2 blocks and shards taken over" in prune(capsys, folder, folder / "packed", *first)[1]
+    for options in others:
         code, out, _ = prune(capsys, folder, folder / "packed", *options, "--overwrite")
         assert (code, "taken over" in out) == (0, False)
         with monkeypatch.context() as patch:
-            patch.setattr(_folder, "prune_at", failing)
+            stop(patch, fs.FastSparseError("enough"))
             assert prune(capsys, folder, folder / "packed", *options, "--overwrite")[0] == 1
     code, out, _ = prune(capsys, folder, folder / "packed", *options, "--overwrite")
     assert (code, "2 blocks and shards taken over" in out) == (0, True)
+
+
+def test_an_interrupt_says_what_is_kept(folder, capsys, monkeypatch):
+    options = ("--pattern", "50%", "--samples", 2, "--method", "magnitude", "--refine", 0)
+    with monkeypatch.context() as patch:
+        stop(patch, KeyboardInterrupt())
+        code, _, err = prune(capsys, folder, folder / "packed", *options)
+    said = [line for line in err.splitlines() if line.startswith("fastsparse: ") and "warning" not in line]
+    assert (code, said) == (130, [f"fastsparse: interrupted; {KEPT.format(folder / '.packed.stages')}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(_folder, "prune_at", lambda *_: signal.raise_signal(signal.SIGINT))
+        code, _, err = prune(capsys, folder, folder / "other", *options)
+    assert (code, err.splitlines()[-1]) == (130, "fastsparse: interrupted; what was begun is removed")
+    assert not (folder / ".other.stages").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options"),
+    [
+        ("50%", ("--method", "wanda", "--refine", 0)),
+        ("2:4", ("--method", "sparsegpt")),
+        ("50%", ("--method", "sparsegpt", "--bits", 8)),
+        ("top31/32", ("--method", "sparsegpt")),  # packed it would be larger
+    ],
+)
+def test_calibrated_folders_are_verified_against_their_source(folder, capsys, pattern, options):
+    packed = folder / "packed"
+    assert prune(capsys, folder, packed, "--pattern", pattern, "--samples", 4, *options)[0] == 0
+    code, out, err = run(capsys, "verify", packed)
+    assert (code, ", 14 calibrated, " in out, out.splitlines()[-1]) == (0, True, "ok: every part is right"), err
+    code, out, err = run(capsys, "verify", packed, "--against", folder / "model")
+    assert (code, "but for 14 calibrated tensors, of which names, shapes and patterns" in out) == (0, True), err
+    rows = json.loads(run(capsys, "verify", packed, "--against", folder / "model", "--json")[1])["tensors"]
+    assert all((row["calibrated"], row["kept_energy"]) == (row["sparsity"] is not None, None) for row in rows)
+    if pattern == "2:4":
+        assert run(capsys, "convert", packed, folder / "converted", "--to", "sparse-24")[0] == 0
+        assert checkpoint.verify(folder / "converted", folder / "model").calibrated == 14
+    checked = checkpoint.inspect(packed).tensors
+    changed = next(row.name for row in checked if row.calibrated)
+    copied = next(row.name for row in checked if not row.calibrated)
+    key = f"{changed.removesuffix('.weight')}.bitmask" if pattern != "top31/32" else changed
+    for name, verified, why in (
+        (key, (), "density|disagree|mask|elements|pattern"),
+        (copied, ("--against", folder / "model"), "differs from the source"),
+    ):
+        shard = packed / json.loads((packed / "model.safetensors.index.json").read_text())["weight_map"][name]
+        before = shard.read_bytes()
+        header = 8 + int.from_bytes(before[:8], "little")
+        start, end = json.loads(before[8:header])[name]["data_offsets"]
+        shard.write_bytes(before[: header + start] + bytes(end - start) + before[header + end :])
+        code, _, err = run(capsys, "verify", packed, *verified)
+        assert (code, re.search(why, err) is not None) == (1, True), err
+        shard.write_bytes(before)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks")

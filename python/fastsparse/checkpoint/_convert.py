@@ -183,7 +183,8 @@ def _job(source: Reader, name: str, stored: int, to: str, kept: int, reason: str
         layout = "matrix" if len(found.shape) == 2 else "last-axis"
         exact = known is None or (isinstance(found, Packed) and found.exact and kept == _kept(source, found))
         packed = Packed(name, prefix, found.dtype, found.shape, known or Nonzero(), exact, layout)
-    job = Job(name, entry, shard, stored, packed, kept)
+    calibrated = isinstance(found, Packed) and found.calibrated
+    job = Job(name, entry, shard, stored, replace(packed, calibrated=calibrated), kept, calibrated=calibrated)
     if job.size > entry.nbytes:
         return Job(name, entry, shard, stored, reason=f"packed it would be larger, {job.size} bytes")
     taken.update(packed.keys)

@@ -30,6 +30,7 @@ __all__ = [
     "TWO_FOUR",
     "Entry",
     "Packed",
+    "Pruned",
     "Record",
     "density",
     "dtype_name",
@@ -116,7 +117,8 @@ class Packed:
     every run along the last axis, and ``"2:4"`` for its sparse-24-bitmask format, which has no offsets. `exact` says
     that the mask is one that `pattern` gives; it is not where kept elements that were zero were dropped. `stub` says
     that the tensor's own name is among the keys, with an empty tensor. With `bits` the values are int8, and a part more
-    has the scales of the rows; `dtype` is that of the tensor all the same, and of its stub.
+    has the scales of the rows; `dtype` is that of the tensor all the same, and of its stub. `calibrated` says that mask
+    and values come from calibration: they need not be those of the source, and the pattern is what the mask obeys.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Packed:
     layout: str = "matrix"
     stub: bool = False
     bits: int | None = None
+    calibrated: bool = False
 
     def key(self, part: str) -> str:
         """The key of a part."""
@@ -176,6 +179,15 @@ class Packed:
         return found
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What is recorded of a dense tensor that has zeros; `density` is the share of its other elements."""
+
+    pattern: Pattern
+    density: float
+    calibrated: bool = False
+
+
 def prefix_for(name: str, taken: Collection[str]) -> str | None:
     """The prefix of a tensor's keys that collides with none of `taken`.
 
@@ -198,9 +210,7 @@ def _ends_with_weight(name: str) -> bool:
     return name == "weight" or name.endswith(".weight")
 
 
-def write_record(
-    packed: Iterable[tuple[Packed, float]], pruned: Mapping[str, tuple[Pattern, float]] | None = None
-) -> str:
+def write_record(packed: Iterable[tuple[Packed, float]], pruned: Mapping[str, Pruned] | None = None) -> str:
     """What the metadata says about packed tensors and about those that are pruned and yet dense; with densities."""
     records = {
         tensor.name: {
@@ -212,6 +222,7 @@ def write_record(
             "density": density,
             **({} if tensor.layout == "matrix" else {"layout": tensor.layout}),
             **({} if tensor.bits is None else {"bits": tensor.bits}),
+            **_calibrated(tensor),
         }
         for tensor, density in packed
     }
@@ -219,22 +230,27 @@ def write_record(
     document: dict[str, Any] = {"format": version, "packed": records}
     if pruned:
         document["pruned"] = {
-            name: {"pattern": str(pattern), "density": density} for name, (pattern, density) in pruned.items()
+            name: {"pattern": str(tensor.pattern), "density": tensor.density, **_calibrated(tensor)}
+            for name, tensor in pruned.items()
         }
     return json.dumps(document, ensure_ascii=False)
+
+
+def _calibrated(tensor: Packed | Pruned) -> dict[str, bool]:
+    return {"calibrated": True} if tensor.calibrated else {}
 
 
 @dataclass(frozen=True)
 class Record:
     """What the metadata of a file says of its tensors, as far as the keys bear it out.
 
-    `pruned` are the patterns and densities of dense tensors that have zeros. `stale` says what does not fit, where the
+    `pruned` are the dense tensors that have zeros. `stale` says what does not fit, where the
     keys show that another tool has saved the file again and kept its metadata; None where all fits. Then the tensors
     that the record does not have are to be read by the names of their keys.
     """
 
     packed: tuple[Packed, ...] = ()
-    pruned: Mapping[str, tuple[Pattern, float]] = field(default_factory=dict)
+    pruned: Mapping[str, Pruned] = field(default_factory=dict)
     stale: str | None = None
 
 
@@ -305,14 +321,21 @@ def _refuse_lost_names(entries: Mapping[str, Entry], owned: set[str], records: M
                     )
 
 
-def _one_pruned(name: str, fields: Any) -> tuple[Pattern, float]:
+def _one_pruned(name: str, fields: Any) -> Pruned:
     form, share = (fields.get(key) if isinstance(fields, dict) else None for key in ("pattern", "density"))
     if not isinstance(form, str) or not isinstance(share, float):
         raise FormatError(f"tensor {name!r}: metadata: pattern {form!r} with density {share!r}")
     try:
-        return pattern(form), share
+        return Pruned(pattern(form), share, _is_calibrated(fields))
     except FastSparseError as error:
         raise FormatError(f"tensor {name!r}: metadata: {error}") from None
+
+
+def _is_calibrated(fields: Mapping[str, Any]) -> bool:
+    found = fields.get("calibrated", False)
+    if not isinstance(found, bool):
+        raise FastSparseError(f"'calibrated' is {found!r}")
+    return found
 
 
 def tensors_of(entries: Mapping[str, Entry], packed: Iterable[Packed]) -> dict[str, Packed | Entry]:
@@ -366,6 +389,7 @@ def _one_record(entries: Mapping[str, Entry], name: str, fields: Any) -> tuple[P
             raise fail(f"{key!r} is {fields.get(key, 'missing')!r}")
     try:
         chosen = None if fields["pattern"] is None else pattern(fields["pattern"])
+        calibrated = _is_calibrated(fields)
     except FastSparseError as error:
         raise fail(str(error)) from None
     if len(fields["shape"]) > 64 or any(type(n) is not int or not 0 <= n <= sys.maxsize for n in fields["shape"]):
@@ -380,8 +404,8 @@ def _one_record(entries: Mapping[str, Entry], name: str, fields: Any) -> tuple[P
     bits = fields.get("bits")
     if bits is not None and (type(bits) is not int or bits != BITS or layout != "matrix"):
         raise fail(f"{bits!r} bits in layout {layout!r}")
-    stub = name in entries
-    tensor = Packed(name, fields["prefix"], fields["dtype"], shape, chosen, fields["exact"], layout, stub, bits)
+    own = Packed(name, fields["prefix"], fields["dtype"], shape, chosen, fields["exact"], layout)
+    tensor = replace(own, stub=name in entries, bits=bits, calibrated=calibrated)
     if not any(tensor.key(part) in entries for part in PARTS):
         return None, f"{name!r} is not there in packed form"
     misfit, values = None, entries.get(tensor.key("compressed"))

@@ -95,9 +95,10 @@ def stored_row(source: Reader, name: str) -> TensorReport:
         row = TensorReport(name, found.shape, found.dtype, None, None, stored, stored, reason="stored dense")
         if name not in source.pruned:
             return row
-        pattern, share = source.pruned[name]
-        return replace(row, pattern=str(pattern), sparsity=1 - share)
+        made = source.pruned[name]
+        return replace(row, pattern=str(made.pattern), sparsity=1 - made.density, calibrated=made.calibrated)
     kept = math.prod(source.entries[found.key("compressed")].shape)
     chosen = None if found.pattern is None else str(found.pattern)
     sparsity = 1 - density(kept, found.shape)
-    return TensorReport(name, found.shape, found.dtype, chosen, sparsity, found.nbytes, stored, bits=found.bits)
+    row = TensorReport(name, found.shape, found.dtype, chosen, sparsity, found.nbytes, stored)
+    return replace(row, bits=found.bits, calibrated=found.calibrated)

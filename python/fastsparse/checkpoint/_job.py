@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fastsparse.checkpoint._format import METADATA_KEY, Entry, Packed, density, write_record
+from fastsparse.checkpoint._format import METADATA_KEY, Entry, Packed, Pruned, density, write_record
 from fastsparse.checkpoint._reader import Reader
 from fastsparse.checkpoint._report import TensorReport
 from fastsparse.patterns import Pattern
@@ -18,7 +18,7 @@ class Job:
 
     `shard` is the file of a model folder that the tensor is in, empty for a single file, and `stored` its size there.
     `packed` is None for tensors that are dense in the target, and `reason` says why; `pruned` is what makes zeros in
-    such a tensor all the same.
+    such a tensor all the same. `calibrated` is as in `Packed`, for either.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Job:
     kept: int = 0
     reason: str | None = None
     pruned: Pattern | None = None
+    calibrated: bool = False
 
     @property
     def pattern(self) -> Pattern | None:
@@ -63,6 +64,7 @@ class Job:
             kept_energy,
             self.reason,
             None if self.packed is None else self.packed.bits,
+            calibrated=self.calibrated,
         )
 
 
@@ -95,6 +97,7 @@ def _shard(source: Reader, shard: str, jobs: list[Job], packed: bool) -> Shard:
     metadata = dict(source.metadata[shard])
     if packed:
         records = [(job.packed, job.density) for job in jobs if job.packed is not None]
-        pruned = {job.name: (job.pruned, job.density) for job in jobs if job.pruned is not None}
+        made = [(job, job.pruned) for job in jobs if job.pruned is not None]
+        pruned = {job.name: Pruned(pattern, job.density, job.calibrated) for job, pattern in made}
         metadata[METADATA_KEY] = write_record(records, pruned)
     return Shard(shard, [job.name for job in jobs], [entry for job in jobs for entry in job.entries], metadata)

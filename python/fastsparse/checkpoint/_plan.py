@@ -127,7 +127,8 @@ class Choice:
     """The source, and for each tensor its pattern or the reason for having none.
 
     `scope` names the tensors that global pruning spreads its zeros over, in the order in which ties are kept. `stubs`
-    says that every packed tensor gets one, so that readers that do not know the layout stop at it.
+    says that every packed tensor gets one, so that readers that do not know the layout stop at it, `calibrated` that
+    what is pruned has new values.
     """
 
     source: Reader
@@ -135,6 +136,7 @@ class Choice:
     patterns: dict[str, Pattern | str]
     scope: Mapping[str, None]
     stubs: bool
+    calibrated: bool = False
 
     @property
     def phases(self) -> Phases:
@@ -182,14 +184,15 @@ class Choice:
         prefix = prefix_for(name, taken)
         if prefix is None:
             why = "other tensors have the names of its parts"
-            return Job(name, entry, shard, entry.nbytes, None, kept, why, pruned)
+            return Job(name, entry, shard, entry.nbytes, None, kept, why, pruned, self.calibrated)
         bits = self.recipe.bits if entry.dtype in QUANTIZABLE else None
         stub = self.stubs or bits is not None or needs_stub(name, prefix)
-        packed = Packed(name, prefix, entry.dtype, entry.shape, chosen, exact, stub=stub, bits=bits)
-        job = Job(name, entry, shard, entry.nbytes, packed, kept)
+        new = self.calibrated
+        packed = Packed(name, prefix, entry.dtype, entry.shape, chosen, exact, stub=stub, bits=bits, calibrated=new)
+        job = Job(name, entry, shard, entry.nbytes, packed, kept, calibrated=new)
         if job.size > entry.nbytes:
             why = f"packed it would be larger, {job.size} bytes"
-            return Job(name, entry, shard, entry.nbytes, None, kept, why, pruned)
+            return Job(name, entry, shard, entry.nbytes, None, kept, why, pruned, self.calibrated)
         return job
 
 

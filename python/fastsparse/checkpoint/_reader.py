@@ -21,6 +21,7 @@ from fastsparse.checkpoint._format import (
     SCALE,
     Entry,
     Packed,
+    Pruned,
     packed_by_names,
     read_record,
     refuse_marlin,
@@ -29,7 +30,7 @@ from fastsparse.checkpoint._format import (
 from fastsparse.checkpoint._hf_config import check_config
 from fastsparse.masks import Bitmask, matrix_view
 from fastsparse.packed import BitmaskArray
-from fastsparse.patterns import NM, Block, Pattern, TopK
+from fastsparse.patterns import NM, Block, TopK
 from fastsparse.quantized import QuantizedArray
 
 __all__ = ["Checkpoint", "Reader", "StrPath", "matrix_bits", "native", "open"]
@@ -89,7 +90,7 @@ class Reader:
         if self.folder is not None and not trust_shards:
             self.folder.check(keys)
         self.metadata: dict[str, dict[str, str]] = {shard: file.metadata for shard, file in self._files.items()}
-        self.pruned: dict[str, tuple[Pattern, float]] = {}
+        self.pruned: dict[str, Pruned] = {}
         self.stale: list[str] = []
         self.tensors = self._read_tensors(keys)
 

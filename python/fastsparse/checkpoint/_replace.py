@@ -1,4 +1,4 @@
-"""A folder like another one, in which some tensors have new, packed values."""
+"""A folder like another one, in which some tensors have new, packed values, which calibration made."""
 
 import time
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def replace_tensors(
     bits: int | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Write a folder as `compress` does, with new values in the place of some tensors.
+    """Write a folder as `compress` does, with new values in the place of some tensors, recorded as calibrated.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def replace_tensors(
     """
     started = time.perf_counter()
     source = Replacing(src, new)
-    choice = Choice(source, Recipe(bits=bits), {}, {}, stubs=True)
+    choice = Choice(source, Recipe(bits=bits), {}, {}, stubs=True, calibrated=True)
     jobs: list[Job] = []
     taken = set(source.entries)
     for name in source.tensors:

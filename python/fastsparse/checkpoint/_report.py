@@ -57,6 +57,8 @@ class TensorReport:
         Share of zeros of a dense tensor that was read for it.
     found : tuple of str
         Short forms of the patterns that those obey, the strictest first.
+    calibrated : bool
+        Whether calibration chose the mask and the values; `pattern` is then what the mask obeys.
     """
 
     name: str
@@ -71,6 +73,7 @@ class TensorReport:
     bits: int | None = None
     zeros: float | None = None
     found: tuple[str, ...] = ()
+    calibrated: bool = False
 
     @property
     def elements(self) -> int:
@@ -121,6 +124,11 @@ class Report:
         return sum(tensor.reason is None for tensor in self.tensors)
 
     @property
+    def calibrated(self) -> int:
+        """Number of tensors with values from calibration."""
+        return sum(tensor.calibrated for tensor in self.tensors)
+
+    @property
     def sparsity(self) -> float:
         """Share of zeros over the tensors that were pruned; 0 where there are none."""
         pruned = [(tensor.elements, tensor.sparsity) for tensor in self.tensors if tensor.sparsity is not None]
@@ -159,6 +167,7 @@ class Report:
         zeros = sum(size * share for size, share in read) / max(sum(size for size, _ in read), 1)
         parts = [
             f"{len(self.tensors)} tensors, {self.packed} packed",
+            *([f"{self.calibrated} calibrated"] if self.calibrated else []),
             *([f"{zeros:.1%} zeros where dense"] if read else []),
             *([f"{self.sparsity:.1%} zeros where pruned"] if self.sparsity else []),
             *([f"kept energy {min(energies):.2%} to {max(energies):.2%}"] if energies else []),

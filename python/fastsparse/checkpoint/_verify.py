@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastsparse import ops
 from fastsparse._errors import FastSparseError, FormatError
-from fastsparse.checkpoint._format import Entry, Packed, density
+from fastsparse.checkpoint._format import Entry, Packed, Pruned, density
 from fastsparse.checkpoint._hf_config import promises_stubs
 from fastsparse.checkpoint._inspect import stored_row
 from fastsparse.checkpoint._progress import Progress, Ticker
@@ -21,7 +21,7 @@ from fastsparse.checkpoint._report import Report
 from fastsparse.checkpoint._work import flat_bytes, kept_energy, mask_of
 from fastsparse.masks import Bitmask
 from fastsparse.packed import BitmaskArray
-from fastsparse.patterns import Nonzero, Pattern
+from fastsparse.patterns import Nonzero
 from fastsparse.quantized import QuantizedArray
 
 __all__ = ["VerifyError", "verify"]
@@ -66,7 +66,8 @@ def verify(
     against : path-like, optional
         The dense checkpoint that it was made from. Then every tensor has to be there, dense ones and kept elements with
         the same bits, and each mask has to be the one that the recorded pattern selects. Where no pattern is recorded,
-        what was dropped is not judged.
+        what was dropped is not judged. Of calibrated tensors names, shapes and the pattern of the mask are checked,
+        not the values, which are not those of the source; their rows in the report say `calibrated`.
     progress : callable, optional
         Called with bytes done, bytes in all and the tensor's name.
     trust_shards : bool
@@ -151,7 +152,9 @@ def _check(checked: Reader, dense: Reader | None, name: str) -> float | None:
 
 
 def _check_kept(array: BitmaskArray | QuantizedArray, found: Packed, w: NDArray[Any]) -> float | None:
-    """Holds a packed tensor against the original; returns the kept energy."""
+    """Holds a packed tensor against the original, where its values come from there; returns the kept energy."""
+    if found.calibrated:
+        return None
     for start, stop in _pieces(w):
         part, own = (array.rows(start, stop), w[start:stop]) if w.ndim > 1 else (array, w)
         kept = ops.pack(own, part.mask)
@@ -162,20 +165,21 @@ def _check_kept(array: BitmaskArray | QuantizedArray, found: Packed, w: NDArray[
     return kept_energy(array.values if isinstance(array, BitmaskArray) else ops.pack(w, array.mask).values, w)
 
 
-def _check_zeros(dense: NDArray[Any], pruned: tuple[Pattern, float], w: NDArray[Any] | None = None) -> float | None:
+def _check_zeros(dense: NDArray[Any], pruned: Pruned, w: NDArray[Any] | None = None) -> float | None:
     """Holds a dense tensor against what is recorded of its zeros, and against the original; returns the kept energy."""
-    pattern, share = pruned
-    if density(ops.select(dense, Nonzero()).count, dense.shape) != share:
-        raise FormatError(f"it has other zeros than recorded: the density {share!r} is wrong")
+    if density(ops.select(dense, Nonzero()).count, dense.shape) != pruned.density:
+        raise FormatError(f"it has other zeros than recorded: the density {pruned.density!r} is wrong")
+    if pruned.calibrated:
+        w = dense  # the values are its own, and the pattern takes nothing more from them
     if w is None:
         return None
-    bits = ops.select(w, pattern).bits
+    bits = ops.select(w, pruned.pattern).bits
     for start, stop in _pieces(w):
         part, own = (bits[start:stop], w[start:stop]) if w.ndim > 1 else (bits, w)
         expected = ops.apply_mask(own, Bitmask.from_bits(part, own.shape))
         if not np.array_equal(flat_bytes(expected), flat_bytes(dense[start:stop] if w.ndim > 1 else dense)):
-            raise FormatError(f"it is not what {pattern!r} makes of the source")
-    return kept_energy(dense, w)
+            raise FormatError(f"it is not what {pruned.pattern!r} makes of {'it' if w is dense else 'the source'}")
+    return None if w is dense else kept_energy(dense, w)
 
 
 def _same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:

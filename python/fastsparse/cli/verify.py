@@ -41,4 +41,8 @@ def verify(
         return
     print(report)
     compared = "" if against is None else ", and is what its recipe makes of the source"
+    if against is not None and report.calibrated:
+        compared += (
+            f", but for {report.calibrated} calibrated tensors, of which names, shapes and patterns were compared"
+        )
     print(f"ok: every part is right{compared}")
