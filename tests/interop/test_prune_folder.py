@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import fastsparse as fs
 import fastsparse.torch as fst
 from fastsparse import calibration, checkpoint
+from fastsparse.checkpoint._reader import Reader
 from fastsparse.cli import main
 from fastsparse.torch import _blocks, _folder, _language
 
@@ -507,6 +508,60 @@ def test_tokens_may_be_stored(folder):
     checkpoint.save({"input_ids": ids}, folder / "ids.safetensors")
     found = _language.read_tokens(folder / "ids.safetensors", folder / "model", 2, 30)
     assert np.array_equal(torch.cat(found).numpy(), ids)
+
+
+def test_pieces_of_stored_tokens_cross_no_rows_and_hold_no_padding(folder):
+    ids = np.arange(40, dtype=np.int32).reshape(4, 10)
+    mask = np.ones_like(ids)
+    mask[1, 6:] = mask[3, :5] = 0
+    ids[1, 6:] = -1  # padding need not be in the vocabulary
+    data = folder / "ids.safetensors"
+    checkpoint.save({"input_ids": ids, "attention_mask": mask}, data)
+    found = _language.read_tokens(data, folder / "model", 6, 4)
+    assert [piece[0, 0].item() for piece in found] == [0, 4, 10, 20, 24, 35]
+    assert all(torch.equal(piece, piece[0, 0] + torch.arange(4)[None]) for piece in found)
+    for tensors, message in (
+        ({"input_ids": ids, "attention_mask": mask}, "31 tokens in 4 rows, which no piece crosses, fewer than 7 sampl"),
+        ({"input_ids": ids}, "token -1 in row 1 is not in the model's vocabulary of 64"),
+        ({"input_ids": ids + 40, "attention_mask": mask}, "token 64 in row 2 is not in the model's vocabulary of 64"),
+        ({"input_ids": ids, "attention_mask": mask[:2]}, r"'attention_mask' is \[2, 10\], 'input_ids' \[4, 10\]"),
+        ({"input_ids": ids[0]}, r"expected integers of two dimensions, got int32 \[10\]"),
+        (
+            {"input_ids": ids.astype(np.float32) + np.float32(0.5)},
+            r"expected integers of two dimensions, got float32 \[4, 10\]",
+        ),
+    ):
+        checkpoint.save(tensors, data, overwrite=True)
+        with pytest.raises(fs.FastSparseError, match=message):
+            _language.read_tokens(data, folder / "model", 7, 4)
+
+
+@pytest.mark.parametrize("shape", [None, (64, 64)])
+def test_a_dense_folder_without_a_tensor_is_not_measured(tmp_path, capsys, shape):
+    folder = make(tmp_path, "Llama")
+    name, file = "model.layers.0.mlp.down_proj.weight", folder / "model" / "model.safetensors"
+    tensors = {key: np.array(array) for key, array in checkpoint.open(file).items()}
+    del tensors[name]
+    if shape is not None:
+        tensors[name] = np.ones(shape, np.float32)
+    checkpoint.save(tensors, file, metadata={"format": "pt"}, overwrite=True)
+    code, out, err = run(capsys, "eval", folder / "model", "--data", folder / "test", "--samples", 1, "--length", 64)
+    assert (code, out) == (1, "")
+    expected = "no tensor for the model's" if shape is None else "is of another shape than the model's"
+    assert expected in err
+    assert name in err
+
+
+def test_errors_of_transformers_name_the_folder_once(folder, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError
+
+    monkeypatch.setattr(T.AutoConfig, "from_pretrained", fail)
+    for message in (r"model: \S+: ValueError", r"model: \S+: expected a model folder with config.json"):
+        for load in (lambda path: _language.load_weights(Reader(path)), _language.load_language_model):
+            with pytest.raises(fs.FastSparseError, match=f"^{message}$"):
+                load(folder / "model")
+        (folder / "model" / "config.json").unlink(missing_ok=True)
 
 
 def test_bad_input_is_one_line(folder, capsys):

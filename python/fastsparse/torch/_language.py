@@ -1,11 +1,14 @@
 """Folders of language models: made and loaded with transformers, measured on text. Nothing is fetched."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsparse import checkpoint
@@ -28,6 +31,18 @@ def _transformers() -> Any:
     except ImportError as error:
         raise FastSparseError(f"model: language models need transformers: {error}") from None
     return transformers
+
+
+@contextmanager
+def _error_context(folder: StrPath, what: str = "") -> Iterator[None]:
+    """Errors of transformers name the folder, and are the first line of what it says."""
+    try:
+        yield
+    except FastSparseError:
+        raise
+    except (ValueError, OSError, ImportError) as error:
+        line = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise FastSparseError(f"model: {os.fspath(folder)}: {what}{line}") from None
 
 
 def _config(folder: Path) -> Any:
@@ -57,12 +72,10 @@ def load_weights(source: Reader) -> tuple[Weights, torch.dtype]:
     """
     folder = Path(source.path)
     transformers = _transformers()
-    try:
-        config = _config(folder)
-        with without_weights():
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, OSError, ImportError) as error:
-        raise FastSparseError(f"model: {folder}: {str(error).splitlines()[0]}") from None
+    with _error_context(folder), without_weights():
+        model = transformers.AutoModelForCausalLM.from_config(
+            _config(folder), dtype=torch.float32, trust_remote_code=False
+        )
     model.tie_weights()
     floating = (found.dtype for found in source.tensors.values() if found.dtype in ("F32", "BF16", "F16"))
     return Weights(model.eval(), source, model.base_model_prefix), torch_dtype(next(floating, "F32"))
@@ -79,27 +92,39 @@ def load_language_model(path: StrPath) -> Any:
     Raises
     ------
     FastSparseError
-        If it is no folder, transformers is missing or does not know the model.
+        If it is no folder, transformers is missing or does not know the model, or a tensor is missing or of another
+        shape.
     """
     folder = Path(path)
     transformers = _transformers()
-    try:
+    with _error_context(folder):
         config = _config(folder)
         if not any(row.reason is None for row in checkpoint.inspect(folder).tensors):
-            return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", **_LOCAL).eval()
+            return _load_dense(folder)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=_dtype(config), trust_remote_code=False)
         model.eval()
-    except FastSparseError:
-        raise
-    except (ValueError, OSError, ImportError) as error:
-        raise FastSparseError(f"model: {folder}: {str(error).splitlines()[0]}") from None
     # A folder may hold the body alone, without the name under which a model with a head has it, and buffers of old.
     has_prefix = any(name.startswith(f"{model.base_model_prefix}.") for name in checkpoint.open(folder))
     report = load(model if has_prefix else model.base_model, folder, strict=False)
-    missing = [row.name for row in report.tensors if row.reason == "not in the file"]
-    if missing:
-        raise FastSparseError(f"model: {folder}: no tensor for the model's {missing[0]!r}")
+    _refuse_missing(folder, [row.name for row in report.tensors if row.reason == "not in the file"])
     return model
+
+
+def _load_dense(folder: Path) -> Any:
+    """The model of a dense folder, whose tensors are all there."""
+    model, info = _transformers().AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **_LOCAL
+    )
+    _refuse_missing(folder, sorted(info["missing_keys"]))
+    for found in info["mismatched_keys"]:
+        name = found if isinstance(found, str) else found[0]  # transformers 5 adds the shapes
+        raise FastSparseError(f"model: {folder}: tensor {name!r} is of another shape than the model's")
+    return model.eval()
+
+
+def _refuse_missing(folder: Path, names: list[str]) -> None:
+    if names:
+        raise FastSparseError(f"model: {folder}: no tensor for the model's {names[0]!r}")
 
 
 def _dtype(config: Any) -> torch.dtype:
@@ -113,9 +138,10 @@ def read_tokens(data: StrPath, model: StrPath, samples: int, length: int, seed: 
     Parameters
     ----------
     data : path-like
-        A text file in UTF-8, or a ``.safetensors`` file with ``input_ids`` of two dimensions.
+        A text file in UTF-8, or a ``.safetensors`` file with integers ``input_ids``, ``[rows, length]``. No piece
+        crosses rows, and tokens that an ``attention_mask`` of the same shape masks are left out.
     model : path-like
-        The folder whose tokenizer is used for text.
+        The folder whose tokenizer is used for text, and whose vocabulary the tokens are of.
     samples, length : int
         How many pieces, and how long.
     seed : int, optional
@@ -124,38 +150,68 @@ def read_tokens(data: StrPath, model: StrPath, samples: int, length: int, seed: 
     Raises
     ------
     FastSparseError
-        If the text is shorter than asked for, or the folder has no tokenizer.
+        If the text is shorter than asked for, the folder has no tokenizer, or stored tokens are not as described.
     """
     if samples < 1 or length < 2:
         raise FastSparseError(f"samples, length: expected at least 1 and 2, got {samples} and {length}")
-    if Path(data).suffix == ".safetensors":
-        stored = checkpoint.open(data)
-        if "input_ids" not in stored:
-            raise FastSparseError(
-                f"data: {os.fspath(data)}: expected a tensor 'input_ids', it has {sorted(stored)[:5]}"
-            )
-        ids = torch.from_numpy(stored["input_ids"].astype("int64")).reshape(-1)  # type: ignore[union-attr]
-    else:
-        try:
-            text = Path(data).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise FastSparseError(f"data: {os.fspath(data)}: not a text in UTF-8: {error}") from None
-        if not any((Path(model) / name).is_file() for name in _TOKENIZERS):
-            raise FastSparseError(f"model: {os.fspath(model)}: no tokenizer; expected one of {', '.join(_TOKENIZERS)}")
-        try:
-            tokenizer = _transformers().AutoTokenizer.from_pretrained(str(model), **_LOCAL)
-        except (ValueError, OSError) as error:
-            raise FastSparseError(f"model: {os.fspath(model)}: no tokenizer: {str(error).splitlines()[0]}") from None
-        ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-    if len(ids) < samples * length:
+    rows = _stored_rows(data) if Path(data).suffix == ".safetensors" else [_tokenized(data, model)]
+    _check_vocabulary(data, Path(model), rows)
+    pieces = [piece for row in rows for piece in row[: len(row) // length * length].reshape(-1, 1, length)]
+    if len(pieces) < samples:
+        where = f" in {len(rows)} rows, which no piece crosses" if len(rows) > 1 else ""
         raise FastSparseError(
-            f"data: {os.fspath(data)} has {len(ids)} tokens, fewer than {samples} samples of {length}"
+            f"data: {os.fspath(data)} has {sum(map(len, rows))} tokens{where}, fewer than {samples} samples of {length}"
         )
-    pieces = ids[: len(ids) // length * length].reshape(-1, 1, length)
-    if seed is None:
-        return list(pieces[:samples])
-    drawn = np.random.default_rng(seed).choice(len(pieces), samples, replace=False)
-    return [pieces[at] for at in sorted(drawn.tolist())]
+    if seed is not None:
+        drawn = np.random.default_rng(seed).choice(len(pieces), samples, replace=False)
+        pieces = [pieces[at] for at in sorted(drawn.tolist())]
+    return [torch.from_numpy(piece.astype(np.int64)) for piece in pieces[:samples]]
+
+
+def _tokenized(data: StrPath, model: StrPath) -> NDArray[Any]:
+    """The tokens of a text."""
+    try:
+        text = Path(data).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FastSparseError(f"data: {os.fspath(data)}: not a text in UTF-8: {error}") from None
+    if not any((Path(model) / name).is_file() for name in _TOKENIZERS):
+        raise FastSparseError(f"model: {os.fspath(model)}: no tokenizer; expected one of {', '.join(_TOKENIZERS)}")
+    with _error_context(model, "no tokenizer: "):
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(str(model), **_LOCAL)
+    return np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
+
+
+def _stored_rows(data: StrPath) -> list[NDArray[Any]]:
+    """The rows of stored tokens, without those that are masked."""
+    stored = checkpoint.open(data)
+    if "input_ids" not in stored:
+        raise FastSparseError(f"data: {os.fspath(data)}: expected a tensor 'input_ids', it has {sorted(stored)[:5]}")
+    ids = stored["input_ids"]
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not isinstance(ids, np.ndarray):
+        raise FastSparseError(
+            f"data: {os.fspath(data)}: 'input_ids': expected integers of two dimensions, "
+            f"got {ids.dtype} {list(ids.shape)}"
+        )
+    mask = stored.get("attention_mask")
+    if mask is None:
+        return list(ids)
+    if mask.shape != ids.shape or not isinstance(mask, np.ndarray):
+        raise FastSparseError(
+            f"data: {os.fspath(data)}: 'attention_mask' is {list(mask.shape)}, 'input_ids' {list(ids.shape)}"
+        )
+    return [row[kept != 0] for row, kept in zip(ids, mask, strict=True)]
+
+
+def _check_vocabulary(data: StrPath, model: Path, rows: list[NDArray[Any]]) -> None:
+    """Refuses tokens that the model has no embedding of."""
+    with _error_context(model):
+        size = getattr(_config(model).get_text_config(), "vocab_size", None)
+    for at, row in enumerate(rows):
+        outside = row[(row < 0) | (row >= size)] if size is not None else row[:0]
+        if len(outside):
+            raise FastSparseError(
+                f"data: {os.fspath(data)}: token {outside[0]} in row {at} is not in the model's vocabulary of {size}"
+            )
 
 
 @torch.inference_mode()
