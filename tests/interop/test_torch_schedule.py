@@ -135,8 +135,33 @@ def test_recipes_choose_and_finishing_early_prunes_the_rest():
     assert type(model[4]) is nn.Linear
 
 
+def test_tied_layers_are_all_packed():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    model[2].weight = model[0].weight
+    pruner = fst.Pruner(model, "50%", end=1)
+    pruner.step()
+    before, x = copy.deepcopy(model), torch.randn(3, 64)
+    report = pruner.finish()
+    assert [(row.name, row.pattern) for row in report.tensors if row.reason is None] == [("0.weight", "50%")]
+    assert [type(model[at]) for at in (0, 2)] == [fst.SparseLinear] * 2
+    torch.testing.assert_close(model(x), before(x))
+
+
+def test_a_weight_need_not_be_contiguous():
+    model = nn.Sequential(nn.Linear(64, 96))
+    w = torch.randn(64, 96)
+    model[0].weight = nn.Parameter(w.t().clone(memory_format=torch.preserve_format))
+    assert not model[0].weight.is_contiguous()
+    pruner = fst.Pruner(model, "50%", end=2)
+    for _ in range(2):
+        pruner.step()
+    assert torch.equal(model[0].weight, fst.prune(w.t().contiguous(), "50%"))
+    assert pruner.finish().tensors[0].sparsity == 0.5
+
+
 def test_what_a_pruner_refuses():
     for message, options in {
+        "end: expected a number of steps ≥ 1, got 0": {"end": 0},
         "end: expected a number of steps ≥ 3, got 2": {"begin": 3, "end": 2},
         "every: expected a number of steps ≥ 1, got 0": {"end": 2, "every": 0},
         "schedule: expected cubic, linear, constant or a callable, got 'cosine'": {"end": 2, "schedule": "cosine"},

@@ -43,7 +43,8 @@ class Pruner:
     pattern : Recipe, Pattern or str
         What it is pruned to: patterns with a share of zeros. Those of n:m are rounded in each group on the way.
     begin, end : int
-        The numbers of the steps, which are counted from 1, at which the sparsity is 0 and that of the pattern.
+        The numbers of the steps, which are counted from 1, at which the sparsity is 0 and that of the pattern; `end` is
+        at least 1.
     every : int
         Steps from one choice of masks to the next; at `end` there is always one.
     schedule : {"cubic", "linear", "constant"} or callable
@@ -89,7 +90,8 @@ class Pruner:
         schedule: str | Callable[[float], float] = "cubic",
         revive: bool = False,
     ) -> None:
-        for name, value, least in (("begin", begin, 0), ("end", end, begin), ("every", every, 1)):
+        steps = (("begin", begin, 0), ("end", end, 1), ("end", end, begin), ("every", every, 1))
+        for name, value, least in steps:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise FastSparseError(f"{name}: expected a number of steps ≥ {least}, got {value!r}")
         if not callable(schedule) and schedule not in SCHEDULES:
@@ -100,7 +102,7 @@ class Pruner:
         self._model, self._begin, self._end, self._every, self._revive = model, begin, end, every, revive
         self._schedule = schedule if callable(schedule) else SCHEDULES[schedule]
         self._bits = recipe.bits
-        self._uses = {names[0].name: names[0] for names in uses_of(model)}
+        self._uses = {names[0].name: names for names in uses_of(model)}
         choices = chosen_of(model, recipe)
         self._patterns = {name: chosen for name, chosen in choices.items() if isinstance(chosen, fs.Pattern)}
         if not self._patterns:
@@ -148,7 +150,11 @@ class Pruner:
         if self._step < self._end:
             self._choose(1.0)
             self._apply()
-        rules = tuple(Rule(f"^{re.escape(name)}$", chosen) for name, chosen in self._patterns.items())
+        rules = tuple(
+            Rule(f"^{re.escape(use.name)}$", chosen)
+            for name, chosen in self._patterns.items()
+            for use in self._uses[name]
+        )
         return sparsify(self._model, Recipe(rules, bits=self._bits))
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,7 +184,7 @@ class Pruner:
         self._apply()
 
     def _weight(self, name: str) -> Tensor:
-        return self._uses[name].tensor(self._model).detach()
+        return self._uses[name][0].tensor(self._model).detach()
 
     def _choose(self, share: float) -> None:
         for name, chosen in self._patterns.items():
@@ -192,7 +198,8 @@ class Pruner:
     def _apply(self) -> None:
         for name, mask in self._masks.items():
             weight = self._weight(name)
-            apply_mask(weight, mask, out=weight)
+            with error_context(name):
+                weight.copy_(apply_mask(weight, mask))
 
 
 def _grown(weight: Tensor, mask: fs.Bitmask, pattern: fs.Pattern) -> fs.Bitmask:
