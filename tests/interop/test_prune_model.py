@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from torch import nn
 import fastsparse as fs
 import fastsparse.torch as fst
 from fastsparse import calibration
+from fastsparse.calibration import _statistics
 from fastsparse.torch._blocks import Stack, stacks_of
 from fastsparse.torch._layers import Layer
+from fastsparse.torch._out_of_core import without_weights
 from fastsparse.torch._walk import _Masks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tokens are few for:RuntimeWarning")
@@ -354,6 +357,57 @@ def test_arguments_that_depend_on_blocks_are_those_of_the_model():
     gram.update((hidden + states[1]).numpy())
     expected, _ = calibration.sparsegpt(w, gram, "2:4")
     assert np.allclose(model.get_submodule(name).weight.detach().numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_padding_of_an_encoder_of_torch(nested):
+    """The fused path of torch makes of padding a tensor that no hook can read: it is off for the time being."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+    padding = torch.zeros(8, 100, dtype=torch.bool)
+    padding[:, 80:] = True
+    batch = {"src": torch.randn(8, 100, 64), "src_key_padding_mask": padding}
+    report = fst.prune_model(model, "50%", [batch])
+    assert [row.sparsity for row in report.pruned if "linear" in row.name] == [0.5] * 4
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_statistics_are_released_block_by_block(tmp_path, monkeypatch):
+    model = make("Llama")[0]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in name]
+    grams = {name: calibration.Gram(model.get_submodule(name).in_features) for name in names}
+    for gram in grams.values():
+        gram.update(np.random.default_rng(0).standard_normal((600, gram.cols)).astype(np.float32))
+    arrays, layers = _statistics.describe(grams, dict.fromkeys(names, False), matrices=True)
+    _statistics.save_statistics(tmp_path / "s.safetensors", arrays, layers, model="tiny", tokens=600)
+    events = []
+    read, release = calibration.Statistics.__getitem__, calibration.Statistics.release
+    monkeypatch.setattr(
+        calibration.Statistics, "__getitem__", lambda self, name: events.append(("read", name)) or read(self, name)
+    )
+    monkeypatch.setattr(
+        calibration.Statistics, "release", lambda self, name: events.append(("release", name)) or release(self, name)
+    )
+    fst.prune_model(model, "50%", calibration.load_statistics(tmp_path / "s.safetensors"), exclude=["lm_head"])
+    blocks = [[name for name in names if f"layers.{at}." in name] for at in range(3)]
+    assert events == [(what, name) for block in blocks for what in ("read", "release") for name in block]
+
+
+def test_only_the_thread_that_asks_makes_models_without_weights():
+    with ThreadPoolExecutor(2) as pool:
+        with without_weights():
+            assert nn.Linear(2, 2).weight.is_meta
+            assert not pool.submit(nn.Linear, 2, 2).result().weight.is_meta
+            waiting = pool.submit(made_without_weights)
+            assert not wait([waiting], 0.05).done  # one after the other
+        assert waiting.result().weight.is_meta
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def made_without_weights():
+    with without_weights():
+        return nn.Linear(2, 2)
 
 
 def test_bad_input_is_named():

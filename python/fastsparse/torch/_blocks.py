@@ -156,17 +156,23 @@ def forward(model: nn.Module, batch: Any) -> Any:
 
 @contextmanager
 def run(model: nn.Module) -> Iterator[None]:
-    """Without gradients, dropout and caches; all is as before afterwards."""
+    """Without gradients, dropout, caches and torch's fused attention; all is as before afterwards.
+
+    The fused path of `nn.TransformerEncoder` drops padding with tensors that layers with hooks do not take.
+    """
     training = {module: module.training for module in model.modules()}
     configs = [module.config for module in model.modules() if hasattr(getattr(module, "config", None), "use_cache")]
     caches = [config.use_cache for config in configs]
+    fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     for config in configs:
         config.use_cache = False
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for config, cache in zip(configs, caches, strict=True):
             config.use_cache = cache
         for module, mode in training.items():

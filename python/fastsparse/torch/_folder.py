@@ -30,7 +30,7 @@ from fastsparse.torch._model import prune_at
 from fastsparse.torch._out_of_core import OutOfCore, Weights
 from fastsparse.torch._report import ModelReport
 from fastsparse.torch._tensors import as_array
-from fastsparse.torch._walk import Ticks, walk
+from fastsparse.torch._walk import Ticks, module_of, walk
 
 __all__ = ["calibrate_folder", "plan_folder", "prune_folder"]
 
@@ -173,8 +173,8 @@ def _collect(
         ticks.begin("measuring", layers, [f"{name}.weight" for name in place.notes])
 
         def visit(own: Mapping[str, Layer], found: Mapping[str, Gram]) -> None:
-            modules = {_module(name): gram for name, gram in found.items()}
-            transposed = {_module(name): layer.transposed for name, layer in own.items()}
+            modules = {module_of(name): gram for name, gram in found.items()}
+            transposed = {module_of(name): layer.transposed for name, layer in own.items()}
             arrays, notes = describe(modules, transposed, matrices=grams)
             place.arrays.update(arrays)
             place.notes.update(notes)
@@ -182,11 +182,6 @@ def _collect(
                 ticks.tick(layer)
 
         walk(weights.model, batches, layers, visit, place, dense=True, diagonal=not grams)
-
-
-def _module(name: str) -> str:
-    """The layer that a weight belongs to."""
-    return name.removesuffix(".weight")
 
 
 class _Arrays(Mapping[str, Any]):

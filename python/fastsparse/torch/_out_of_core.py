@@ -1,5 +1,6 @@
 """A model whose weights stay in their folder: a block of them is in memory at a time, what is done is kept on disk."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,24 +27,30 @@ from fastsparse.torch._tensors import as_array, as_tensor
 __all__ = ["OutOfCore", "StoredTensors", "Weights", "torch_dtype", "without_weights"]
 
 
+_REGISTERING = threading.Lock()
+"""Held while `nn.Module.register_parameter` is another function."""
+
+
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Models that are made within have their parameters on the meta device, and their buffers as ever.
+    """Models that this thread makes within have their parameters on the meta device, and their buffers as ever.
 
     Buffers such as rotary tables are computed when a model is made and are in no file.
     """
-    register = nn.Module.register_parameter
+    thread = threading.get_ident()
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         register(module, name, parameter)
-        if parameter is not None and not parameter.is_meta:
+        if parameter is not None and not parameter.is_meta and threading.get_ident() == thread:
             module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    nn.Module.register_parameter = on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
+    with _REGISTERING:
+        register = nn.Module.register_parameter
+        nn.Module.register_parameter = on_meta
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register
 
 
 class StoredTensors:

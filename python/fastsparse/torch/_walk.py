@@ -27,7 +27,7 @@ from fastsparse.torch._layers import Expert, Layer
 from fastsparse.torch._places import error_context
 from fastsparse.torch._tensors import as_array
 
-__all__ = ["Ticks", "grams_of", "walk"]
+__all__ = ["Ticks", "grams_of", "module_of", "walk"]
 
 
 def grams_of(
@@ -242,16 +242,18 @@ def _stored(model: nn.Module, statistics: Statistics, layers: Mapping[str, Layer
             with place.block(path):
                 visit(own, _grams_in(statistics, own))
                 place.finish(path, None)
+                _release(statistics, own)
     if rest and not place.finished(BEFORE):
         with place.rest():
             visit(rest, _grams_in(statistics, rest))
             place.finish(BEFORE, None)
+            _release(statistics, rest)
 
 
 def _grams_in(statistics: Statistics, layers: Mapping[str, Layer]) -> dict[str, Gram]:
     grams = {}
     for name, layer in layers.items():
-        found = statistics.get(name.removesuffix(".weight"))
+        found = statistics.get(module_of(name))
         if found is None:
             raise FastSparseError(f"statistics: {statistics.path} has nothing of layer {name!r}; exclude it")
         if len(found.norms) != layer.cols:
@@ -260,6 +262,17 @@ def _grams_in(statistics: Statistics, layers: Mapping[str, Layer]) -> dict[str, 
             )
         grams[name] = found.as_gram()
     return grams
+
+
+def _release(statistics: Statistics, layers: Iterable[str]) -> None:
+    """Gives the memory of what was read of these layers back."""
+    for name in layers:
+        statistics.release(module_of(name))
+
+
+def module_of(name: str) -> str:
+    """The layer that a weight belongs to, as statistics call it."""
+    return name.removesuffix(".weight")
 
 
 def _is_in(name: str, path: str) -> bool:
