@@ -11,7 +11,7 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ["_linear", "_load", "_pruning", "_sparsify", "_tensors"]
+MODULES = ["_linear", "_load", "_model", "_pruning", "_schedule", "_sparsify", "_tensors"]
 
 
 @pytest.mark.parametrize("name", MODULES)

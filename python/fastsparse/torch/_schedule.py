@@ -72,11 +72,11 @@ class Pruner:
     ...     print(f"{pruner.sparsity:.3f}")
     0.463
     0.700
-    0.788
+    0.787
     0.800
     >>> report = pruner.finish()
     >>> model[0]
-    SparseLinear(in_features=64, out_features=256, bias=True, float32, 80.0 % sparse)
+    SparseLinear(in_features=64, out_features=256, bias=True, float32, 79.9 % sparse)
     """
 
     def __init__(
