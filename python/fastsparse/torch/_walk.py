@@ -1,7 +1,9 @@
 """Going through a model, block by block, with what goes into each of its layers."""
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,48 +36,101 @@ def grams_of(
     layers: Mapping[str, Layer],
     calls: Iterable[Callable[[], Any]],
     batches: Sequence[Any],
-    stacks: Sequence[Stack] = (),
+    stacks: Sequence[Stack],
     *,
     diagonal: bool = False,
 ) -> dict[str, Gram]:
-    """The Gram matrix of the inputs of each layer, over all calls; layers that are given one tensor share one."""
+    """The Gram matrix of the inputs of each layer, over all calls; layers that are given the same tensors share one.
+
+    Layers that saw no token have none.
+    """
     grams: dict[str, Gram] = {}
-    leaders: dict[str, str] = {}
-    seen: list[tuple[Tensor, str]] = []
+    shared = _Shared()
     masks = _Masks(stacks)
 
     def note(layer: Layer, x: Tensor) -> None:
-        shares = not isinstance(layer.module, nn.Conv1d | nn.Conv2d)
-        same = (name for other, name in seen if other is x and shares)
-        leader = next(same, layer.name)
-        if leaders.setdefault(layer.name, leader) != leader:
-            raise FastSparseError(
-                f"layer {layer.name!r}: its input is that of {leader!r} in some batches and not in others"
-            )
-        if leader == layer.name:
-            seen.append((x, layer.name))
+        if shared.leads(layer, x):
             gram = grams.setdefault(layer.name, Gram(layer.cols, diagonal=diagonal))
             with error_context(layer.name):
                 gram.update(as_array(layer.tokens(x, masks.of(layer, x)).float()))
 
     experts = [layer for layer in layers.values() if isinstance(layer, Expert)]
     modules = [layer for layer in layers.values() if not isinstance(layer, Expert)]
-    handles = [layer.module.register_forward_pre_hook(_note(layer, note)) for layer in modules]
+    handles = [_hook(layer, note) for layer in modules]
     handles += masks.hooks()
     try:
         for call, batch in zip(calls, batches, strict=True):
             masks.batch = batch
             with ProductsWithExperts(experts, note) if experts else nullcontext():
                 call()
-            seen.clear()
+            shared.end()
     finally:
         for handle in handles:
             handle.remove()
-    return {name: grams[leader] for name, leader in leaders.items()}
+    return {name: grams[leader] for name, leader in shared.leaders.items() if grams[leader].tokens}
 
 
-def _note(layer: Layer, note: Callable[[Layer, Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    return lambda module, args: note(layer, args[0])
+def _hook(layer: Layer, note: Callable[[Layer, Tensor], None]) -> Any:
+    """Has a layer's only argument noted before each call of its module."""
+    return layer.module.register_forward_pre_hook(
+        lambda module, args, kwargs: note(layer, (*args, *kwargs.values())[0]), with_kwargs=True
+    )
+
+
+@dataclass
+class _Input:
+    """A tensor at one point of a forward, and the layers that were given it; the first of them leads."""
+
+    tensor: Tensor
+    version: int
+    layers: list[str]
+
+
+class _Shared:
+    """Which layers are given the same tensors, so that one Gram matrix is that of all of them.
+
+    A layer follows another one from its first call on, or never. Each call of the one then has to go with a call of the
+    other on the same tensor, unchanged in between; `end` checks that nothing is left over.
+    """
+
+    def __init__(self) -> None:
+        self.leaders: dict[str, str] = {}
+        self._calls: Counter[str] = Counter()
+        self._inputs: list[_Input] = []
+
+    def leads(self, layer: Layer, x: Tensor) -> bool:
+        """Whether this input of a layer is to be counted: it is not that of the layer which this one follows."""
+        name = layer.name
+        # Convolutions see patches. The tensors of inference mode have no version, so that changes do not show.
+        shares = not isinstance(layer.module, nn.Conv1d | nn.Conv2d) and not x.is_inference()
+        given = [seen for seen in self._inputs if shares and seen.tensor is x and seen.version == x._version]
+        found = next((seen for seen in given if name not in seen.layers and self._may_follow(name, seen)), None)
+        leader = self.leaders.setdefault(name, name if found is None else found.layers[0])
+        self._calls[name] += 1
+        if found is not None:
+            found.layers.append(name)
+        elif leader != name:
+            self._refuse(name)
+        elif shares:
+            self._inputs.append(_Input(x, x._version, [name]))
+        return leader == name
+
+    def _may_follow(self, name: str, seen: _Input) -> bool:
+        leader = seen.layers[0]
+        return self.leaders[name] == leader if name in self.leaders else self._calls[leader] == 1
+
+    def end(self) -> None:
+        """Ends a batch."""
+        self._inputs.clear()
+        for name, leader in self.leaders.items():
+            if self._calls[name] != self._calls[leader]:
+                self._refuse(name)
+
+    def _refuse(self, name: str) -> None:
+        raise FastSparseError(
+            f"layer {name!r}: its input is that of {self.leaders[name]!r} in some calls and not in others; "
+            "exclude one of them"
+        )
 
 
 class _Masks:
@@ -203,7 +258,7 @@ def walk(
         early = _early(model, outside, stacks, batches[0])
         if early and not place.finished(BEFORE):
             calls = (partial(forward_until, model, stacks, batch) for batch in batches)
-            visit(early, grams_of(early, calls, batches, diagonal=diagonal))
+            visit(early, grams_of(early, calls, batches, stacks, diagonal=diagonal))
             place.finish(BEFORE, None)
     for at, stack in enumerate(stacks):
         hidden = place.tensors(stack.name)
@@ -224,7 +279,7 @@ def walk(
     if late and not place.finished(AFTER):
         with place.rest():
             calls = (partial(forward_after, model, stacks, batch, at) for at, batch in enumerate(batches))
-            visit(late, grams_of(late, calls, batches, diagonal=diagonal))
+            visit(late, grams_of(late, calls, batches, stacks, diagonal=diagonal))
             place.finish(AFTER, None)
     return stacks
 
@@ -323,7 +378,7 @@ def _early(model: nn.Module, outside: Mapping[str, Layer], stacks: Sequence[Stac
     def note(layer: Layer, x: Tensor) -> None:
         early[layer.name] = layer
 
-    handles = [layer.module.register_forward_pre_hook(_note(layer, note)) for layer in outside.values()]
+    handles = [_hook(layer, note) for layer in outside.values()]
     try:
         forward_until(model, stacks, batch)
     finally:
