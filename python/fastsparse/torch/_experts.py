@@ -58,9 +58,16 @@ class ProductsWithExperts(TorchDispatchMode):
             for stacked, experts in self._experts.items():
                 first = _expert_at(weight, dimension, stacked)
                 if first is not None:
-                    for index, tokens in enumerate(_tokens(x, ends), first):
-                        self._note(next(expert for expert in experts if expert.index == index), tokens)
+                    # One expert repeated, as by `expand`, is given the inputs of all repetitions.
+                    groups = [torch.cat([*_tokens(x, ends)])] if _is_repeated(weight) else _tokens(x, ends)
+                    for index, tokens in enumerate(groups, first):
+                        if index < len(experts):
+                            self._note(experts[index], tokens)
                     return
+
+
+def _is_repeated(factor: Tensor) -> bool:
+    return factor.ndim == 3 and len(factor) > 1 and factor.stride(0) == 0
 
 
 def _expert_at(factor: Tensor, dimension: int, stacked: Stacked) -> int | None:
@@ -68,10 +75,14 @@ def _expert_at(factor: Tensor, dimension: int, stacked: Stacked) -> int | None:
     weight = stacked.weight
     if factor.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():
         return None
+    if factor.ndim == 3 and len(factor) > 1 and factor.stride(0) not in (0, weight.stride(0)):
+        return None
     first, rest = divmod(factor.storage_offset() - weight.storage_offset(), weight.stride(0))
     inputs = next((axis for axis in (1, 2) if weight.stride(axis) == factor.stride(dimension)), None)
     # What begins within an expert, such as the second half of its outputs, is given the same as its first half.
     if rest or inputs is None or not 0 <= first < len(weight) or factor.shape[dimension] != weight.shape[inputs]:
+        return None
+    if factor.shape[-3 - dimension] > weight.shape[3 - inputs]:  # several experts as one matrix
         return None
     stacked.inputs = inputs
     return int(first)
