@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.patterns import Pattern
-from fastsparse.torch._places import Use, uses_of
+from fastsparse.torch._places import Use, packed_at, uses_of
 from fastsparse.torch._report import LayerReport
 from fastsparse.torch._sparsify import report_row
 from fastsparse.torch._tensors import has_memory
@@ -31,6 +31,11 @@ class Layer:
 
     is_unknown = False
     """Whether nothing is known of what it is multiplied with, so that it stays dense."""
+
+    @property
+    def parameter(self) -> str:
+        """The name of the parameter that it is, or is a part of: rules decide by that."""
+        return self.name
 
     @property
     def weight(self) -> Tensor:
@@ -93,6 +98,11 @@ class Expert(Layer):
     ) -> None:
         super().__init__(name, module, pattern, method)
         self.stacked, self.index = stacked, index
+
+    @property
+    def parameter(self) -> str:
+        """The name of the parameter that it is a part of."""
+        return self.stacked.name
 
     @property
     def weight(self) -> Tensor:
@@ -178,6 +188,8 @@ def _obstacle(model: nn.Module, names: Sequence[Any]) -> str | None:
     if len(names) > 1:
         return f"tied to {names[1].name}"
     module, attribute = model.get_submodule(names[0].module), names[0].attribute
+    if packed_at(module, attribute) is not None:
+        return "packed already"
     weight = getattr(module, attribute)
     if not has_memory(weight):
         return f"the weight is a {type(weight).__name__}, not a plain tensor"

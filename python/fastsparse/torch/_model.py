@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 import fastsparse as fs
 from fastsparse import calibration
@@ -97,7 +97,8 @@ def prune_model(
     Warns
     -----
     RuntimeWarning
-        If there are fewer tokens than four times the columns of the widest layer.
+        Once, if there are fewer tokens than four times the columns of a layer, about the one that is worst off; with
+        the same tokens for all, the widest.
 
     Examples
     --------
@@ -109,6 +110,8 @@ def prune_model(
     >>> report.sparsity, [layer.method for layer in report.pruned]
     (0.5, ['sparsegpt', 'sparsegpt'])
     """
+    if isinstance(batches, Tensor | Mapping) and not isinstance(batches, Statistics):
+        raise FastSparseError(f"batches: one {type(batches).__name__} is a single batch; put it in a list")
     given = batches if isinstance(batches, Statistics) else list(batches)
     recipe = pattern if isinstance(pattern, Recipe) else Recipe.of(pattern)
     recipe = replace(
@@ -145,6 +148,7 @@ def prune_at(
         with places("prune") as place:
             work = _Work(recipe, layers, patterns, rows, place, ticks)
             walk(model, batches, layers, work.prune, place, dense=not recipe.calibration.sequential)
+    _warn_of_few_tokens(layers, rows)
     return ModelReport(tuple(rows.values()), time.perf_counter() - started)
 
 
@@ -161,6 +165,19 @@ def _check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
         raise FastSparseError("batches: there are none; at least one is needed for the inputs of the layers")
 
 
+def _warn_of_few_tokens(layers: Mapping[str, Layer], rows: Mapping[str, LayerReport]) -> None:
+    """One warning, about the layer that saw the fewest tokens for its columns."""
+    used = [row for row in rows.values() if row.method not in (None, "magnitude") and row.reason is None]
+    worst = min(used, key=lambda row: row.tokens / layers[row.name].cols, default=None)
+    if worst is not None and worst.tokens < 4 * layers[worst.name].cols:
+        cols = layers[worst.name].cols
+        warnings.warn(
+            f"layer {worst.name!r}: {worst.tokens} tokens are few for {cols} columns; at least {4 * cols} are advised",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 def _allocate(
     model: nn.Module, layers: Mapping[str, Layer], recipe: Recipe, batches: Sequence[Any] | Statistics, place: Place
 ) -> dict[str, Pattern]:
@@ -168,7 +185,7 @@ def _allocate(
     pattern, chosen = recipe.default, recipe.allocation
     assert isinstance(pattern, Unstructured), "checked"
     assert chosen is not None, "it has all its sections"
-    free = {name: layer for name, layer in layers.items() if recipe.is_default(name)}
+    free = {name: layer for name, layer in layers.items() if recipe.is_default(layer.parameter)}
 
     def measure(some: Mapping[str, Layer], grams: Mapping[str, Gram]) -> None:
         for name, layer in some.items():
@@ -240,21 +257,14 @@ class _Work:
         w, pattern = layer.matrix(), self._patterns[layer.name]
         wanted = layer.method or self._method.name
         method, reason = wanted, None
-        if gram is None or gram.tokens == 0:
+        if gram is None:
             method, reason = "magnitude", layer.unseen if wanted != "magnitude" else None
         elif method in ("sparsegpt", "alps") and gram.tokens < min(self._most, 2 * layer.cols):
             method, reason = "wanda", f"it saw {gram.tokens} tokens, too few for {wanted}"
-        if gram is not None and method != "magnitude" and gram.tokens < 4 * layer.cols and reason is None:
-            warnings.warn(
-                f"layer {layer.name!r}: {gram.tokens} tokens are few for {layer.cols} columns; "
-                f"at least {4 * layer.cols} are advised",
-                RuntimeWarning,
-                stacklevel=2,
-            )
         with error_context(layer.name), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*tokens are too few for")
             new, mask = self._compute(w, gram, pattern, method)
-            error = None if gram is None or gram.diagonal or not gram.tokens else calibration.layer_error(w, new, gram)
+            error = None if gram is None or gram.diagonal else calibration.layer_error(w, new, gram)
         layer.write(new)
         self._place.store(layer, pattern)
         sparsity = 1 - mask.count / max(w.size, 1)
