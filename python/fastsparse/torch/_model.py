@@ -91,8 +91,8 @@ def prune_model(
     ------
     FastSparseError
         If an argument is none of these, no weight is to be pruned, there are no batches, a layer's inputs hold NaN or
-        infinity, the pattern does not fit, or blocks cannot be run one by one. Layers before the one that is named have
-        been pruned by then.
+        infinity, two layers are given the same tensor in some calls and not in others, the pattern does not fit, or
+        blocks cannot be run one by one. Layers before the one that is named have been pruned by then.
 
     Warns
     -----
