@@ -15,7 +15,7 @@ import rich.console
 import typer.core
 
 from fastsparse import checkpoint
-from fastsparse.cli import _commands, _progress, main
+from fastsparse.cli import _commands, _progress
 
 
 @pytest.fixture
@@ -24,16 +24,6 @@ def src(tmp_path):
     tensors = {f"layer.{i}.weight": rng.standard_normal((64, 64), np.float32) for i in range(2)}
     checkpoint.save({**tensors, "lm_head.weight": tensors["layer.0.weight"], "bias": np.ones(9, "f")}, tmp_path / "src")
     return tmp_path / "src"
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def sparsities(text):

@@ -12,21 +12,11 @@ import typer
 
 from fastsparse import checkpoint
 from fastsparse._table import Column, table
-from fastsparse.cli import _progress, main
+from fastsparse.cli import _progress
 from fastsparse.cli._commands import app
 from fastsparse.cli._examples import EXAMPLES
 
 LAYERS = "model.language_model.encoder.layers"
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
