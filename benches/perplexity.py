@@ -59,6 +59,9 @@ METHODS: dict[str, Callable[..., None]] = {
     "sparsegpt, coremltools": coremltools,
     "wanda + refine": partial(ours, method="wanda"),
     "sparsegpt + refine": ours,
+    "wanda + refine, clip 2": partial(ours, method="wanda", clip=2),
+    "sparsegpt + refine, clip 2": partial(ours, clip=2),
+    "alps, clip 2": partial(ours, method="alps", clip=2),
     "sparsegpt + refine 40": partial(ours, refine=40),
     "sparsegpt + refine, not sequential": partial(ours, sequential=False),
     "sparsegpt + refine, damping 0.1": partial(ours, damping=0.1),
@@ -148,7 +151,7 @@ def main() -> None:
     parser.add_argument("--material", type=Path)
     parser.add_argument("--text", type=Path, help="calibrate and test on this text")
     parser.add_argument("--pattern", nargs="+", default=["50%", "2:4"])
-    parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS)[:9])
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS)[:12])
     parser.add_argument("--tokens", nargs="+", type=int, default=[8192])
     parser.add_argument("--length", type=int, default=512, help="tokens of a piece that calibrates")
     parser.add_argument("--seed", nargs="+", type=int, default=[0])

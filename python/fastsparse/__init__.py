@@ -4,7 +4,6 @@ import typing
 
 from fastsparse import _backend
 from fastsparse._errors import FastSparseError, FormatError
-from fastsparse.analysis import Sweep, detect, sweep
 from fastsparse.masks import Bitmask
 from fastsparse.ops import apply_mask, compress, linear, pack, prune, select, set_num_threads, show_runtime, unpack
 from fastsparse.packed import BitmaskArray
@@ -54,6 +53,9 @@ _SUBMODULES = (
 )
 """Imported when they are asked for: some need packages that are optional."""
 
+_FROM_ANALYSIS = ("Sweep", "detect", "sweep")
+"""Likewise: most programs do without, and all wait for what is imported."""
+
 if typing.TYPE_CHECKING:
     # Type checkers are told the names instead, so that they see those that are wrong.
     from fastsparse import analysis as analysis
@@ -64,6 +66,9 @@ if typing.TYPE_CHECKING:
     from fastsparse import cutlass as cutlass
     from fastsparse import torch as torch
     from fastsparse import transformers as transformers
+    from fastsparse.analysis import Sweep as Sweep
+    from fastsparse.analysis import detect as detect
+    from fastsparse.analysis import sweep as sweep
 
     __version__: str
 else:
@@ -71,6 +76,10 @@ else:
     def __getattr__(name):
         if name == "__version__":
             return _backend.version()
+        if name in _FROM_ANALYSIS:
+            from fastsparse import analysis
+
+            return globals().setdefault(name, getattr(analysis, name))
         if name in _SUBMODULES:
             import importlib
 

@@ -289,6 +289,30 @@ def one_sided():
     return gram
 
 
+@pytest.mark.parametrize("clip", [0.5, 1, 2.5])
+def test_loud_tokens_are_clipped(clip):
+    rng = np.random.default_rng(3)
+    pieces = [rng.standard_normal((n, 12)) * rng.exponential(size=(n, 1)) ** 3 for n in (1, 40, 63)]
+    pieces += [
+        np.zeros((2, 12)),
+        np.vstack([np.zeros((3, 12)), np.ones((1, 12))]),
+    ]  # no typical token: nothing to go by
+    whole, diagonal = calibration.Gram(12, clip=clip), calibration.Gram(12, clip=clip, diagonal=True)
+    expected = np.zeros((12, 12))
+    for piece in pieces:
+        x = piece.astype(np.float32).astype(np.float64)
+        typical = np.median(np.linalg.norm(x, axis=1))
+        for token in x:
+            norm = np.linalg.norm(token)
+            counts = token * (clip * typical / norm if 0 < clip * typical < norm else 1)
+            expected += np.outer(counts, counts)
+        whole.update(piece.astype(np.float32).reshape(1, -1, 12))
+        diagonal.update(piece.astype(np.float32))
+    assert np.allclose(whole.matrix, expected, rtol=1e-5, atol=1e-5)
+    assert np.allclose(diagonal.norms, np.sqrt(np.diag(expected)), rtol=1e-6)
+    assert whole.tokens == sum(map(len, pieces))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -298,6 +322,8 @@ def one_sided():
         (lambda c: c.Gram(8).update(np.ones((4, 7))), r"x: expected shape \(…, 8\), got \(4, 7\)"),
         (lambda c: c.Gram(8).update(np.ones(8, complex)), "x: expected real numbers, got dtype complex128"),
         (lambda c: c.Gram(0), "cols: expected an integer ≥ 1, got 0"),
+        (lambda c: c.Gram(8, clip=0), "clip: expected a number above 0, got 0"),
+        (lambda c: c.Gram(8, clip="2"), "clip: expected a number above 0, got '2'"),
         (lambda c: c.Gram(8).matrix, "gram: it holds no tokens"),
         (lambda c: c.Gram(8).norms, "gram: it holds no tokens"),
         (lambda c: c.Gram(8, diagonal=True).matrix, "gram: it holds the diagonal only"),

@@ -12,20 +12,25 @@ from fastsparse.calibration import _statistics
 KEY = _statistics.METADATA_KEY
 
 
-@pytest.fixture
-def grams():
+def gather(*, diagonal=False):
     rng = np.random.default_rng(0)
-    shared, own = calibration.Gram(8), calibration.Gram(6)
+    shared, own = calibration.Gram(8, diagonal=diagonal), calibration.Gram(6, diagonal=diagonal)
     shared.update(rng.standard_normal((20, 8)))
     own.update(rng.standard_normal((11, 6)))
     return {"a.q": shared, "a.k": shared, "b": own}
 
 
+@pytest.fixture
+def grams():
+    return gather()
+
+
 @pytest.mark.parametrize("matrices", [True, False])
-def test_what_is_stored_is_loaded(tmp_path, grams, matrices):
+def test_what_is_stored_is_loaded(tmp_path, matrices):
+    grams = gather(diagonal=not matrices)
     path = tmp_path / "s.safetensors"
     transposed = {"a.q": False, "a.k": False, "b": True}
-    arrays, layers = _statistics.describe(grams, transposed, matrices=matrices)
+    arrays, layers = _statistics.describe(grams, transposed)
     assert [key for key in arrays if key.endswith(".gram")] == (["a.q.gram", "b.gram"] if matrices else [])
     _statistics.save_statistics(path, arrays, layers, model="tiny", tokens=20)
     found = calibration.load_statistics(path)

@@ -97,6 +97,7 @@ def test_toml_with_sections(tmp_path):
         length = 256
         seed = 3
         sequential = false
+        clip = 2
         [method]
         name = "alps"
         refine = 5
@@ -114,7 +115,7 @@ def test_toml_with_sections(tmp_path):
     assert recipe == Recipe(
         rules=[Rule("down", "2:4", method="wanda")],
         default="50%",
-        calibration=checkpoint.Calibration("text.txt", 8, 256, 3, False),
+        calibration=checkpoint.Calibration("text.txt", 8, 256, 3, False, 2),
         method=checkpoint.Method("alps", 5, 0.1, 64),
         allocation=checkpoint.Allocation("owl", 7, 0.1, 0.25, 0.75),
     )
@@ -165,6 +166,7 @@ def test_what_needs_calibration_data_is_not_done_without(tmp_path):
         ("[calibration]\nsample = 1", r"unknown key 'sample' of \[calibration\].*did you mean 'samples'"),
         ("[calibration]\nlength = 1", r"\[calibration\]: length: expected an integer ≥ 2"),
         ("[calibration]\ndata = 1", r"\[calibration\]: data: expected the name of a file"),
+        ("[calibration]\nclip = 0", r"\[calibration\]: clip: expected a number above 0, got 0"),
         ("[calibration]\nsequential = 1", r"\[calibration\]: sequential: expected true or false"),
         ("[calibration]\nseed = -1", r"\[calibration\]: seed: expected an integer"),
         ("[allocation]\nkind = 'owls'", r"\[allocation\]: allocation: expected one of uniform, owl, loss"),

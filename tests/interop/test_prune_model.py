@@ -162,6 +162,31 @@ def test_a_layer_is_pruned_on_what_goes_into_it(sequential):
         assert np.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "owl"])
+def test_loud_tokens_are_clipped(allocation):
+    model, batches, _ = make("Llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[int(batches[0].view(-1)[0])] *= 100
+    dense, plain = copy.deepcopy(model), copy.deepcopy(model)
+    options = {"method": "wanda", "refine": 0, "sequential": False, "allocation": allocation}
+    report = fst.prune_model(model, "50%", batches, clip=1.5, **options)
+    name = "model.layers.0.self_attn.q_proj"
+    row = next(row for row in report.layers if row.name == f"{name}.weight")
+    gram = calibration.Gram(dense.get_submodule(name).in_features, clip=1.5)
+    hook = dense.get_submodule(name).register_forward_pre_hook(lambda module, args: gram.update(args[0].numpy()))
+    with torch.no_grad():
+        for batch in batches:
+            dense(batch)
+    hook.remove()
+    w = dense.get_submodule(name).weight.detach().numpy()
+    assert np.array_equal(
+        model.get_submodule(name).weight.detach().numpy() != 0,
+        calibration.wanda(w, gram.norms, row.pattern).to_bool(),
+    )
+    other = fst.prune_model(plain, "50%", batches, **options)
+    assert [row.pattern for row in report.pruned] != [row.pattern for row in other.pruned] or allocation == "uniform"
+
+
 def test_calibration_beats_magnitude_and_padding_does_not_count():
     errors = {}
     for method in ("magnitude", "wanda", "sparsegpt", "alps"):
@@ -379,7 +404,7 @@ def test_statistics_are_released_block_by_block(tmp_path, monkeypatch):
     grams = {name: calibration.Gram(model.get_submodule(name).in_features) for name in names}
     for gram in grams.values():
         gram.update(np.random.default_rng(0).standard_normal((600, gram.cols)).astype(np.float32))
-    arrays, layers = _statistics.describe(grams, dict.fromkeys(names, False), matrices=True)
+    arrays, layers = _statistics.describe(grams, dict.fromkeys(names, False))
     _statistics.save_statistics(tmp_path / "s.safetensors", arrays, layers, model="tiny", tokens=600)
     events = []
     read, release = calibration.Statistics.__getitem__, calibration.Statistics.release

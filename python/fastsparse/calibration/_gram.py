@@ -26,6 +26,15 @@ class Gram:
     diagonal : bool
         Hold the diagonal only, which is what `wanda` and the statistics of `allocation` need: `cols` numbers instead of
         `cols²`.
+    clip : float, optional
+        Tokens whose norm is more than so many times the median of their update count as if it were that, in the same
+        direction. A few tokens of language models have inputs of a hundred times the energy of all others; without a
+        bound the methods spend the weights on those. By default all count as they are.
+
+    Raises
+    ------
+    FastSparseError
+        If `cols` is no number of columns, or `clip` no positive number.
 
     Notes
     -----
@@ -45,12 +54,15 @@ class Gram:
     (array([5., 1.]), 2)
     """
 
-    __slots__ = ("_cols", "_diagonal", "_sums", "_tokens")
+    __slots__ = ("_clip", "_cols", "_diagonal", "_sums", "_tokens")
 
     _sums: NDArray[Any]
 
-    def __init__(self, cols: int, *, diagonal: bool = False) -> None:
+    def __init__(self, cols: int, *, diagonal: bool = False, clip: float | None = None) -> None:
         self._cols = integer("cols", cols, 1)
+        if clip is not None and not (isinstance(clip, int | float) and 0 < clip < np.inf):
+            raise FastSparseError(f"clip: expected a number above 0, got {clip!r}")
+        self._clip = clip
         self._diagonal = bool(diagonal)
         self._sums = np.zeros(cols) if diagonal else np.zeros((cols, cols), np.float32)
         self._tokens = 0
@@ -60,6 +72,7 @@ class Gram:
         """The Gram of known sums: a matrix `XᵀX`, or its diagonal; it is not copied, and is not to be updated."""
         gram = cls.__new__(cls)
         gram._cols, gram._diagonal, gram._sums, gram._tokens = len(sums), sums.ndim == 1, sums, tokens
+        gram._clip = None
         return gram
 
     @property
@@ -129,7 +142,8 @@ class Gram:
             raise FastSparseError(f"x: expected real numbers, got dtype {array.dtype.name}")
         tokens = array.reshape(-1, self._cols)
         self._check_range(array, tokens)
-        for piece in _pieces(tokens, np.float64 if self._diagonal else np.float32):
+        weights = None if self._clip is None else _weights(tokens, self._clip)
+        for piece in _pieces(tokens, np.float64 if self._diagonal else np.float32, weights):
             if self._diagonal:
                 self._sums += np.einsum("tc,tc->c", piece, piece)
             else:
@@ -174,6 +188,18 @@ class Gram:
         return f"<{self._kind()[2:]}: {self._tokens} tokens>"
 
 
-def _pieces(tokens: NDArray[Any], dtype: type[np.floating[Any]]) -> Iterator[NDArray[Any]]:
+def _weights(tokens: NDArray[Any], clip: float) -> NDArray[np.float64]:
+    """The factor of each token, at most 1, that brings its norm down to `clip` times the median norm."""
+    norms = [np.sqrt(np.einsum("tc,tc->t", piece, piece)) for piece in _pieces(tokens, np.float64)]
+    norm = np.concatenate(norms) if norms else np.zeros(0)
+    bound = clip * np.median(norm) if len(norm) else 0.0
+    # Where half of the tokens are zero nothing is known of a typical one.
+    return np.divide(bound, norm, out=np.ones_like(norm), where=(norm > bound) & (bound > 0))
+
+
+def _pieces(
+    tokens: NDArray[Any], dtype: type[np.floating[Any]], weights: NDArray[np.float64] | None = None
+) -> Iterator[NDArray[Any]]:
     for first in range(0, len(tokens), _TOKENS):
-        yield tokens[first : first + _TOKENS].astype(dtype, copy=False)
+        piece = tokens[first : first + _TOKENS].astype(dtype, copy=False)
+        yield piece if weights is None else piece * weights[first : first + _TOKENS, None].astype(dtype)

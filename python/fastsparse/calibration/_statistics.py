@@ -162,18 +162,17 @@ def _check(path: str, file: checkpoint.Checkpoint, layer: str, gram: str | None)
 
 
 def describe(
-    grams: Mapping[str, Gram], transposed: Mapping[str, bool], *, matrices: bool
+    grams: Mapping[str, Gram], transposed: Mapping[str, bool]
 ) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, Any]]]:
     """The arrays of some layers by their keys, and what the metadata says of each.
 
     Parameters
     ----------
     grams : mapping
-        From the names of layers; the same object for those that share an input.
+        From the names of layers; the same object for those that share an input. Those that hold more than their
+        diagonal are among the arrays.
     transposed : mapping
         As `LayerStatistics.transposed`.
-    matrices : bool
-        Whether Gram matrices are among the arrays.
     """
     arrays: dict[str, NDArray[Any]] = {}
     layers: dict[str, dict[str, Any]] = {}
@@ -181,9 +180,9 @@ def describe(
     for name, gram in grams.items():
         owner = owners.setdefault(id(gram), name)
         arrays[f"{name}.norms"] = gram.norms.astype(np.float32)
-        if matrices and owner == name:
+        if not gram.diagonal and owner == name:
             arrays[f"{name}.gram"] = gram.matrix
-        layers[name] = asdict(_Entry(gram.tokens, transposed[name], owner if matrices else None))
+        layers[name] = asdict(_Entry(gram.tokens, transposed[name], None if gram.diagonal else owner))
     return arrays, layers
 
 

@@ -39,6 +39,8 @@ class Calibration:
         Draws the pieces from all of the text; by default they are its beginning.
     sequential : bool
         Whether each block sees what pruning the blocks before it makes of its input.
+    clip : float, optional
+        As in `calibration.Gram`: what bounds the tokens with the largest inputs.
     """
 
     data: str | None = None
@@ -46,6 +48,7 @@ class Calibration:
     length: int = 512
     seed: int | None = None
     sequential: bool = True
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         if self.data is not None and not isinstance(self.data, str):
@@ -56,6 +59,8 @@ class Calibration:
             _integer("seed", self.seed, 0)
         if not isinstance(self.sequential, bool):
             raise FastSparseError(f"sequential: expected true or false, got {self.sequential!r}")
+        if self.clip is not None and _number("clip", self.clip, 0, math.inf) == 0:
+            raise FastSparseError("clip: expected a number above 0, got 0")
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def section_keys(name: str, made: Calibration | Method | Allocation) -> dict[str
 
 
 _SECTIONS: dict[str, tuple[type[Calibration | Method | Allocation], dict[str, str]]] = {
-    "calibration": (Calibration, {key: key for key in ("data", "samples", "length", "seed", "sequential")}),
+    "calibration": (Calibration, {key: key for key in ("data", "samples", "length", "seed", "sequential", "clip")}),
     "method": (Method, {key: key for key in ("name", "refine", "damping", "block_size")}),
     "allocation": (Allocation, {"kind": "kind", "m": "m", "lambda": "spread", "min": "least", "max": "most"}),
 }
@@ -169,6 +174,7 @@ def _integer(name: str, value: Any, least: int) -> None:
         raise FastSparseError(f"{name}: expected an integer ≥ {least}, got {value!r}")
 
 
-def _number(name: str, value: Any, least: float, most: float) -> None:
+def _number(name: str, value: Any, least: float, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise FastSparseError(f"{name}: expected a number from {least:g} to {most:g}, got {value!r}")
+    return value

@@ -13,6 +13,7 @@ from fastsparse.patterns import NM, Pattern, pattern, zeros_in_every
 
 __all__ = [
     "Bits",
+    "Clip",
     "Expressions",
     "Json",
     "Model",
@@ -33,6 +34,10 @@ def _here(path: Path) -> Path:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, and progress on stderr as JSON lines.")]
+Clip = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Count no token for more than X times the median norm; 2 suits language models."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")]
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="A .safetensors file or a model folder.")]
 Packed = Annotated[Path, typer.Argument(metavar="PATH", help="A .safetensors file or a model folder.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastsparse.cli._options import Json, Model, Overwrite
+from fastsparse.cli._options import Clip, Json, Model, Overwrite
 from fastsparse.cli._progress import progress_of
 
 __all__ = ["calibrate"]
@@ -22,6 +22,7 @@ def calibrate(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Draw the pieces from all of the text; by default it is its beginning.")
     ] = None,
+    clip: Clip = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -33,7 +34,9 @@ def calibrate(
 
     batches = _language.read_tokens(data, model, samples, length, seed)
     with progress_of(as_json) as progress:
-        layers = _folder.calibrate_folder(model, out, batches, grams=grams, overwrite=overwrite, progress=progress)
+        layers = _folder.calibrate_folder(
+            model, out, batches, grams=grams, clip=clip, overwrite=overwrite, progress=progress
+        )
     if as_json:
         print(json.dumps({"tokens": samples * length, "layers": layers}, indent=2))
     else:

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from fastsparse import checkpoint
-from fastsparse.cli._options import Expressions, Json, Model, Overwrite, WeightBits, parse_expression, parse_pattern
+from fastsparse.cli._options import (
+    Clip,
+    Expressions,
+    Json,
+    Model,
+    Overwrite,
+    WeightBits,
+    parse_expression,
+    parse_pattern,
+)
 from fastsparse.cli._progress import progress_of
 from fastsparse.packed import byte_count
 from fastsparse.patterns import Pattern
@@ -59,6 +68,7 @@ def prune(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Draw the pieces from all of the text; by default it is its beginning.")
     ] = None,
+    clip: Clip = None,
     allocation: Annotated[
         Allocation | None, typer.Option(help="How the share is spread over layers.  [default: uniform]")
     ] = None,
@@ -80,7 +90,9 @@ def prune(
         given,
         default=given.default if pattern is None else pattern,
         exclude=given.exclude + tuple(exclude or ()),
-        calibration=_set(given.calibration or checkpoint.Calibration(), samples=samples, length=length, seed=seed),
+        calibration=_set(
+            given.calibration or checkpoint.Calibration(), samples=samples, length=length, seed=seed, clip=clip
+        ),
         method=_set(given.method or checkpoint.Method(), name=_value(method), refine=refine),
         bits=given.bits if bits is None else bits.value,
         allocation=_set(given.allocation or checkpoint.Allocation(), kind=_value(allocation)),

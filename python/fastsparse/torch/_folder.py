@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def calibrate_folder(
     batches: Sequence[Tensor],
     *,
     grams: bool = False,
+    clip: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -126,6 +128,8 @@ def calibrate_folder(
         Ids, ``[1, length]`` each.
     grams : bool
         Whether Gram matrices are stored too.
+    clip : float, optional
+        As in `calibration.Gram`.
     overwrite : bool
         Whether an existing file is replaced, and the finished blocks of a run with other settings.
     progress : callable, optional
@@ -136,22 +140,24 @@ def calibrate_folder(
     dict
         What the metadata says of each layer.
     """
+    empty = partial(Gram, diagonal=not grams, clip=clip)
+    empty(1)  # refuses what is no bound before anything is read
     source = Reader(src)
     source.check_formats()
     check_place(path, folder=False, overwrite=overwrite)
     weights, dtype = load_weights(source)
     layers, _ = layers_of(weights.model, Recipe(default="50%"))
     ticks = _ticks(weights, progress)
-    settings = [_settings(source, None, batches), grams]
+    settings = [_settings(source, None, batches), grams, clip]
     with Stages(folder_beside(path), source, settings, overwrite=overwrite) as stages:
         places = _places(weights, stages, dtype)
         try:
             label = "calibrate"
-            _collect(weights, layers, batches, places(label), grams, ticks)
+            _collect(weights, layers, batches, places(label), empty, ticks)
         except NotOneByOneError as error:
             _warn(error)
             label = "calibrate in memory"
-            _collect(weights, layers, batches, _places(weights, stages, dtype, whole=True)("calibrate"), grams, ticks)
+            _collect(weights, layers, batches, _places(weights, stages, dtype, whole=True)("calibrate"), empty, ticks)
         entries = stages.notes(label)
         tokens = sum(batch.numel() for batch in batches)
         name = os.path.basename(os.path.abspath(src))
@@ -165,7 +171,7 @@ def _collect(
     layers: Mapping[str, Layer],
     batches: Sequence[Tensor],
     at: AbstractContextManager[OutOfCore],
-    grams: bool,
+    empty: Callable[[int], Gram],
     ticks: Ticks,
 ) -> None:
     """Gathers the statistics of all layers as stages."""
@@ -175,13 +181,13 @@ def _collect(
         def visit(own: Mapping[str, Layer], found: Mapping[str, Gram]) -> None:
             modules = {module_of(name): gram for name, gram in found.items()}
             transposed = {module_of(name): layer.transposed for name, layer in own.items()}
-            arrays, notes = describe(modules, transposed, matrices=grams)
+            arrays, notes = describe(modules, transposed)
             place.arrays.update(arrays)
             place.notes.update(notes)
             for layer in own.values():
                 ticks.tick(layer)
 
-        walk(weights.model, batches, layers, visit, place, dense=True, diagonal=not grams)
+        walk(weights.model, batches, layers, visit, place, dense=True, empty=empty)
 
 
 class _Arrays(Mapping[str, Any]):

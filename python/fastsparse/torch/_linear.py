@@ -351,8 +351,8 @@ class SparseLinear(nn.Module):
                 return as_tensor(form._linear(as_array(x, "x"), b, None, None))
         else:
             _refuse_onnx()
-        call = _linear if torch._C._functorch.peek_interpreter_stack() is None else _Transformed.apply
-        return call(x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias, self.row_scale)
+        parts = x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias, self.row_scale
+        return _Transformed.apply(*parts) if _is_transformed() else _linear(*parts)
 
     def extra_repr(self) -> str:
         """What `repr` says between the brackets."""
@@ -546,12 +546,22 @@ def _refuse_onnx() -> None:
         raise FastSparseError("ONNX has no packed layers; export the model that fastsparse.torch.to_dense makes")
 
 
+def _is_transformed() -> bool:
+    """Whether a transform of `torch.func` is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# As `torch.compiler.assume_constant_result` says it, which would import the compiler: what is compiled holds for one
+# stack of transforms. The compilers of torch 2.7 to 2.10 cannot look at the stack themselves.
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _is_eager() -> bool:
     """Whether nothing looks on: no compiler, tracer, transform or mode."""
     return (
         not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not _is_transformed()
         and not torch.jit.is_tracing()
     )
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def prune_model(
     method: str = "sparsegpt",
     refine: int = 10,
     sequential: bool = True,
+    clip: float | None = None,
     damping: float = 0.01,
     block_size: int = 128,
     allocation: str = "uniform",
@@ -72,6 +74,9 @@ def prune_model(
     sequential : bool
         Whether each block sees what pruning the blocks before it makes of its input. Otherwise all Gram matrices are
         collected in one forward of the dense model, and are held at once.
+    clip : float, optional
+        Tokens whose input of a layer has more than so many times the median norm count as if it had that many, as in
+        `calibration.Gram`. 2 is a good value for language models, whose first tokens can outweigh all others.
     damping, block_size
         As in `calibration.sparsegpt`.
     allocation : {"uniform", "owl", "loss"}
@@ -117,7 +122,7 @@ def prune_model(
     recipe = replace(
         recipe,
         exclude=(*recipe.exclude, *exclude),
-        calibration=recipe.calibration or Calibration(sequential=sequential),
+        calibration=recipe.calibration or Calibration(sequential=sequential, clip=clip),
         method=recipe.method or Method(method, refine, damping, block_size),
         allocation=recipe.allocation or Allocation(allocation),
     )
@@ -147,7 +152,9 @@ def prune_at(
                 patterns.update(_allocate(model, layers, recipe, batches, place))
         with places("prune") as place:
             work = _Work(recipe, layers, patterns, rows, place, ticks)
-            walk(model, batches, layers, work.prune, place, dense=not recipe.calibration.sequential)
+            given = recipe.calibration
+            empty = partial(Gram, clip=given.clip)
+            walk(model, batches, layers, work.prune, place, dense=not given.sequential, empty=empty)
     _warn_of_few_tokens(layers, rows)
     return ModelReport(tuple(rows.values()), time.perf_counter() - started)
 
@@ -199,7 +206,9 @@ def _allocate(
                 allocation.outliers(layer.matrix(), norms, m=chosen.m) if owl else _losses(layer.matrix(), norms)
             )
 
-    walk(model, batches, free, measure, place, dense=True, diagonal=True)
+    assert recipe.calibration is not None, "it has all its sections"
+    empty = partial(Gram, diagonal=True, clip=recipe.calibration.clip)
+    walk(model, batches, free, measure, place, dense=True, empty=empty)
     free = {name: layer for name, layer in free.items() if not layer.is_unknown}
     sizes = [layer.rows * layer.cols for layer in free.values()]
     found = [place.notes[name] for name in free]

@@ -38,7 +38,7 @@ def grams_of(
     batches: Sequence[Any],
     stacks: Sequence[Stack],
     *,
-    diagonal: bool = False,
+    empty: Callable[[int], Gram] = Gram,
 ) -> dict[str, Gram]:
     """The Gram matrix of the inputs of each layer, over all calls; layers that are given the same tensors share one.
 
@@ -50,7 +50,7 @@ def grams_of(
 
     def note(layer: Layer, x: Tensor) -> None:
         if shared.leads(layer, x):
-            gram = grams.setdefault(layer.name, Gram(layer.cols, diagonal=diagonal))
+            gram = grams.setdefault(layer.name, empty(layer.cols))
             with error_context(layer.name):
                 gram.update(as_array(layer.tokens(x, masks.of(layer, x)).float()))
 
@@ -213,7 +213,7 @@ def walk(
     place: Place,
     *,
     dense: bool = False,
-    diagonal: bool = False,
+    empty: Callable[[int], Gram] = Gram,
 ) -> list[Stack]:
     """Visits all layers: those before the blocks, stack by stack and block by block, those after.
 
@@ -228,8 +228,8 @@ def walk(
         Where the weights are.
     dense : bool
         Whether a block sees what the blocks before it gave before they were visited; by default, what they give after.
-    diagonal : bool
-        Whether Gram matrices hold their diagonal only.
+    empty : callable
+        Makes the Gram of so many columns, before its first update.
 
     Returns
     -------
@@ -248,7 +248,7 @@ def walk(
     if dense and place.whole:
         with place.rest():
             if not place.finished(WHOLE):
-                visit(layers, grams_of(layers, _forwards(model, batches), batches, stacks, diagonal=diagonal))
+                visit(layers, grams_of(layers, _forwards(model, batches), batches, stacks, empty=empty))
                 place.finish(WHOLE, None)
         return []
     if len(stacks) > 1 and not place.whole:
@@ -258,7 +258,7 @@ def walk(
         early = _early(model, outside, stacks, batches[0])
         if early and not place.finished(BEFORE):
             calls = (partial(forward_until, model, stacks, batch) for batch in batches)
-            visit(early, grams_of(early, calls, batches, stacks, diagonal=diagonal))
+            visit(early, grams_of(early, calls, batches, stacks, empty=empty))
             place.finish(BEFORE, None)
     for at, stack in enumerate(stacks):
         hidden = place.tensors(stack.name)
@@ -270,16 +270,14 @@ def walk(
             else:
                 own = {name: layer for name, layer in layers.items() if _is_in(name, path)}
                 with place.block(path):
-                    hidden = _block(
-                        stacks, stack, path, own, hidden, batches, visit, place, dense=dense, diagonal=diagonal
-                    )
+                    hidden = _block(stacks, stack, path, own, hidden, batches, visit, place, dense=dense, empty=empty)
             stack.calls[path] = []
         stack.outputs = hidden
     late = {name: layer for name, layer in outside.items() if name not in early}
     if late and not place.finished(AFTER):
         with place.rest():
             calls = (partial(forward_after, model, stacks, batch, at) for at, batch in enumerate(batches))
-            visit(late, grams_of(late, calls, batches, stacks, diagonal=diagonal))
+            visit(late, grams_of(late, calls, batches, stacks, empty=empty))
             place.finish(AFTER, None)
     return stacks
 
@@ -345,7 +343,7 @@ def _block(
     place: Place,
     *,
     dense: bool,
-    diagonal: bool,
+    empty: Callable[[int], Gram],
 ) -> Tensors:
     """Visits the layers of a block; returns its outputs."""
     outputs = place.tensors(path)
@@ -355,7 +353,7 @@ def _block(
         return (partial(_advance, stack.blocks[path], call, x, taken) for call, x in pairs)
 
     if own:
-        visit(own, grams_of(own, calls(outputs if dense else None), batches, stacks, diagonal=diagonal))
+        visit(own, grams_of(own, calls(outputs if dense else None), batches, stacks, empty=empty))
     if not own or not dense:
         for call in calls(outputs):
             call()
