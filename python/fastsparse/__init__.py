@@ -72,6 +72,35 @@ if typing.TYPE_CHECKING:
 
     __version__: str
 else:
+    import sys
+    import types
+
+    class _Package(types.ModuleType):
+        """The class of this module."""
+
+    class _Submodule(property):
+        """A submodule, in the module's own dictionary. Completion in a shell does not evaluate what is a property."""
+
+        def __init__(self, name):
+            super().__init__(doc=f"fastsparse.{name}")
+            self._name = name
+
+        def __get__(self, package, kind=None):
+            if package is None:
+                return self
+            if self._name not in vars(package):
+                raise AttributeError(self._name)  # `__getattr__` is asked next
+            return vars(package)[self._name]
+
+        def __set__(self, package, module):
+            vars(package)[self._name] = module
+
+        def __delete__(self, package):
+            del vars(package)[self._name]
+
+    for _name in _SUBMODULES:
+        setattr(_Package, _name, _Submodule(_name))
+    sys.modules[__name__].__class__ = _Package
 
     def __getattr__(name):
         if name == "__version__":

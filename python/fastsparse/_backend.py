@@ -3,6 +3,7 @@
 Calls go through `active`, so that tests can switch it within a process.
 """
 
+import importlib
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,8 @@ def _choose() -> Any:
         raise FastSparseError(f"FASTSPARSE_BACKEND: expected native or numpy, got {wanted!r}")
     if wanted != "numpy":
         try:
-            from fastsparse import _core
-
-            return _core
+            # Not `from fastsparse import _core`: without the file that would complain of a circular import.
+            return importlib.import_module("fastsparse._core")
         except ImportError as error:
             if wanted == "native":
                 raise ImportError(f"FASTSPARSE_BACKEND=native, but the native module is missing: {error}") from error

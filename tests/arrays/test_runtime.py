@@ -48,6 +48,20 @@ def test_near_names_are_suggested(name, meant):
         getattr(fs, name)
 
 
+def test_completion_shows_submodules_and_imports_none():
+    code = """
+import rlcompleter, sys
+import fastsparse as fs
+before = set(sys.modules)
+complete = rlcompleter.Completer({"fs": fs}).complete
+shown = [complete("fs.", at) for at in range(50)]
+assert {"fs.torch", "fs.checkpoint", "fs.compress("} <= set(shown), shown
+assert set(sys.modules) == before, set(sys.modules) - before
+assert fs.checkpoint is sys.modules["fastsparse.checkpoint"]
+"""
+    assert run(code).stderr == ""
+
+
 def test_a_module_that_cannot_be_imported_is_a_missing_attribute(monkeypatch):
     """So that what looks at each attribute goes on to the next."""
     monkeypatch.setitem(sys.modules, "fastsparse.coreml", None)
