@@ -224,6 +224,14 @@ def test_inspect_reads_zeros_where_it_is_asked_to(path):
     assert "50.0%" in line
 
 
+def test_reports_are_shown_as_tables(path):
+    swept = checkpoint.sweep(path, ["50%", "2:4"])
+    lines = str(swept).splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["pattern", "50%", "2:4", "3"]
+    for report in (swept, checkpoint.inspect(path), checkpoint.plan(path, "50%")):
+        assert repr(report) == str(report)
+
+
 def test_the_command_line(path, capsys):
     html, recipe = path.with_name("out.html"), path.with_name("recipe.toml")
     assert main(["sweep", str(path), "--html", str(html), "--recipe", str(recipe), "--total", "60%"]) == 0

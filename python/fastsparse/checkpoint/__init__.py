@@ -11,7 +11,7 @@ from fastsparse.checkpoint._plan import Plan, plan
 from fastsparse.checkpoint._progress import Progress
 from fastsparse.checkpoint._reader import Checkpoint, open
 from fastsparse.checkpoint._recipe import Recipe, Rule
-from fastsparse.checkpoint._report import Report, TensorReport
+from fastsparse.checkpoint._report import Report, TensorInfo, TensorReport
 from fastsparse.checkpoint._save import save
 from fastsparse.checkpoint._sections import Allocation, Calibration, Method
 from fastsparse.checkpoint._sweep import CheckpointSweep, TensorSweep, sweep
@@ -29,6 +29,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Rule",
+    "TensorInfo",
     "TensorReport",
     "TensorSweep",
     "VerifyError",

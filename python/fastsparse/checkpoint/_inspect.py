@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from fastsparse import _backend
 from fastsparse.analysis._detect import detect_in_mask
 from fastsparse.checkpoint._format import PACKABLE, Entry, Packed, density
 from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.checkpoint._reader import Reader, StrPath
-from fastsparse.checkpoint._report import Report, TensorReport
+from fastsparse.checkpoint._report import Report, TensorInfo, TensorReport
 from fastsparse.packed import BitmaskArray
 
-__all__ = ["inspect", "mask_of_zeros", "patterns_found", "stored_row"]
+__all__ = ["inspect", "stored_row", "with_zeros"]
 
 
 def inspect(
@@ -59,32 +56,28 @@ def _with_zeros(source: Reader, rows: list[TensorReport], progress: Progress | N
     for row in rows:
         if row.sparsity is None and row.dtype in PACKABLE:
             with source.error_context(row.name):
-                mask = mask_of_zeros(source, row.name)
-            share = 1 - int(mask[2][-1]) / row.elements if row.elements else 0.0
-            row = replace(row, zeros=share, found=patterns_found(mask))
+                row = with_zeros(row, source)
             source.release(row.name)
         read.append(row)
         ticker.tick(row.bytes_after, row.name)
     return read
 
 
-_Mask = tuple[tuple[int, ...], NDArray[np.uint8], NDArray[np.int64]]
-"""Shape, bits and row offsets."""
+_Row = TypeVar("_Row", bound=TensorInfo)
 
 
-def mask_of_zeros(source: Reader, name: str) -> _Mask:
-    """The mask of what is not zero in a tensor: that of a packed one, else its elements are read."""
-    found = source.tensors[name]
-    if not isinstance(found, Packed):
-        return _backend.active.nonzero(source.array(found))
-    array = source.packed(found)
-    packed: Any = array if isinstance(array, BitmaskArray) else array.packed
-    return packed.shape, packed.bitmask, packed.row_offsets
-
-
-def patterns_found(mask: _Mask) -> tuple[str, ...]:
-    """The short forms of what the zeros obey, the strictest first."""
-    return tuple(str(one) for one in detect_in_mask(*mask))
+def with_zeros(row: _Row, source: Reader) -> _Row:
+    """The row with the zeros of its tensor, and what they obey; the elements are read unless they are packed."""
+    found = source.tensors[row.name]
+    if isinstance(found, Packed):
+        array = source.packed(found)
+        packed: Any = array if isinstance(array, BitmaskArray) else array.packed
+        shape, bits, row_offsets = packed.shape, packed.bitmask, packed.row_offsets
+    else:
+        shape, bits, row_offsets = _backend.active.nonzero(source.array(found))
+    share = 1 - int(row_offsets[-1]) / row.elements if row.elements else 0.0
+    obeyed = tuple(str(one) for one in detect_in_mask(shape, bits, row_offsets))
+    return replace(row, zeros=share, found=obeyed)
 
 
 def stored_row(source: Reader, name: str) -> TensorReport:

@@ -62,9 +62,9 @@ class Job:
             self.stored,
             self.size,
             kept_energy,
-            self.reason,
             None if self.packed is None else self.packed.bits,
-            calibrated=self.calibrated,
+            self.calibrated,
+            reason=self.reason,
         )
 
 

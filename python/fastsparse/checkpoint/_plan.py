@@ -27,9 +27,11 @@ from fastsparse.patterns import Pattern, Unstructured
 __all__ = ["Choice", "Plan", "choose", "copied_rows", "plan"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What `compress` will do: every tensor with its exact size, known before anything is written.
+
+    Printed it is the table of its `report`.
 
     `copied` are the rows of files of weights that are copied as they are, `kept_energy` what was measured of it.
     """
@@ -48,6 +50,9 @@ class Plan:
 
     def __str__(self) -> str:
         return str(self.report)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def plan(

@@ -1,13 +1,14 @@
 """Reports: what happened to each tensor of a checkpoint, and what it cost."""
 
+import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 from fastsparse._table import Column, line_width, natural, table, wrap
 from fastsparse.packed import byte_count
 
-__all__ = ["FILE", "Report", "TensorReport"]
+__all__ = ["FILE", "Report", "TensorInfo", "TensorReport"]
 
 _MOST_SHOWN = 500
 """Tensors that a notebook shows."""
@@ -30,8 +31,8 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class TensorReport:
-    """One tensor of a checkpoint; or a file of weights that `compress` copies as it is, with the dtype ``"file"``.
+class TensorInfo:
+    """What reports say of a tensor of a checkpoint, whatever was done with it.
 
     Attributes
     ----------
@@ -41,6 +42,34 @@ class TensorReport:
         Its dense shape.
     dtype : str
         Its dtype, by the name that safetensors gives it.
+    zeros : float or None
+        Share of zeros, where its elements or its mask were read for it.
+    found : tuple of str
+        Short forms of the patterns that those obey, the strictest first, see `fastsparse.detect`.
+    reason : str or None
+        Why it was not packed or not swept, or that it was packed already; None where it was.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    _: KW_ONLY
+    zeros: float | None = None
+    found: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @property
+    def elements(self) -> int:
+        """Number of elements, zeros included."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TensorReport(TensorInfo):
+    """One tensor of a checkpoint; or a file of weights that `compress` copies as it is, with the dtype ``"file"``.
+
+    Attributes
+    ----------
     pattern : str or None
         Short form of the pattern by which it was pruned; None where it was not, or no pattern is recorded.
     sparsity : float or None
@@ -49,42 +78,26 @@ class TensorReport:
         Size of the dense data, and as stored.
     kept_energy : float or None
         Sum of squares of the kept elements over that of all; None where that was not asked for or is not a number.
-    reason : str or None
-        Why it is dense, or that it was packed already; None where it has been packed.
     bits : int or None
         Bits of a kept element, where they are fewer than those of the dtype: 8 for int8 with a scale for each row.
-    zeros : float or None
-        Share of zeros of a dense tensor that was read for it.
-    found : tuple of str
-        Short forms of the patterns that those obey, the strictest first.
     calibrated : bool
         Whether calibration chose the mask and the values; `pattern` is then what the mask obeys.
+
+    See Also
+    --------
+    TensorInfo : The other attributes.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
     pattern: str | None
     sparsity: float | None
     bytes_before: int
     bytes_after: int
     kept_energy: float | None = None
-    reason: str | None = None
     bits: int | None = None
-    zeros: float | None = None
-    found: tuple[str, ...] = ()
     calibrated: bool = False
 
-    @property
-    def elements(self) -> int:
-        """Number of elements, zeros included."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What happened to a checkpoint. Printed it is a table, as wide as the terminal, with tensors in natural order.
 
@@ -152,6 +165,9 @@ class Report:
         more = f"the first {len(rows)} of {len(self.tensors)} tensors" if len(rows) < len(self.tensors) else "tensors"
         summary = "".join(f"<p>{html.escape(line)}</p>" for line in self._summary(None))
         return html.fragment(summary, html.table(f"{more} of {self.source}", headings, rows))
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         width = line_width(sys.stdout)

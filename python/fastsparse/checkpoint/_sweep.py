@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -12,16 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsparse._errors import FastSparseError
+from fastsparse._table import Column, line_width, table, wrap
 from fastsparse.analysis._budget import Choice, cheapest
+from fastsparse.analysis._html import percent
 from fastsparse.analysis._sweep import DEFAULT, SweepRow, energies, kept_share
 from fastsparse.checkpoint._executor import Task, map_bounded, workers
 from fastsparse.checkpoint._format import PACKABLE, Packed
-from fastsparse.checkpoint._inspect import mask_of_zeros, patterns_found
-from fastsparse.checkpoint._page import page_of, summary_of
+from fastsparse.checkpoint._inspect import with_zeros
+from fastsparse.checkpoint._page import ENERGY_IS_NOT_QUALITY, page_of, summary_of
 from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.checkpoint._reader import Reader, StrPath, native
 from fastsparse.checkpoint._recipe import Recipe, Rule
+from fastsparse.checkpoint._report import TensorInfo
 from fastsparse.checkpoint._selection import quantisation_method
+from fastsparse.packed import byte_count
 from fastsparse.patterns import Pattern, Unstructured, pattern
 
 __all__ = ["CheckpointSweep", "TensorSweep", "sweep"]
@@ -41,23 +46,13 @@ class LayerInputs(Protocol):
 
 
 @dataclass(frozen=True)
-class TensorSweep:
+class TensorSweep(TensorInfo):
     """What patterns would keep of one tensor of a checkpoint.
 
     Attributes
     ----------
-    name : str
-        Its name in the dense checkpoint.
-    shape : tuple of int
-        Its dense shape.
-    dtype : str
-        Its dtype, by the name that safetensors gives it.
     bytes_before, bytes_stored : int
         Size of the dense data, and as it lies in the checkpoint.
-    zeros : float or None
-        Share of zeros; None where its dtype cannot be packed.
-    found : tuple of str
-        Short forms of the patterns that the zeros obey, the strictest first, see `fs.detect`.
     energy : float or None
         Sum of squares of the elements, times the squares of the norms of their inputs where those are given; None
         where it was not swept.
@@ -70,36 +65,38 @@ class TensorSweep:
     magnitudes : tuple of (int, int)
         How many elements each quarter of an octave holds, where that was asked for: number q are the magnitudes whose
         float64 has the upper 14 bits q, 0 those of zero.
-    reason : str or None
-        Why it was not swept.
+
+    See Also
+    --------
+    TensorInfo : The other attributes.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
     bytes_before: int
     bytes_stored: int
-    zeros: float | None = None
-    found: tuple[str, ...] = ()
     energy: float | None = None
     rows: tuple[SweepRow, ...] = ()
     weighted: bool = False
     magnitudes: tuple[tuple[int, int], ...] = ()
-    reason: str | None = None
-
-    @property
-    def elements(self) -> int:
-        """Number of elements, zeros included."""
-        return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
         return {**asdict(self), "rows": [row.to_dict() for row in self.rows]}
 
 
-@dataclass(frozen=True)
+_COLUMNS = (
+    Column("pattern"),
+    Column("zeros", right=True),
+    Column("energy kept", right=True),
+    Column("size", right=True),
+    Column("of dense", right=True),
+)
+
+
+@dataclass(frozen=True, repr=False)
 class CheckpointSweep:
     """What patterns would keep of the tensors of a checkpoint. `checkpoint.sweep` makes one.
+
+    Printed it is a table of what each pattern would keep of all tensors together.
 
     Attributes
     ----------
@@ -206,6 +203,26 @@ class CheckpointSweep:
         if _stored(tensor, tensor.elements - needed) >= tensor.bytes_before:
             return chosen
         return replace(chosen, sparsity=needed / tensor.elements)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                str(row.pattern),
+                percent(row.sparsity, 1),
+                percent(row.kept_energy, 2),
+                byte_count(row.packed_bytes),
+                percent(row.ratio, 1),
+            )
+            for row in self.totals
+        ]
+        width = line_width(sys.stdout)
+        left_out = len(self.tensors) - len(self.swept)
+        lines = table(_COLUMNS, rows, [None] * len(rows), width)
+        lines.append(f"{len(self.swept)} tensors swept, {left_out} left out, in {self.seconds:.2f} s")
+        return "\n".join(lines + wrap(ENERGY_IS_NOT_QUALITY, width))
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def to_html(self) -> str:
         """A page to look at, one file with everything in it.
@@ -333,13 +350,11 @@ def _look(
     row = TensorSweep(name, found.shape, found.dtype, found.nbytes, stored, reason=reason)
     if found.dtype not in PACKABLE:
         return row
-    mask = mask_of_zeros(source, name)
-    nonzero = int(mask[2][-1])
-    row = replace(row, zeros=1 - nonzero / row.elements if row.elements else 0.0, found=patterns_found(mask))
+    row = with_zeros(row, source)
     if patterns:
         w = source.packed(found).to_dense() if isinstance(found, Packed) else source.array(found)
         try:
-            row = _swept(row, w, nonzero, patterns, layer)
+            row = _swept(row, w, patterns, layer)
             if magnitudes:
                 row = replace(row, magnitudes=_magnitudes(w))
         except FastSparseError as error:
@@ -353,9 +368,7 @@ def _magnitudes(w: NDArray[Any]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(bins.tolist(), counts.tolist(), strict=True))
 
 
-def _swept(
-    row: TensorSweep, w: NDArray[Any], nonzero: int, patterns: tuple[Pattern, ...], layer: LayerInputs | None
-) -> TensorSweep:
+def _swept(row: TensorSweep, w: NDArray[Any], patterns: tuple[Pattern, ...], layer: LayerInputs | None) -> TensorSweep:
     scale = None if layer is None else layer.norms
     if layer is not None and layer.transposed:
         # The norms belong to the rows: no vector along the columns.
@@ -364,7 +377,7 @@ def _swept(
     total, kept = energies(w, list(patterns), scale, None)
     if not math.isfinite(total):
         raise FastSparseError("its energy is infinite, so nothing can be said of a share")
-    rows = []
+    rows, nonzero = [], row.elements - round((row.zeros or 0.0) * row.elements)
     for one, (count, energy) in zip(patterns, kept, strict=True):
         size = min(_stored(row, min(count, nonzero)), row.bytes_before)
         sparsity = 1 - count / row.elements if row.elements else 0.0

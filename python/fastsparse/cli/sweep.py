@@ -1,16 +1,14 @@
 """`fastsparse sweep` and `fastsparse report`."""
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastsparse import checkpoint
-from fastsparse._table import Column, line_width, table, wrap
-from fastsparse.analysis._html import percent
 from fastsparse.analysis._sweep import DEFAULT
-from fastsparse.checkpoint._page import ENERGY_IS_NOT_QUALITY
 from fastsparse.cli._options import (
     Expressions,
     Json,
@@ -24,7 +22,6 @@ from fastsparse.cli._options import (
 from fastsparse.cli._outputs import check_outputs, files_of, write_outputs
 from fastsparse.cli._progress import progress_of
 from fastsparse.cli._show import print_json
-from fastsparse.packed import byte_count
 from fastsparse.patterns import Pattern
 
 if TYPE_CHECKING:
@@ -49,7 +46,7 @@ _Exclude = Annotated[
     Expressions,
     typer.Option("--exclude", parser=parse_expression, metavar="RE", help="Leave tensors of this name out."),
 ]
-_MinSize = Annotated[int, typer.Option(min=0, help="Leave tensors of up to this many elements out.")]
+_MinSize = Annotated[int, typer.Option(metavar="N", min=0, help="Leave tensors of up to this many elements out.")]
 _Statistics = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="What fastsparse calibrate wrote: weights count times their inputs."),
@@ -75,32 +72,21 @@ def sweep(
     trust_shards: TrustShards = False,
     as_json: Json = False,
 ) -> None:
-    """Show what many patterns would keep of a checkpoint; propose how to spread zeros."""
+    """Show what patterns would keep of a checkpoint.
+
+    With --recipe, propose how to spread zeros over its tensors.
+    """
     if total is not None and recipe is None:
         raise typer.BadParameter("--total is the share of --recipe; give a file for it")
-    _check([html, recipe], [path, statistics], overwrite)
-    with progress_of(as_json) as progress:
-        found = checkpoint.sweep(
-            path,
-            patterns or DEFAULT,
-            include=include or (),
-            exclude=exclude or (),
-            min_size=min_size,
-            statistics=None if statistics is None else _load(statistics),
-            magnitudes=html is not None,
-            progress=progress,
-            trust_shards=trust_shards,
-        )
-    texts = {}
-    if html is not None:
-        texts[html] = found.to_html()
-    if recipe is not None:
-        texts[recipe] = found.recipe(0.5 if total is None else total).to_toml()
-    write_outputs(texts)
+    share = 0.5 if total is None else total
+    options = include, exclude, min_size, statistics, overwrite, trust_shards
+    outputs: list[_Output] = [(html, checkpoint.CheckpointSweep.to_html)] if html is not None else []
+    outputs += [(recipe, lambda found: found.recipe(share).to_toml())] if recipe is not None else []
+    found = _sweep(path, outputs, *options, patterns=patterns, magnitudes=html is not None, as_json=as_json)
     if as_json:
         print_json(found.to_dict())
     else:
-        _show(found)
+        print(found)
 
 
 def report(
@@ -113,57 +99,52 @@ def report(
     overwrite: Overwrite = False,
     trust_shards: TrustShards = False,
 ) -> None:
-    """Write a page about a checkpoint: layers, energy, magnitudes, patterns, sizes."""
-    _check([html], [path, statistics], overwrite)
-    with progress_of(False) as progress:
+    """Write a page about a checkpoint.
+
+    It shows layers, energy, magnitudes, patterns found and sizes, and needs no network.
+    """
+    options = include, exclude, min_size, statistics, overwrite, trust_shards
+    _sweep(path, [(html, checkpoint.CheckpointSweep.to_html)], *options)
+    print(f"{html}: open it in a browser", file=sys.stderr)
+
+
+_Output = tuple[Path, Callable[[checkpoint.CheckpointSweep], str]]
+"""A file to write, and what goes into it."""
+
+
+def _sweep(
+    path: Path,
+    outputs: Sequence[_Output],
+    include: Expressions,
+    exclude: Expressions,
+    min_size: int,
+    statistics: Path | None,
+    overwrite: bool,
+    trust_shards: bool,
+    patterns: list[Pattern] | None = None,
+    magnitudes: bool = True,
+    as_json: bool = False,
+) -> checkpoint.CheckpointSweep:
+    """Sweeps a checkpoint and writes the outputs; those that cannot be written, or are inputs, are refused before."""
+    inputs = [file for read in (path, statistics) if read is not None for file in files_of(read)]
+    check_outputs([target for target, _ in outputs], inputs, overwrite)
+    with progress_of(as_json) as progress:
         found = checkpoint.sweep(
             path,
+            patterns or DEFAULT,
             include=include or (),
             exclude=exclude or (),
             min_size=min_size,
             statistics=None if statistics is None else _load(statistics),
-            magnitudes=True,
+            magnitudes=magnitudes,
             progress=progress,
             trust_shards=trust_shards,
         )
-    write_outputs({html: found.to_html()})
+    write_outputs({target: text(found) for target, text in outputs})
+    return found
 
 
 def _load(path: Path) -> "Statistics":
     from fastsparse.calibration import load_statistics  # slow to import
 
     return load_statistics(path)
-
-
-def _check(outputs: list[Path | None], inputs: list[Path | None], overwrite: bool) -> None:
-    """Refuses outputs that cannot be written or are inputs, before any work."""
-    read = [file for path in inputs if path is not None for file in files_of(path)]
-    check_outputs([path for path in outputs if path is not None], read, overwrite)
-
-
-_COLUMNS = (
-    Column("pattern"),
-    Column("zeros", right=True),
-    Column("energy kept", right=True),
-    Column("size", right=True),
-    Column("of dense", right=True),
-)
-
-
-def _show(found: checkpoint.CheckpointSweep) -> None:
-    """What each pattern would keep of all tensors together."""
-    rows = [
-        (
-            str(row.pattern),
-            percent(row.sparsity, 1),
-            percent(row.kept_energy, 2),
-            byte_count(row.packed_bytes),
-            percent(row.ratio, 1),
-        )
-        for row in found.totals
-    ]
-    width = line_width(sys.stdout)
-    print("\n".join(table(_COLUMNS, rows, [None] * len(rows), width)))
-    left_out = len(found.tensors) - len(found.swept)
-    print(f"{len(found.swept)} tensors swept, {left_out} left out, in {found.seconds:.2f} s")
-    print("\n".join(wrap(ENERGY_IS_NOT_QUALITY, width)))
