@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import typer
 
+import fastsparse as fs
 from fastsparse import checkpoint
 from fastsparse._table import Column, table
 from fastsparse.cli import _progress
@@ -167,6 +168,14 @@ def test_patterns_that_are_meant_otherwise(run, src, pattern, meant):
     assert f"did you mean '{meant}'" in err or f"write {meant}" in err
 
 
+def test_recipes_take_no_slips_either(run, src, tmp_path):
+    (tmp_path / "recipe.toml").write_text('default = "4:4"')
+    code, _, err = run("compress", src, "--plan", "--recipe", tmp_path / "recipe.toml")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "write 100% to prune everything" in err
+    assert checkpoint.Recipe(default=fs.NM(zeros=4, of=4)).default == fs.pattern("4:4")
+
+
 def test_a_share_is_a_number_or_percent(run, src):
     options = ["compress", src, "--plan", "--json", "--pattern", "50%", "--global", "--min-sparsity"]
     as_percent, as_number = (json.loads(run(*options, share)[1])["tensors"] for share in ("49%", "0.49"))
@@ -226,6 +235,11 @@ def test_the_help_says_what_exit_codes_mean(run):
     assert code == 0
     assert "Exit codes: 0 done, 1 failed" in out
     assert "--show-completion" in out
+
+
+def test_the_help_cuts_nothing_short(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "..." not in run("-h")[1].replace("COMMAND [ARGS]...", "")
 
 
 def test_a_shell_completes_commands():

@@ -26,12 +26,23 @@ from fastsparse.checkpoint._sections import (
     section_keys,
 )
 from fastsparse.checkpoint._selection import UNKNOWN, Layers, is_named, not_a_weight
-from fastsparse.patterns import Pattern, Unstructured, pattern
+from fastsparse.patterns import NM, Pattern, Unstructured, pattern, zeros_in_every
 from fastsparse.quantized import check_bits
 
-__all__ = ["Recipe", "Rule", "check_expression"]
+__all__ = ["Recipe", "Rule", "check_expression", "meant_pattern"]
 
 _FLOATING = PACKABLE[:6]
+
+
+def meant_pattern(given: Pattern | str) -> Pattern:
+    """The pattern that is meant for a model. A short form that prunes every weight of a group is taken for a slip."""
+    found = pattern(given)
+    if isinstance(given, str) and isinstance(found, NM) and found.zeros == found.of:
+        raise FastSparseError(
+            f"pattern: {given!r} is {zeros_in_every(found.zeros, found.of)}: n:m is n zeros in every m; write 100% to "
+            "prune everything"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Rule:
         if (self.pattern is None) != self.skip:
             raise FastSparseError(f"rule {self.match!r}: expected a pattern or skip = true, one of the two")
         if self.pattern is not None:
-            object.__setattr__(self, "pattern", pattern(self.pattern))
+            object.__setattr__(self, "pattern", meant_pattern(self.pattern))
         if self.method is not None:
             one_of("method", self.method, METHODS)
             if self.skip:
@@ -149,7 +160,7 @@ class Recipe:
             if not isinstance(rule, Rule):
                 raise FastSparseError(f"rules: expected rules, got {rule!r}")
         if self.default is not None:
-            object.__setattr__(self, "default", pattern(self.default))
+            object.__setattr__(self, "default", meant_pattern(self.default))
         object.__setattr__(self, "include", _regexes("include", self.include))
         object.__setattr__(self, "exclude", _regexes("exclude", self.exclude))
         if not isinstance(self.min_size, int) or isinstance(self.min_size, bool) or self.min_size < 0:
@@ -196,7 +207,7 @@ class Recipe:
     @classmethod
     def of(cls, recipe: "Recipe | Pattern | str") -> "Recipe":
         """A recipe as it is; a pattern or its short form becomes the default of an otherwise empty recipe."""
-        return recipe if isinstance(recipe, Recipe) else cls(default=pattern(recipe))
+        return recipe if isinstance(recipe, Recipe) else cls(default=meant_pattern(recipe))
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> "Recipe":

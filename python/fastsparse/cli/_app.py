@@ -15,7 +15,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Prune checkpoints on the CPU and store them as bit masks plus kept values.",
     epilog="""
-    A command's own --help has examples. Exit codes: 0 done, 1 failed (one line on stderr says why), 2 the command line
+    Begin with: fastsparse demo. A command's own --help has examples.
+
+    Exit codes: 0 done, 1 failed (one line on stderr says why), 2 the command line
     was not understood, 130 interrupted. Data is written to stdout, messages and progress to stderr.
     """,
 )

@@ -8,8 +8,8 @@ import typer
 
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._foreign import refuse_missing
-from fastsparse.checkpoint._recipe import check_expression
-from fastsparse.patterns import NM, Pattern, pattern, zeros_in_every
+from fastsparse.checkpoint._recipe import check_expression, meant_pattern
+from fastsparse.patterns import Pattern
 
 __all__ = [
     "Bits",
@@ -62,17 +62,10 @@ WeightBits = Annotated[
 
 
 def parse_pattern(text: str) -> Pattern:
-    """The pattern of a short form. One that prunes every weight of a group is taken for a slip."""
     try:
-        found = pattern(text)
+        return meant_pattern(text)
     except FastSparseError as error:
         raise typer.BadParameter(str(error)) from None
-    if isinstance(found, NM) and found.zeros == found.of:
-        raise typer.BadParameter(
-            f"pattern: {text!r} is {zeros_in_every(found.zeros, found.of)}: n:m is n zeros in every m; write 100% to "
-            "prune everything"
-        )
-    return found
 
 
 def parse_expression(text: str) -> str:

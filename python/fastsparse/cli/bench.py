@@ -23,6 +23,9 @@ def _percent(text: str | float) -> float:
     return parse_share(f"{text}%" if str(text).isdecimal() else text)
 
 
+_BATCH = "Rows of activations; may be repeated."
+
+
 class Computed(StrEnum):
     """What the layers that are measured consist of."""
 
@@ -32,9 +35,9 @@ class Computed(StrEnum):
 
 
 def bench(
-    shape: Annotated[str, typer.Option(help="Rows and columns of the layer.")] = "4096x11008",
+    shape: Annotated[str, typer.Option(metavar="ROWSxCOLUMNS", help="Size of the layer.")] = "4096x11008",
     dtype: Annotated[Computed, typer.Option(help="Dtype of weights and activations.")] = Computed.float32,
-    batch: Annotated[list[int], typer.Option(min=1, help="Rows of activations; may be repeated.")] = [1, 4, 16, 64],  # noqa: B006
+    batch: Annotated[list[int], typer.Option(metavar="N", min=1, help=_BATCH)] = [1, 4, 16, 64],  # noqa: B006
     sparsity: Annotated[
         list[float],
         typer.Option(
@@ -44,7 +47,7 @@ def bench(
             help="Share of zeros, such as 90%, 90 or 0.9; may be repeated.",
         ),
     ] = [0.5, 0.75, 0.9, 0.95],  # noqa: B006
-    seconds: Annotated[float, typer.Option(min=0, help="How long to measure, about.")] = 6.0,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long to measure, about.")] = 6.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure dense layers against packed ones on this machine.

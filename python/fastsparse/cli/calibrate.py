@@ -17,18 +17,20 @@ def calibrate(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="A text, or .safetensors with input_ids.")],
     grams: Annotated[bool, typer.Option("--grams", help="Store Gram matrices too, inputs × inputs each.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Pieces of the text.")] = 64,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of each piece.")] = 512,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Pieces of the text.")] = 64,
+    length: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of each piece.")] = 512,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Draw the pieces from all of the text; by default it is its beginning.")
+        int | None,
+        typer.Option(metavar="N", min=0, help="Draw the pieces from all of the text; by default it is its beginning."),
     ] = None,
     clip: Clip = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Store what goes into the layers of a language model, for later runs that then need no text and no forward.
+    """Store what goes into the layers of a language model.
 
-    One block of the model is in memory at a time. A run that was ended goes on after the last finished block.
+    Later runs of `prune` and `sweep` then need no text and no forward pass. One block of the model is in memory at a
+    time. A run that was ended goes on after the last finished block.
     """
     from fastsparse.torch import _folder, _language  # with torch, which the other commands do not need
 

@@ -54,7 +54,8 @@ def compress(
         typer.Option("--exclude", parser=parse_expression, metavar="RE", help="Leave tensors of this name dense."),
     ] = None,
     min_size: Annotated[
-        int | None, typer.Option(min=0, help="Leave tensors of up to this many elements dense.  [default: 2048]")
+        int | None,
+        typer.Option(metavar="N", min=0, help="Leave tensors of up to this many elements dense.  [default: 2048]"),
     ] = None,
     whole: Annotated[
         bool, typer.Option("--global", help="Let the tensors compete: the share of PATTERN goes over all of them.")

@@ -14,9 +14,9 @@ _NEXT = """Next:
 
 
 def demo() -> None:
-    """Show on random weights what packing does: sizes, what is lost, speed.
+    """Show on random weights what packing does.
 
-    Takes seconds, writes to a temporary folder only and needs no network.
+    Sizes, what is lost, and speed. It takes seconds, writes to a temporary folder only and needs no network.
     """
     from fastsparse import checkpoint  # with what it needs, nothing that --help does
     from fastsparse.cli import _measure

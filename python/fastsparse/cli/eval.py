@@ -15,11 +15,14 @@ __all__ = ["evaluate"]
 def evaluate(
     model: Model,
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="A text, or .safetensors with input_ids.")],
-    samples: Annotated[int, typer.Option(min=1, help="Pieces of the text.")] = 8,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of each piece.")] = 512,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Pieces of the text.")] = 8,
+    length: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of each piece.")] = 512,
     as_json: Json = False,
 ) -> None:
-    """Measure the perplexity of a language model on a text. Take one that was not used for calibration."""
+    """Measure the perplexity of a language model on a text.
+
+    Take a text that was not used for calibration.
+    """
     from fastsparse.torch import _language  # with torch, which the other commands do not need
 
     texts = _language.read_tokens(data, model, samples, length)

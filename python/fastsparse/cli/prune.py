@@ -56,17 +56,22 @@ def prune(
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What `calibrate` stored, in the place of --data: no forward is run."),
+        typer.Option(metavar="FILE", help="What `calibrate` stored, in the place of --data: no forward pass is run."),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A recipe, in TOML; options take precedence.")
     ] = None,
     method: Annotated[Method | None, typer.Option(help="How to prune.  [default: sparsegpt]")] = None,
-    refine: Annotated[int | None, typer.Option(min=0, help="Steps of refinement afterwards.  [default: 10]")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Pieces of the text.  [default: 64]")] = None,
-    length: Annotated[int | None, typer.Option(min=2, help="Tokens of each piece.  [default: 512]")] = None,
+    refine: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Steps of refinement afterwards.  [default: 10]")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(metavar="N", min=1, help="Pieces of the text.  [default: 64]")] = None,
+    length: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Tokens of each piece.  [default: 512]")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Draw the pieces from all of the text; by default it is its beginning.")
+        int | None,
+        typer.Option(metavar="N", min=0, help="Draw the pieces from all of the text; by default it is its beginning."),
     ] = None,
     clip: Clip = None,
     allocation: Annotated[
@@ -81,9 +86,10 @@ def prune(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Prune a language model with calibration text and store it packed.
+    """Prune a language model with calibration text.
 
-    One block of the model is in memory at a time. A run that was ended goes on after the last finished block.
+    It is stored packed. One block of the model is in memory at a time. A run that was ended goes on after the last
+    finished block.
     """
     given = checkpoint.Recipe() if recipe is None else checkpoint.Recipe.from_toml(recipe)
     wanted = replace(
