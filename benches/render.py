@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import matplotlib
 import peers
 from cases import Target
+from measure import cpu_fields, cpu_name
 
 import fastsparse as fs
 from fastsparse import _core
@@ -17,14 +18,6 @@ from fastsparse import _core
 Row: TypeAlias = dict[str, Any]
 BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what make bench writes -->"
 PACKAGES = ["numpy", "ml_dtypes", "torch", "coremltools", "compressed-tensors", "scipy"]
-
-
-def cpu_fields() -> dict[str, str]:
-    """What the system says of the processor; nothing where it does not say it in this way."""
-    if not Path("/proc/cpuinfo").exists():
-        return {}
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
 
 
 def machine_name() -> str:
@@ -35,9 +28,6 @@ def machine_name() -> str:
 
 
 def machine(load_before: float) -> Row:
-    fields, cpu = cpu_fields(), platform.processor()
-    if fields:
-        cpu = f"{fields.get('model name')}, family {fields.get('cpu family')} model {fields.get('model')}"
     versions = [("fastsparse", fs.__version__), ("Python", platform.python_version())]
     for package in PACKAGES:
         try:
@@ -45,7 +35,7 @@ def machine(load_before: float) -> Row:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "cpu": f"{cpu}; {os.cpu_count()} cores; instruction sets {', '.join(_core.available_isas())}",
+        "cpu": f"{cpu_name()}; {os.cpu_count()} cores; instruction sets {', '.join(_core.available_isas())}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions),
         "date": datetime.date.today().isoformat(),
         "load": f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} at the end",
