@@ -1,4 +1,5 @@
-"""Small inputs, growth with the size, inputs that are hard on a selection, the import: one JSON object a line."""
+"""Small inputs, growth with the size, inputs that are hard on a selection, patterns that zeros obey, the import: one
+JSON object a line."""
 
 import argparse
 import json
@@ -19,6 +20,7 @@ import fastsparse as fs
 
 SMALL = (1, 1000)
 SMALL_TARGETS = {"select 50%": 10, "select 2:4": 5, "pack": 5, "unpack": 5, "compress 50%": 5}
+DETECT_TARGET = 1.6
 IMPORT = "import time, numpy, ml_dtypes; t = time.perf_counter(); import fastsparse; print(time.perf_counter() - t)"
 
 
@@ -104,6 +106,16 @@ def adversarial(shape: tuple[int, int]) -> None:
             emit("adversarial", name, sides, dtype=dtype)
 
 
+def detections(shape: tuple[int, int]) -> None:
+    """What is found in zeros of many kinds; each search but that of the pattern which is there ends soon."""
+    normal = weights(shape, "f32")
+    for name in ("dense", "25%", "50%", "90%", "2:4", "3:4@axis=0", "50%/row", "75%/4x1", "75%/16x16"):
+        w = normal if name == "dense" else fs.prune(normal, name)
+        found = [str(pattern) for pattern in fs.detect(w)]
+        assert found[:1] == ([] if name == "dense" else [name]), found
+        emit("detect", name, [*probes(w), Side("ours", partial(fs.detect, w))], factor=DETECT_TARGET)
+
+
 def imports() -> None:
     """What `import fastsparse` adds in a process that has NumPy and ml_dtypes."""
     spent = [float(subprocess.check_output([sys.executable, "-c", IMPORT])) for _ in range(12)]
@@ -114,11 +126,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", type=int, nargs=2, default=STANDARD)
     parser.add_argument("--largest", type=int, default=28, help="power of two that the growth ends with")
+    parser.add_argument("--only", choices=["small", "import", "growth", "adversarial", "detect"])
     options = parser.parse_args()
-    small()
-    imports()
-    growth(options.largest)
-    adversarial(tuple(options.shape))
+    groups: dict[str, Call] = {
+        "small": small,
+        "import": imports,
+        "growth": partial(growth, options.largest),
+        "adversarial": partial(adversarial, tuple(options.shape)),
+        "detect": partial(detections, tuple(options.shape)),
+    }
+    for run in groups.values() if options.only is None else [groups[options.only]]:
+        run()
 
 
 if __name__ == "__main__":

@@ -182,6 +182,15 @@ def adversarial(extras: list[Row]) -> str:
     return table(["input", "type", "ms", "× read", "NumPy partition, ms", "× ours"], lines)
 
 
+def detections(extras: list[Row]) -> str:
+    lines = []
+    for row in extras:
+        if row["group"] == "detect":
+            reach = ("≤ {}" if over(row, "read") <= row["factor"] else "**≤ {}**").format(row["factor"])
+            lines.append([row["name"], short(row["ms"]["ours"]), short(over(row, "read")), reach])
+    return table(["zeros", "ms", "× read", "reach"], lines)
+
+
 def shortfalls(rows: list[Row], title: str) -> list[str]:
     return [
         f"- {title}{row['kernel']} {row['detail']} {row['dtype']}: {text}"
@@ -217,6 +226,8 @@ def measured(drawing: str, about: Row, rows: list[Row], kept: list[Row], extras:
             growth(extras),
             "### Inputs that are hard on a selection\n",
             adversarial(extras),
+            "### `detect`: patterns that zeros obey\n",
+            detections(extras),
         ]
     )
 

@@ -260,12 +260,15 @@ def energy_of_mask(
 def nonzero(w: ArrayLike) -> tuple[_Shape, NDArray[np.uint8], NDArray[np.int64]]:
     """Shape, mask and row offsets of what is `!= 0`; NaN is."""
 
-def common_zeros(shape: _Shape, bits: NDArray[np.uint8], of: int, axis: int) -> tuple[int, int | None] | None:
+def common_zeros(
+    shape: _Shape, bits: NDArray[np.uint8], of: int, axis: int, least: int
+) -> tuple[int, int | None] | None:
     """The least number of zeros of all groups of `of` ≤ 64 along an axis, where three in four have exactly that, and
-    the least of a shorter group at its end. None where the first is 0 or no group is that long."""
+    the least of a shorter group at its end. None where the first is below `least` ≥ 1 or no group is that long."""
 
-def uniform_blocks(shape: _Shape, bits: NDArray[np.uint8], spec: _Spec) -> tuple[int, int, int]:
-    """How many blocks of a block pattern a mask drops as a whole, how many it keeps so, and how many there are."""
+def uniform_blocks(shape: _Shape, bits: NDArray[np.uint8], spec: _Spec) -> tuple[int, int, int] | None:
+    """How many blocks of a block pattern a mask drops as a whole, how many it keeps so, and how many there are. None
+    where of those that it does not drop more than a quarter are neither."""
 
 def set_num_threads(threads: int | None) -> None:
     """None: back to FASTSPARSE_NUM_THREADS or, without it, the available cores."""

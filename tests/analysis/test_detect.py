@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 def common(groups):
     """The least number of zeros of all groups, where at least three in four have no more."""
-    counts = [int(group.sum()) for group in groups]
-    least = min(counts)
-    return least if 4 * sum(count != least for count in counts) <= len(counts) else 0
+    counts = groups.sum(axis=1)
+    least = int(counts.min())
+    return least if 4 * np.count_nonzero(counts != least) <= len(counts) else 0
 
 
 def blocks_of(pattern, shape):
@@ -191,6 +191,32 @@ def test_a_few_zeros_in_dense_weights_are_no_pattern():
     found = check(w)
     assert len(found) == 1
     assert found[0].endswith("%")
+
+
+@pytest.mark.parametrize(
+    "chosen", ["10%", "25%", "30%", "50%", "75%", "95%", "2:4", "3:16@axis=0", "75%/4x1", "50%/8x64"]
+)
+def test_large_tensors(chosen):
+    """Where a search may end long before the last group."""
+    w = weights((512, 640), np.float32, 8)
+    w[w == 0] = 1
+    found = check(fs.prune(w, chosen))
+    assert len(found) == 1 or not chosen.endswith("%")
+    check(np.ascontiguousarray(fs.prune(w, chosen)[:, 3:635]))
+
+
+@pytest.mark.parametrize("of", [2, 8, 64])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_as_many_groups_with_more_zeros_as_may_be(of, axis):
+    """A quarter of the groups, all zeros, is allowed; one more is not."""
+    for more in (0, 1):
+        groups = np.ones((64 * 64, of), np.float32)
+        groups[:, of // 2] = 0
+        groups[: 64 * 16 + more] = 0
+        lines = np.random.default_rng(9).permutation(groups).reshape(64, 64 * of)
+        w = lines if axis else np.ascontiguousarray(lines.T)
+        check(w)
+        assert (fs.NM(zeros=1, of=of, axis=-axis) in fs.detect(w)) == (more == 0)
 
 
 def test_many_random_zeros_are_no_groups():

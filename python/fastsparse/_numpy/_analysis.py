@@ -83,9 +83,13 @@ def nonzero(w: ArrayLike) -> tuple[Shape, NDArray[np.uint8], NDArray[np.int64]]:
     return shape, bits, frozen(offsets_of_rows(bits))
 
 
-def common_zeros(shape: Shape, bits: NDArray[np.uint8], of: int, axis: int) -> tuple[int, int | None] | None:
-    """The zeros that groups along an axis have in common: of a full group, and the least of a shorter one."""
+def common_zeros(
+    shape: Shape, bits: NDArray[np.uint8], of: int, axis: int, least: int
+) -> tuple[int, int | None] | None:
+    """The zeros, `least` or more, that full groups along an axis have in common; and the least of a shorter one."""
     _check_group(of)
+    if not 1 <= least <= of:
+        raise FastSparseError(f"least: expected 1 to {of}, got {least}")
     check_size(shape)
     assert bits.shape == bits_shape(shape)
     outer, length, inner = along_axis(shape, axis)
@@ -94,14 +98,14 @@ def common_zeros(shape: Shape, bits: NDArray[np.uint8], of: int, axis: int) -> t
     zero = ~to_bool(shape, bits).reshape(outer, length, inner)
     full = length - length % of
     counts = zero[:, :full].reshape(outer, full // of, of, inner).sum(axis=2)
-    least = int(counts.min())
-    if least == 0 or 4 * np.count_nonzero(counts != least) > counts.size:
+    found = int(counts.min())
+    if found < least or 4 * np.count_nonzero(counts != found) > counts.size:
         return None
-    return least, int(zero[:, full:].sum(axis=1).min()) if full < length else None
+    return found, int(zero[:, full:].sum(axis=1).min()) if full < length else None
 
 
-def uniform_blocks(shape: Shape, bits: NDArray[np.uint8], spec: Spec) -> tuple[int, int, int]:
-    """How many blocks of a block pattern a mask drops as a whole, how many it keeps so, and how many there are."""
+def uniform_blocks(shape: Shape, bits: NDArray[np.uint8], spec: Spec) -> tuple[int, int, int] | None:
+    """How many blocks a mask drops as a whole, how many it keeps so, and how many there are; None if many are mixed."""
     check_size(shape)
     dimensions, tall, wide = as_blocks(shape, spec[1], spec[3])
     kept = to_bool(shape, bits).reshape(dimensions)
@@ -114,5 +118,6 @@ def uniform_blocks(shape: Shape, bits: NDArray[np.uint8], spec: Spec) -> tuple[i
         blocks: NDArray[np.bool_] = np.logical_and.reduceat(rows, across, axis=2)
         return blocks
 
-    none, every = whole(~kept), whole(kept)
-    return int(np.count_nonzero(none)), int(np.count_nonzero(every)), none.size
+    dropped = whole(~kept)
+    none, every, number = int(np.count_nonzero(dropped)), int(np.count_nonzero(whole(kept))), dropped.size
+    return (none, every, number) if 4 * (number - none - every) <= number - none else None

@@ -102,13 +102,17 @@ _Found = Iterator[tuple[float, Pattern]]
 
 def _groups(shape: tuple[int, ...], bits: NDArray[np.uint8], zeros: int) -> _Found:
     for axis, length in enumerate(shape):
-        implied = 0.0
+        implied, lines = 0.0, math.prod(shape) // length
         for of in (of for of in _GROUPS if of <= length):
-            least = math.floor(implied * of) + 1
-            if zeros < least * (math.prod(shape) // length) * (length // of):
-                continue  # too few for as many in each group
-            common = _backend.active.common_zeros(shape, bits, of, axis)
-            if common is None or not least <= common[0] < of:
+            groups, in_tails = lines * (length // of), lines * (length % of)
+            # At most a quarter of the groups, which may be all zeros, has more than the others.
+            spare = groups // 4
+            rest = zeros - in_tails - spare * of
+            least = max(math.floor(implied * of) + 1, -(-rest // (groups - spare)))
+            if least >= of or zeros < least * groups:
+                continue  # too many or too few for as many in each group
+            common = _backend.active.common_zeros(shape, bits, of, axis, least)
+            if common is None or common[0] == of:
                 continue
             number, in_tail = common
             implied = number / of
@@ -148,9 +152,12 @@ def _whole(shape: tuple[int, ...], bits: NDArray[np.uint8], zeros: int, blocks: 
     for block, elements in blocks:
         if elements == 1:
             continue
-        gone, whole, number = _backend.active.uniform_blocks(shape, bits, block._spec)
-        # Zeros are in blocks of nothing else, and other blocks have none, but for what rounding adds.
-        if 0 < gone < number and 4 * gone * elements >= 3 * zeros and 4 * whole >= 3 * (number - gone):
+        uniform = _backend.active.uniform_blocks(shape, bits, block._spec)
+        if uniform is None:
+            continue
+        gone, _, number = uniform
+        # Most zeros are in blocks of nothing else.
+        if 0 < gone < number and 4 * gone * elements >= 3 * zeros:
             yield _log_choices(number, gone) / math.prod(shape), replace(block, sparsity=_share(gone, number))
 
 

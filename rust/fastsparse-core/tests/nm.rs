@@ -335,7 +335,7 @@ proptest! {
 }
 
 /// The zeros that groups have in common, one group after the other.
-fn naive_common(case: &Case, mask: &[u8]) -> Option<nm::Common> {
+fn naive_common(case: &Case, least: usize, mask: &[u8]) -> Option<nm::Common> {
     let Axis { outer, len, inner } = case.axis;
     let of = case.groups.of;
     let (mut counts, mut in_tail) = (Vec::new(), None::<usize>);
@@ -351,9 +351,9 @@ fn naive_common(case: &Case, mask: &[u8]) -> Option<nm::Common> {
             }
         }
     }
-    let least = counts.iter().copied().min()?;
-    let more = counts.iter().filter(|&&count| count > least).count();
-    (least > 0 && 4 * more <= counts.len()).then_some(nm::Common { zeros: least, in_tail })
+    let zeros = counts.iter().copied().min()?;
+    let more = counts.iter().filter(|&&count| count > zeros).count();
+    (zeros >= least && 4 * more <= counts.len()).then_some(nm::Common { zeros, in_tail })
 }
 
 #[test]
@@ -376,15 +376,16 @@ fn zeros_in_common() {
                         *byte &= random.next() as u8;
                     }
                 });
-                for threads in [1, 3] {
+                let zeros = case.groups.zeros;
+                for (threads, least) in [(1, 1), (3, 1), (1, zeros), (3, zeros), (3, of.min(zeros + 1)), (1, of)] {
                     let exec = Exec { isa: Isa::detect(), threads };
-                    let found = nm::common_zeros(case.shape, case.axis, of, &mask, exec);
-                    assert_eq!(found, naive_common(&case, &mask), "{case:?} {more}");
+                    let found = nm::common_zeros(case.shape, case.axis, of, least, &mask, exec);
+                    assert_eq!(found, naive_common(&case, least, &mask), "{case:?} {more} {least}");
                 }
             }
             let nothing = vec![0; pruned.len()];
             let exec = Exec::single(Isa::Scalar);
-            let found = nm::common_zeros(case.shape, case.axis, of, &nothing, exec).map(|found| found.zeros);
+            let found = nm::common_zeros(case.shape, case.axis, of, of, &nothing, exec).map(|found| found.zeros);
             assert_eq!(found, Some(of));
         }
     }

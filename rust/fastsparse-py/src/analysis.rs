@@ -97,8 +97,8 @@ pub fn nonzero<'py>(py: Python<'py>, w: &Bound<'py, PyAny>) -> PyResult<(Bound<'
     Ok((shape_tuple(py, weights.shape())?, bits, offsets))
 }
 
-/// The zeros that groups along an axis have in common: of a full group, and the least of a shorter
-/// one.
+/// The zeros that groups along an axis have in common, if they are `least` or more: of a full group,
+/// and the least of a shorter one.
 #[pyfunction]
 pub fn common_zeros(
     py: Python<'_>,
@@ -106,9 +106,13 @@ pub fn common_zeros(
     bits: &Array<'_>,
     of: usize,
     axis: isize,
+    least: usize,
 ) -> PyResult<Option<(usize, Option<usize>)>> {
     let exec = runtime::exec(py, None)?;
     check_group(py, of)?;
+    if !(1..=of).contains(&least) {
+        return Err(errors::general(py, format!("least: expected 1 to {of}, got {least}")));
+    }
     let view = checked_view(py, &shape)?;
     let bits = mask_bits(bits, "bits", view)?;
     let mask = array::words(&bits);
@@ -116,18 +120,19 @@ pub fn common_zeros(
     if axis.len < of {
         return Ok(None);
     }
-    let found = without_gil(py, view.len(), || nm::common_zeros(view, axis, of, mask, exec));
+    let found = without_gil(py, view.len(), || nm::common_zeros(view, axis, of, least, mask, exec));
     Ok(found.map(|found| (found.zeros, found.in_tail)))
 }
 
 /// How many blocks a mask drops as a whole, how many it keeps as a whole, and how many there are.
+/// None where of those that are not dropped more than a quarter are mixed.
 #[pyfunction]
 pub fn uniform_blocks(
     py: Python<'_>,
     shape: Vec<usize>,
     bits: &Array<'_>,
     spec: &Bound<'_, PyTuple>,
-) -> PyResult<(usize, usize, usize)> {
+) -> PyResult<Option<(usize, usize, usize)>> {
     let exec = runtime::exec(py, None)?;
     let view = checked_view(py, &shape)?;
     let bits = mask_bits(bits, "bits", view)?;
@@ -135,6 +140,6 @@ pub fn uniform_blocks(
     let Spec::Blocks { blocks, .. } = Spec::new(spec, &shape)? else {
         return Err(errors::general(py, format!("spec: {spec} is no block pattern")));
     };
-    let (none, all) = without_gil(py, view.len(), || block::uniform(view, blocks, mask, exec));
-    Ok((none, all, blocks.grid().len()))
+    let found = without_gil(py, view.len(), || block::uniform(view, blocks, mask, exec));
+    Ok(found.map(|(none, all)| (none, all, blocks.grid().len())))
 }

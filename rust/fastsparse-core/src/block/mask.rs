@@ -57,21 +57,27 @@ pub(super) fn collapse(mask: &[u8], shape: Matrix, blocks: Blocks, exec: Exec, k
     });
 }
 
-/// How many blocks `mask` drops as a whole, and how many it keeps as a whole.
-pub(super) fn uniform(mask: &[u8], shape: Matrix, blocks: Blocks, exec: Exec) -> (usize, usize) {
+/// How many blocks `mask` drops as a whole, and how many it keeps as a whole; None where more than
+/// a quarter of what it does not drop is mixed.
+pub(super) fn uniform(mask: &[u8], shape: Matrix, blocks: Blocks, exec: Exec) -> Option<(usize, usize)> {
     let (lines, grid) = (Lines { shape, blocks }, blocks.grid());
     if shape.is_empty() {
-        return (0, 0);
+        return Some((0, 0));
     }
     let stripes = (8 * PIECE / (blocks.tall * blocks.axis.inner)).max(1);
-    let (dropped, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let [dropped, kept, mixed] = [0; 3].map(AtomicUsize::new);
+    let hopeless = || 4 * mixed.load(Ordering::Relaxed) > grid.len() - dropped.load(Ordering::Relaxed);
     parallel::run(exec.threads, grid.rows.div_ceil(stripes), |task| {
+        if hopeless() {
+            return;
+        }
         let of_task = task * stripes..grid.rows.min((task + 1) * stripes);
-        let counts = exec.isa.run(Uniform { lines, mask, stripes: of_task });
-        dropped.fetch_add(counts.0, Ordering::Relaxed);
-        kept.fetch_add(counts.1, Ordering::Relaxed);
+        let (none, all) = exec.isa.run(Uniform { lines, mask, stripes: of_task.clone() });
+        dropped.fetch_add(none, Ordering::Relaxed);
+        kept.fetch_add(all, Ordering::Relaxed);
+        mixed.fetch_add(of_task.len() * grid.cols - none - all, Ordering::Relaxed);
     });
-    (dropped.into_inner(), kept.into_inner())
+    (!hopeless()).then(|| (dropped.into_inner(), kept.into_inner()))
 }
 
 /// The first block of which `mask` differs from `whole`.
@@ -218,30 +224,39 @@ impl Kernel for Uniform<'_> {
         let Lines { shape, blocks } = self.lines;
         let Blocks { axis: Axis { len, inner, .. }, tall, wide } = blocks;
         let (per_row, down) = (self.lines.per_row(), len.div_ceil(tall));
+        let row_bits = 8 * shape.row_bytes();
+        // The lines of a stripe are rows of the mask, or follow each other in one.
+        let pitch = if per_row == 1 { row_bits } else { inner };
+        // As many blocks as a word has, or one that is wider, whose words are put together.
+        let in_word = (64 / wide).max(1);
+        let step = in_word * wide;
+        let starts = (0..in_word).fold(0u64, |starts, block| starts | 1 << (block * wide));
         let (mut none, mut all) = (0, 0);
         for stripe in self.stripes {
             let first = self.lines.first_line(stripe);
             let height = tall.min(len - stripe % down * tall);
-            // One wide block at a time, or as many as a word has.
-            let step = wide.max(64 / wide * wide);
+            let bit = first / per_row * row_bits + first % per_row * inner;
             for start in (0..inner).step_by(step) {
                 let width = step.min(inner - start);
                 let (mut some, mut whole) = (0u64, u64::MAX);
-                for line in first..first + height {
-                    let row = &self.mask[line / per_row * shape.row_bytes()..][..shape.row_bytes()];
-                    for col in (0..width).step_by(64) {
-                        let lanes = low(width - col);
-                        let word = word_at(row, line % per_row * inner + start + col);
+                for col in (0..width).step_by(64) {
+                    let lanes = low(width - col);
+                    for line in 0..height {
+                        let word = word_at(self.mask, bit + line * pitch + start + col);
                         some |= word & lanes;
                         whole &= word | !lanes;
                     }
                 }
-                for block in (0..width).step_by(wide) {
-                    // Bits of a block that is wider than a word have been put together.
-                    let ones = low(wide.min(width - block));
-                    none += (some >> block & ones == 0) as usize;
-                    all += (whole >> block & ones == ones) as usize;
+                // Into the first bit of each block, what its bits have in common.
+                let mut reach = 1;
+                while reach < wide.min(64) {
+                    let by = reach.min(wide.min(64) - reach);
+                    (some, whole) = (some | some >> by, whole & whole >> by);
+                    reach += by;
                 }
+                let starts = starts & low(width);
+                none += (!some & starts).count_ones() as usize;
+                all += (whole & starts).count_ones() as usize;
             }
         }
         (none, all)

@@ -142,8 +142,9 @@ fn whole(
     Ok(())
 }
 
-/// How many blocks `bits` drops as a whole, and how many it keeps as a whole; the others are mixed.
-pub fn uniform(shape: Matrix, blocks: Blocks, bits: &[u8], exec: Exec) -> (usize, usize) {
+/// How many blocks `bits` drops as a whole, and how many it keeps as a whole. The others are mixed:
+/// None where they are more than a quarter of those that are not dropped, which is found early.
+pub fn uniform(shape: Matrix, blocks: Blocks, bits: &[u8], exec: Exec) -> Option<(usize, usize)> {
     assert!(bits.len() == shape.mask_bytes(), "the mask is as large as the tensor");
     mask::uniform(bits, shape, blocks.normal(shape), exec)
 }

@@ -4,12 +4,15 @@
 //! that groups with more do not speak against it as long as they are few; where many have more, the
 //! least number is chance. Thus the result is the least number of zeros of all full groups, where
 //! at least three in four have exactly that.
+//!
+//! The caller knows how many zeros there are in all, and with that a number that a group of such a
+//! mask has at least. The first group with fewer ends the search: that of scattered zeros soon.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::geometry::{Geometry, Item, Lines, Slabs};
+use super::geometry::{Geometry, Lines, Slabs};
 use super::verify::{count, fields};
 use super::{Axis, Groups, Tail};
 use crate::matrix::{Matrix, low, word_at};
@@ -32,56 +35,62 @@ pub struct Common {
 }
 
 /// The number of zeros that the full groups of `of` neighbours along the axis have in common, if
-/// that is not zero. The axis is at least as long as a group.
-pub fn common_zeros(shape: Matrix, axis: Axis, of: usize, mask: &[u8], exec: Exec) -> Option<Common> {
+/// that is `least` or more. The axis is at least as long as a group.
+pub fn common_zeros(shape: Matrix, axis: Axis, of: usize, least: usize, mask: &[u8], exec: Exec) -> Option<Common> {
     assert!(mask.len() == shape.mask_bytes(), "the mask is as large as the tensor");
     assert!(axis.outer * axis.len * axis.inner == shape.len(), "the axis is one of the tensor");
     assert!((1..=LONGEST.min(axis.len)).contains(&of), "a group has items, and not too many");
+    assert!((1..=of).contains(&least), "groups have zeros in common, no more than items");
     if shape.is_empty() {
         return None;
     }
     let geometry = Geometry::new(shape, axis, Groups { zeros: 0, of, tail: Tail::Keep });
     let groups = (axis.outer * (axis.len / of) * axis.inner) as u64;
-    let (found, hopeless) = (Mutex::new(Tally::default()), AtomicBool::new(false));
+    let (found, hopeless) = (Mutex::new(Tally::new(of - least)), AtomicBool::new(false));
     parallel::run(exec.for_work(shape.len(), ELEMENTS_PER_THREAD).threads, geometry.units(), |unit| {
         if hopeless.load(Ordering::Relaxed) {
             return;
         }
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(of - least);
         match &geometry {
             Geometry::Lines(geometry) => in_lines(geometry, mask, unit, &mut tally),
-            Geometry::Slabs(geometry) => {
-                geometry.unit(unit).for_each(|item| in_slab(geometry, mask, of, item, &mut tally))
-            }
+            Geometry::Slabs(geometry) => in_slabs(geometry, mask, of, unit, &mut tally),
         }
         let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
         found.add(&tally);
-        if found.kept[of] > 0 || 4 * found.uncommon() > groups {
+        if found.over || 4 * found.uncommon() > groups {
             hopeless.store(true, Ordering::Relaxed);
         }
     });
     let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let most = found.most_kept()?;
-    let common = Common { zeros: of - most, in_tail: found.in_tail };
-    (!hopeless.into_inner() && common.zeros > 0).then_some(common)
+    let common = Common { zeros: of - found.most_kept()?, in_tail: found.in_tail };
+    (!hopeless.into_inner()).then_some(common)
 }
 
 /// How many groups keep how many.
 struct Tally {
     kept: [u64; LONGEST + 1],
     in_tail: Option<usize>,
-}
-
-impl Default for Tally {
-    fn default() -> Tally {
-        Tally { kept: [0; LONGEST + 1], in_tail: None }
-    }
+    /// What a group may keep.
+    most: usize,
+    /// Whether one keeps more.
+    over: bool,
 }
 
 impl Tally {
+    fn new(most: usize) -> Tally {
+        Tally { kept: [0; LONGEST + 1], in_tail: None, most, over: false }
+    }
+
     fn add(&mut self, other: &Tally) {
+        self.over |= other.over;
         self.kept.iter_mut().zip(other.kept).for_each(|(sum, count)| *sum += count);
         self.in_tail = self.in_tail.into_iter().chain(other.in_tail).min();
+    }
+
+    fn add_groups(&mut self, kept: usize, groups: u64) {
+        self.kept[kept] += groups;
+        self.over |= kept > self.most;
     }
 
     fn add_tail(&mut self, zeros: usize) {
@@ -109,7 +118,7 @@ fn in_lines(geometry: &Lines, mask: &[u8], unit: usize, tally: &mut Tally) {
         if tail > 0 {
             tally.add_tail(tail - count(mask, bit + stretch.groups.end * of, tail));
         }
-        if tally.kept[of] > 0 {
+        if tally.over {
             return;
         }
     }
@@ -126,37 +135,33 @@ fn in_run(mask: &[u8], at: usize, number: usize, of: usize, tally: &mut Tally) {
             let counts = fields(word_at(mask, at + done * of), of);
             let first = counts & ones;
             if counts == first * each {
-                tally.kept[first as usize] += 64 / of as u64;
+                tally.add_groups(first as usize, 64 / of as u64);
             } else {
-                (0..64).step_by(of).for_each(|k| tally.kept[(counts >> k & ones) as usize] += 1);
+                (0..64).step_by(of).for_each(|k| tally.add_groups((counts >> k & ones) as usize, 1));
             }
-            if tally.kept[of] > 0 {
+            if tally.over {
                 return;
             }
             done += 64 / of;
         }
     }
-    (done..number).for_each(|group| tally.kept[count(mask, at + group * of, of)] += 1);
+    (done..number).for_each(|group| tally.add_groups(count(mask, at + group * of, of), 1));
 }
 
-/// Counts the groups of an item: bit p of the count of lane l is bit l of plane p.
-fn in_slab(geometry: &Slabs, mask: &[u8], of: usize, item: Item, tally: &mut Tally) {
-    for part in item.parts(64) {
+/// Counts the groups of a unit, 64 that lie side by side at a time: bit p of the count of lane l is
+/// bit l of plane p.
+fn in_slabs(geometry: &Slabs, mask: &[u8], of: usize, unit: usize, tally: &mut Tally) {
+    for part in geometry.unit(unit).flat_map(|item| item.parts(64)) {
         let lanes = low(part.width);
-        let (mut planes, mut all) = ([0u64; 7], lanes);
+        let mut planes = [0u64; 7];
         for row in 0..part.length {
             let mut carry = word_at(mask, part.bit + row * geometry.bit_pitch) & lanes;
-            all &= carry;
             for plane in &mut planes {
                 (*plane, carry) = (*plane ^ carry, *plane & carry);
                 if carry == 0 {
                     break;
                 }
             }
-        }
-        if part.length == of && all != 0 {
-            tally.kept[of] += 1;
-            return;
         }
         let kept = |lane: usize| {
             planes.iter().enumerate().fold(0, |kept, (p, plane)| kept | ((plane >> lane & 1) as usize) << p)
@@ -165,9 +170,12 @@ fn in_slab(geometry: &Slabs, mask: &[u8], of: usize, item: Item, tally: &mut Tal
             let most = (0..part.width).map(kept).max().unwrap_or(0);
             tally.add_tail(part.length - most);
         } else if planes.iter().all(|&plane| plane == 0 || plane == lanes) {
-            tally.kept[kept(0)] += part.width as u64;
+            tally.add_groups(kept(0), part.width as u64);
         } else {
-            (0..part.width).for_each(|lane| tally.kept[kept(lane)] += 1);
+            (0..part.width).for_each(|lane| tally.add_groups(kept(lane), 1));
+        }
+        if tally.over {
+            return;
         }
     }
 }
