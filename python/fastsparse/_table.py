@@ -81,8 +81,9 @@ def table(
 ) -> list[str]:
     """The lines of a table.
 
-    Columns without a value are left out. Where the lines would be too long, notes become numbers that are explained
-    below the table, then columns that can be spared are left out and named, then the first column is elided.
+    Columns without a value are left out, and a note that all rows have is said once, below the table. Where the lines
+    would be too long, notes become numbers that are explained there, then columns that can be spared are left out and
+    named, then the first column is elided.
 
     Parameters
     ----------
@@ -99,6 +100,8 @@ def table(
     columns = [columns[at] for at in used]
     cells = [["–" if (cell := row[at]) is None else printable(cell) for at in used] for row in rows]
     said = [printable(note or "") for note in notes]
+    if len(said) > 1 and said[0] and len(set(said)) == 1:
+        return [*table(columns, rows, [None] * len(rows), width), *wrap(f"all: {said[0]}", width)]
     lines = _lines(columns, cells, said)
     if width is None or max(map(len, lines)) <= width:
         return lines

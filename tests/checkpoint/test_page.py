@@ -20,7 +20,7 @@ NASTY = "model.<img src=x onerror=document.title='owned'>\"&.weight"
 class Markup(HTMLParser):
     """Checks that every element ends, and collects elements with their attributes."""
 
-    VOID = ("meta", "br", "img", "link", "input")
+    VOID = ("meta", "br", "img", "link", "input", "wbr")
 
     def __init__(self, text):
         super().__init__()
@@ -80,6 +80,18 @@ def test_markup(tmp_path):
     shown = "".join(found.text)
     assert NASTY in shown
     assert "2:4" in shown
+
+
+def test_a_few_scattered_zeros_are_no_pattern_and_no_picture(tmp_path):
+    dense = model(layers=2)
+    for w in dense.values():
+        w.reshape(-1)[::313] = 0
+    shown = "".join(Markup(page(tmp_path, dense)).text)
+    assert "Share of zeros by layer" not in shown
+    assert "scattered" in shown
+    pruned = {name: fs.prune(w, "2:4") for name, w in dense.items()}
+    shown = "".join(Markup(page(tmp_path, pruned)).text)
+    assert "Share of zeros by layer" in shown
 
 
 def test_it_does_not_say_that_energy_is_quality(tmp_path):

@@ -74,6 +74,13 @@ def test_narrow_tables_say_what_they_leave_out(run, src, monkeypatch):
     assert "not shown" not in out
 
 
+def test_a_note_that_all_rows_have_is_said_once(run, src):
+    out = run("inspect", src)[1]
+    assert out.count("stored dense") == 1
+    assert "\nall: stored dense\n" in out
+    assert run("inspect", src, "--headers")[1].count("stored dense") == 1
+
+
 def test_rows_are_in_natural_order(run, packed):
     _, out, _ = run("inspect", packed)
     layers = [line.split(".")[4] for line in out.splitlines() if line.startswith(LAYERS)]

@@ -198,7 +198,8 @@ def _body_cell(at: int, cell: Cell) -> str:
     if isinstance(cell, tuple):
         value = -1.0 if cell[1] is None or not math.isfinite(cell[1]) else cell[1]
         return _cell("td", cell[0], True, f' data-v="{value:.6g}"')
-    return _cell("td", cell, False, "") if at else _cell("th", cell, False, ' scope="row"')
+    # Names break after dots.
+    return _cell("td", cell, False, "") if at else _cell("th", cell, False, ' scope="row"').replace(".", ".<wbr>")
 
 
 def pictures(*figures: str, wide: bool = False) -> str:
@@ -237,7 +238,7 @@ def curves(
     bottom = max(0.0, int(lowest * 10 - 1e-9) / 10)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return 44 + 340 * x, 12 + 200 * (1 - y) / (1 - bottom or 1)
+        return 44 + 330 * x, 12 + 200 * (1 - y) / (1 - bottom or 1)
 
     def path(line: _Points) -> str:
         return "M" + "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in line)
@@ -246,8 +247,8 @@ def curves(
     for step in range(5):
         share = bottom + (1 - bottom) * step / 4
         y = place(0, share)[1]
-        parts.append(f'<path class="axis" d="M44 {y:.1f}H384"/>' + _text(40, y + 4, percent(share), "end"))
-        parts.append(_text(44 + 85 * step, 230, percent(step / 4), "middle"))
+        parts.append(f'<path class="axis" d="M44 {y:.1f}H374"/>' + _text(36, y + 4, percent(share), "end"))
+        parts.append(_text(44 + 82.5 * step, 230, percent(step / 4), "middle"))
     parts += [f'<path class="faint" d="{path(line)}"><title>{escape(name)}</title></path>' for name, line in others]
     parts.append(f'<path class="main" d="{path(main)}"/>')
     for name, at, share in [*points, *((f"{percent(at)}", at, share) for at, share in main)]:

@@ -26,6 +26,9 @@ ENERGY_IS_NOT_QUALITY = (
 )
 
 _TOTALS = "pattern", "zeros", "energy kept", "size", "of dense"
+_FEW = 0.01
+"""Fewer zeros are no picture: they are chance."""
+
 _MOST_ROWS, _MOST_KINDS, _MOST_LAYERS, _MOST_COLUMNS = 2000, 24, 96, 96
 
 
@@ -59,13 +62,21 @@ def _numbers(sweep: "CheckpointSweep") -> str:
     return html.tiles(
         [
             ("tensors", f"{len(tensors):,}"),
-            ("parameters", f"{weights:,}"),
+            ("parameters", _rounded(weights)),
             ("zeros", html.percent(zeros / weights if weights else 0.0, 1)),
             ("size dense", byte_count(dense)),
             ("size as stored", byte_count(stored)),
             ("tensors to prune", f"{len(sweep.swept):,}"),
         ]
     )
+
+
+def _rounded(count: int) -> str:
+    """A number of parameters that fits a tile, in the units that models are named by."""
+    for size, unit in ((10**9, "B"), (10**6, "M")):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count:,}"
 
 
 class _Groups:
@@ -106,7 +117,9 @@ def _mean(tensors: "Sequence[TensorSweep]", measure: _Measure) -> float | None:
 def _layers(sweep: "CheckpointSweep", groups: _Groups) -> list[str]:
     """Where the parameters are; zeros, and the energy that a pattern in the middle takes, by layer and kind."""
     found = [_kinds(groups)]
-    found += [_by_layer(groups, lambda tensor: tensor.zeros, "zeros", "Share of zeros by layer, as the checkpoint is.")]
+    if (_mean(sweep.swept, lambda tensor: tensor.zeros) or 0.0) >= _FEW:
+        caption = "Share of zeros by layer, as the checkpoint is."
+        found.append(_by_layer(groups, lambda tensor: tensor.zeros, "zeros", caption))
     number = _reference(sweep)
     if number is not None:
         pattern = sweep.patterns[number]
@@ -310,7 +323,7 @@ def _patterns(tensors: "Sequence[TensorSweep]") -> str:
     found: dict[str, list[TensorSweep]] = defaultdict(list)
     for tensor in tensors:
         if tensor.found:
-            found[tensor.found[0]].append(tensor)
+            found[tensor.structure or "scattered"].append(tensor)
     most = sorted(found, key=lambda one: -sum(tensor.elements for tensor in found[one]))[:50]
     rows = []
     for one in most:
@@ -342,7 +355,7 @@ def _tensor(tensor: "TensorSweep", reference: int | None) -> list[html.Cell]:
         "×".join(map(str, tensor.shape)) or "scalar",
         tensor.dtype,
         _number(tensor.zeros, 1),
-        ", ".join(tensor.found[:2]),
+        tensor.structure or "",
         (byte_count(tensor.bytes_stored), float(tensor.bytes_stored)),
     ]
     if reference is not None:

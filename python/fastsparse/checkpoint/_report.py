@@ -63,6 +63,11 @@ class TensorInfo:
         """Number of elements, zeros included."""
         return math.prod(self.shape)
 
+    @property
+    def structure(self) -> str | None:
+        """The strictest pattern found that says more than the share of zeros."""
+        return next((form for form in self.found if not form.endswith("%")), None)
+
 
 @dataclass(frozen=True)
 class TensorReport(TensorInfo):
@@ -205,7 +210,7 @@ def _row(tensor: TensorReport) -> tuple[str | None, ...]:
         tensor.dtype,
         None if tensor.bits is None else str(tensor.bits),
         tensor.pattern,
-        tensor.found[0] if tensor.found else None,
+        tensor.structure,
         None if (share := tensor.zeros if tensor.sparsity is None else tensor.sparsity) is None else f"{share:.1%}",
         None if tensor.kept_energy is None else f"{tensor.kept_energy:.2%}",
         byte_count(tensor.bytes_before),

@@ -21,7 +21,7 @@ def inspect(
 ) -> None:
     """Show what checkpoints hold, and how sparse it is. Of several, --json prints a list.
 
-    Dense tensors are read once: "found" is the strictest pattern that their zeros obey.
+    Dense tensors are read once: "found" is the strictest pattern that their zeros obey, beyond their share.
     """
     if as_json and not headers and len(paths) > 1:
         for path in paths:  # what cannot be opened is named before any tensor is read
