@@ -14,7 +14,7 @@ use libfuzzer_sys::arbitrary::{Result as Made, Unstructured};
 pub struct Parts {
     /// On one of this machine's instruction sets.
     pub exec: Exec,
-    /// At most 20 × 300.
+    /// At most 20 rows, 300 columns, 1500 elements.
     pub shape: Matrix,
     /// As long as that of the shape; padding bits may be set.
     pub mask: Vec<u8>,
@@ -27,7 +27,9 @@ impl Parts {
     pub fn take(bytes: &mut Unstructured<'_>) -> Made<Parts> {
         let isas = Isa::available();
         let exec = Exec::single(*bytes.choose(&isas)?);
-        let shape = Matrix { rows: bytes.int_in_range(0..=20)?, cols: bytes.int_in_range(0..=300)? };
+        let rows: usize = bytes.int_in_range(0..=20)?;
+        let cols = bytes.int_in_range(0..=300.min(1500 / rows.max(1)))?;
+        let shape = Matrix { rows, cols };
         let off = bytes.int_in_range(-2..=2)?;
         let mut mask = vec![0; shape.mask_bytes()];
         bytes.fill_buffer(&mut mask)?;
