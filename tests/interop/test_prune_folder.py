@@ -551,6 +551,26 @@ def test_pieces_of_stored_tokens_cross_no_rows_and_hold_no_padding(folder):
             _language.read_tokens(data, folder / "model", 7, 4)
 
 
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_eval_holds_one_block(folder, capsys, monkeypatch, one_by_one):
+    texts = _language.read_tokens(folder / "test", folder / "model", 3, 128)
+    model = T.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    with torch.no_grad():
+        expected = np.exp(np.mean([float(model(input_ids=x, labels=x).loss) for x in texts]))
+    loaded = watch_memory(monkeypatch)
+    if not one_by_one:
+        monkeypatch.setattr(_blocks, "_stand_ins_do", lambda *_: False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        options = ("--data", folder / "test", "--samples", 3, "--length", 128, "--json")
+        code, out, err = run(capsys, "eval", folder / "model", *options)
+    assert code == 0, err
+    assert json.loads(out) == {"perplexity": pytest.approx(expected, rel=1e-6), "tokens": 3 * 128}
+    assert loaded == ({1} if one_by_one else set())
+    said = [str(warning.message) for warning in caught] + err.splitlines()
+    assert any("it is loaded as a whole" in line for line in said) != one_by_one
+
+
 @pytest.mark.parametrize("shape", [None, (64, 64)])
 def test_a_dense_folder_without_a_tensor_is_not_measured(tmp_path, capsys, shape):
     folder = make(tmp_path, "Llama")
@@ -562,7 +582,7 @@ def test_a_dense_folder_without_a_tensor_is_not_measured(tmp_path, capsys, shape
     checkpoint.save(tensors, file, metadata={"format": "pt"}, overwrite=True)
     code, out, err = run(capsys, "eval", folder / "model", "--data", folder / "test", "--samples", 1, "--length", 64)
     assert (code, out) == (1, "")
-    expected = "no tensor for the model's" if shape is None else "is of another shape than the model's"
+    expected = "no tensor for the model's" if shape is None else "is [64, 64], the model's [64, 128]"
     assert expected in err
     assert name in err
 
@@ -573,7 +593,7 @@ def test_errors_of_transformers_name_the_folder_once(folder, monkeypatch):
 
     monkeypatch.setattr(T.AutoConfig, "from_pretrained", fail)
     for message in (r"model: \S+: ValueError", r"model: \S+: expected a model folder with config.json"):
-        for load in (lambda path: _language.load_weights(Reader(path)), _language.load_language_model):
+        for load in (lambda path: _language.load_weights(Reader(path)), lambda path: _folder.evaluate_folder(path, [])):
             with pytest.raises(fs.FastSparseError, match=f"^{message}$"):
                 load(folder / "model")
         (folder / "model" / "config.json").unlink(missing_ok=True)

@@ -21,12 +21,11 @@ def evaluate(
 ) -> None:
     """Measure the perplexity of a language model on a text.
 
-    Take a text that was not used for calibration.
+    Take a text that was not used for calibration. One block of the model is in memory at a time.
     """
-    from fastsparse.torch import _language  # with torch, which the other commands do not need
+    from fastsparse.torch import _folder, _language  # with torch, which the other commands do not need
 
-    texts = _language.read_tokens(data, model, samples, length)
-    found = _language.perplexity(_language.load_language_model(model), texts)
+    found = _folder.evaluate_folder(model, _language.read_tokens(data, model, samples, length))
     if as_json:
         print(json.dumps({"perplexity": finite(found), "tokens": samples * length}))
     else:

@@ -238,10 +238,10 @@ def forward_until(model: nn.Module, stacks: Sequence[Stack], batch: Any) -> None
         forward(model, batch)
 
 
-def forward_after(model: nn.Module, stacks: Sequence[Stack], batch: Any, at: int) -> None:
-    """Runs what is outside of all blocks on their outputs for the batch at this place."""
+def forward_after(model: nn.Module, stacks: Sequence[Stack], batch: Any, at: int) -> Any:
+    """Runs what is outside of all blocks on their outputs for the batch at this place: the output of the model."""
     with _substituted(_replay(stacks, at)):
-        forward(model, batch)
+        return forward(model, batch)
 
 
 class _StopError(Exception):

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,16 +25,16 @@ from fastsparse.checkpoint._report import Report
 from fastsparse.checkpoint._selection import quantisation_method
 from fastsparse.checkpoint._stages import Stages, file_digest, folder_beside
 from fastsparse.checkpoint._writer import check_place, check_target
-from fastsparse.torch._blocks import NotOneByOneError, run
+from fastsparse.torch._blocks import NotOneByOneError, Tensors, forward_after, run
 from fastsparse.torch._language import load_weights
 from fastsparse.torch._layers import Layer, layers_of
 from fastsparse.torch._model import prune_at
-from fastsparse.torch._out_of_core import OutOfCore, Weights
+from fastsparse.torch._out_of_core import OutOfCore, StoredTensors, Weights
 from fastsparse.torch._report import ModelReport
 from fastsparse.torch._tensors import as_array
 from fastsparse.torch._walk import Ticks, module_of, walk
 
-__all__ = ["calibrate_folder", "plan_folder", "prune_folder"]
+__all__ = ["calibrate_folder", "evaluate_folder", "plan_folder", "prune_folder"]
 
 
 def prune_folder(
@@ -164,6 +165,63 @@ def calibrate_folder(
         arrays = _Arrays(stages.arrays(label))
         save_statistics(path, arrays, entries, model=name, tokens=tokens, overwrite=overwrite)
         return entries
+
+
+def evaluate_folder(src: StrPath, texts: Sequence[Tensor]) -> float:
+    """The perplexity of the language model of a folder: the exponential of the mean loss of all tokens but the first.
+
+    One block of the model is in memory at a time, and what is outside of all blocks; the outputs of a block are in a
+    file meanwhile. It computes in float32, whatever the dtype of the weights.
+
+    Parameters
+    ----------
+    src : path-like
+        A model folder, dense or packed.
+    texts : sequence of Tensor
+        Ids, ``[1, length]`` each.
+
+    Raises
+    ------
+    FastSparseError
+        If it is no folder, transformers is missing or does not know the model, or a tensor is missing or of another
+        shape.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the blocks of the model cannot be run one by one, so that it is in memory as a whole.
+    """
+    source = Reader(src)
+    source.check_formats()
+    weights, _ = load_weights(source)
+    batches = [{"input_ids": ids, "labels": ids} for ids in texts]
+    with (
+        TemporaryDirectory(prefix="fastsparse-") as folder,
+        Stages(Path(folder), source, None) as stages,
+        run(weights.model),
+    ):
+        place = _Passing(weights, stages, weights.dtype, "evaluate")
+        try:
+            stacks = walk(weights.model, batches, {}, lambda layers, grams: None, place, dense=True)
+        except NotOneByOneError as error:
+            _warn(error)
+            place.unload()
+            place, stacks = _Passing(weights, stages, weights.dtype, "evaluate", whole=True), []
+        with place.rest():
+            losses = [forward_after(weights.model, stacks, batch, at).loss.double() for at, batch in enumerate(batches)]
+    return float(torch.stack(losses).mean().exp())
+
+
+class _Passing(OutOfCore):
+    """Keeps no stages: of a block there are its outputs, until the next one has run."""
+
+    _before: Path | None = None
+
+    def finish(self, stage: str, outputs: Tensors | None) -> None:
+        if isinstance(outputs, StoredTensors):
+            if self._before is not None:
+                self._before.unlink()
+            self._before = outputs.path
 
 
 def _collect(

@@ -1,4 +1,4 @@
-"""Folders of language models: made and loaded with transformers, measured on text. Nothing is fetched."""
+"""Folders of language models and text for them, with transformers. Nothing is fetched."""
 
 import os
 from collections.abc import Iterator
@@ -14,10 +14,9 @@ from torch import Tensor
 from fastsparse import checkpoint
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._reader import Reader
-from fastsparse.torch._load import load
 from fastsparse.torch._out_of_core import Weights, torch_dtype, without_weights
 
-__all__ = ["load_language_model", "load_weights", "perplexity", "read_tokens"]
+__all__ = ["load_weights", "perplexity", "read_tokens"]
 
 StrPath = str | os.PathLike[str]
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -79,57 +78,6 @@ def load_weights(source: Reader) -> tuple[Weights, torch.dtype]:
     model.tie_weights()
     floating = (found.dtype for found in source.tensors.values() if found.dtype in ("F32", "BF16", "F16"))
     return Weights(model.eval(), source, model.base_model_prefix), torch_dtype(next(floating, "F32"))
-
-
-def load_language_model(path: StrPath) -> Any:
-    """The causal language model of a folder, dense or packed; packed layers stay packed.
-
-    Parameters
-    ----------
-    path : path-like
-        A model folder with `config.json`.
-
-    Raises
-    ------
-    FastSparseError
-        If it is no folder, transformers is missing or does not know the model, or a tensor is missing or of another
-        shape.
-    """
-    folder = Path(path)
-    transformers = _transformers()
-    with _error_context(folder):
-        config = _config(folder)
-        if not any(row.reason is None for row in checkpoint.inspect(folder).tensors):
-            return _load_dense(folder)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=_dtype(config), trust_remote_code=False)
-        model.eval()
-    # A folder may hold the body alone, without the name under which a model with a head has it, and buffers of old.
-    has_prefix = any(name.startswith(f"{model.base_model_prefix}.") for name in checkpoint.open(folder))
-    report = load(model if has_prefix else model.base_model, folder, strict=False)
-    _refuse_missing(folder, [row.name for row in report.tensors if row.reason == "not in the file"])
-    return model
-
-
-def _load_dense(folder: Path) -> Any:
-    """The model of a dense folder, whose tensors are all there."""
-    model, info = _transformers().AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **_LOCAL
-    )
-    _refuse_missing(folder, sorted(info["missing_keys"]))
-    for found in info["mismatched_keys"]:
-        name = found if isinstance(found, str) else found[0]  # transformers 5 adds the shapes
-        raise FastSparseError(f"model: {folder}: tensor {name!r} is of another shape than the model's")
-    return model.eval()
-
-
-def _refuse_missing(folder: Path, names: list[str]) -> None:
-    if names:
-        raise FastSparseError(f"model: {folder}: no tensor for the model's {names[0]!r}")
-
-
-def _dtype(config: Any) -> torch.dtype:
-    named = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
-    return getattr(torch, named.removeprefix("torch.")) if isinstance(named, str) else named
 
 
 def read_tokens(data: StrPath, model: StrPath, samples: int, length: int, seed: int | None = None) -> list[Tensor]:
