@@ -30,7 +30,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fastsparse.torch as fst
-from fastsparse.torch._language import perplexity
 
 
 def ours(model: Any, pattern: str, batches: list[torch.Tensor], **options: Any) -> None:
@@ -100,6 +99,13 @@ def pieces(texts: Iterable[str], tokenizer: Any, count: int, length: int = 512) 
 
     source = tokens()
     return [torch.tensor([[next(source) for _ in range(length)]]) for _ in range(count)]
+
+
+@torch.inference_mode()
+def perplexity(model: Any, texts: list[torch.Tensor]) -> float:
+    """The exponential of the mean loss of all tokens but the first of each text."""
+    losses = [model(input_ids=ids, labels=ids).loss.double() for ids in texts]
+    return float(torch.stack(losses).mean().exp())
 
 
 def packed(model: Any, test: list[torch.Tensor], bits: int | None, pattern: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._reader import Reader
 from fastsparse.torch._out_of_core import Weights, torch_dtype, without_weights
 
-__all__ = ["load_weights", "perplexity", "read_tokens"]
+__all__ = ["load_weights", "read_tokens"]
 
 StrPath = str | os.PathLike[str]
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -160,10 +160,3 @@ def _check_vocabulary(data: StrPath, model: Path, rows: list[NDArray[Any]]) -> N
             raise FastSparseError(
                 f"data: {os.fspath(data)}: token {outside[0]} in row {at} is not in the model's vocabulary of {size}"
             )
-
-
-@torch.inference_mode()
-def perplexity(model: Any, texts: list[Tensor]) -> float:
-    """The exponential of the mean loss of all tokens but the first of each text."""
-    losses = [model(input_ids=ids, labels=ids).loss.double() for ids in texts]
-    return float(torch.stack(losses).mean().exp())
