@@ -101,10 +101,10 @@ def pieces(texts: Iterable[str], tokenizer: Any, count: int, length: int = 512) 
     return [torch.tensor([[next(source) for _ in range(length)]]) for _ in range(count)]
 
 
-@torch.inference_mode()
 def perplexity(model: Any, texts: list[torch.Tensor]) -> float:
     """The exponential of the mean loss of all tokens but the first of each text."""
-    losses = [model(input_ids=ids, labels=ids).loss.double() for ids in texts]
+    with torch.inference_mode():
+        losses = [model(input_ids=ids, labels=ids).loss.double() for ids in texts]
     return float(torch.stack(losses).mean().exp())
 
 

@@ -74,7 +74,7 @@ started = time.perf_counter()
 print(f"perplexity, dense: {perplexity(model):.2f}")
 timed("measuring", started)
 
-# %% Prune: each layer so that its outputs on the calibration tokens change least, without a few loud tokens deciding all
+# %% Prune: each layer so that its outputs on the calibration tokens change least; loud tokens are bounded
 started = time.perf_counter()
 pruned = fst.prune_model(model, options.pattern, calibration, clip=2)
 print(f"{len(pruned.pruned)} layers pruned, {pruned.sparsity:.1%} of their weights are zero")
