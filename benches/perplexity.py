@@ -87,7 +87,7 @@ def articles(material: Path, text: Path | None) -> list[str]:
         whole = text.read_text(encoding="utf-8")
         return [whole[first : first + 2000] for first in range(0, len(whole), 2000)]
     stored = json.loads(next(material.rglob("summaries_en-us.json")).read_text(encoding="utf-8"))
-    return [f"{article}\n\n" for article in (stored.values() if isinstance(stored, dict) else stored)]
+    return [f"{article['extract']}\n\n" for article in stored.values()]
 
 
 def pieces(texts: Iterable[str], tokenizer: Any, count: int, length: int = 512) -> list[torch.Tensor]:
