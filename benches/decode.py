@@ -29,11 +29,12 @@ from typing import Any
 
 import torch
 import transformers
-from measure import Side, Times, cpu_name, interleave, ratio
+from measure import Side, Times, interleave, ratio
 from torch import nn
 
 import fastsparse as fs
 import fastsparse.torch as fst
+from fastsparse.cli._measure import cpu_name
 
 RANDOM = "random"
 SHORT, LONG = 8, 128

@@ -5,12 +5,10 @@ more. Every round calls each side once, the probes first; the ratio of two sides
 both took part in. Slow sides take part in the first few rounds only.
 """
 
-import platform
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import TypeAlias
 
@@ -32,22 +30,6 @@ Times: TypeAlias = dict[str, list[float]]
 
 def nothing() -> None:
     pass
-
-
-def cpu_fields() -> dict[str, str]:
-    """What the system says of the processor; nothing where it does not say it in this way."""
-    if not Path("/proc/cpuinfo").exists():
-        return {}
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
-
-
-def cpu_name() -> str:
-    """The processor by its name, family and model."""
-    fields = cpu_fields()
-    if "model name" not in fields:
-        return platform.processor() or platform.machine()
-    return f"{fields['model name']}, family {fields.get('cpu family')} model {fields.get('model')}"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import matplotlib
 import peers
 from cases import Target
-from measure import cpu_fields, cpu_name
 
 import fastsparse as fs
 from fastsparse import _core
+from fastsparse.cli._measure import cpu_fields, cpu_name
 
 Row: TypeAlias = dict[str, Any]
 BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what make bench writes -->"

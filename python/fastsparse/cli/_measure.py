@@ -4,9 +4,11 @@ Several layers take turns, as in a real model, so that no cache holds them. All 
 figure is the median of their times: what else happens on the machine happens to all of them.
 """
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,7 +23,7 @@ from fastsparse.packed import BitmaskArray
 from fastsparse.patterns import Unstructured
 from fastsparse.prepared import PreparedWeights
 
-__all__ = ["Bench", "measure"]
+__all__ = ["Bench", "cpu_fields", "cpu_name", "measure"]
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
@@ -88,13 +90,13 @@ class Bench:
         batches = dict.fromkeys(row.batch for row in self.rows)
         rows = [{**vars(row), "speed_up": row.speed_up} for row in self.rows]
         wins = [{"batch": batch, "sparsity": self.wins_from(batch)} for batch in batches]
-        about = {"shape": self.shape, "dtype": self.dtype, "layers": self.layers}
+        about = {"cpu": cpu_name(), "shape": self.shape, "dtype": self.dtype, "layers": self.layers}
         return {**about, "isa": _backend.active.get_isa(), "rows": rows, "wins_from": wins}
 
     def __str__(self) -> str:
         threads = _backend.active.get_num_threads()
         title = f"{self.shape[0]}×{self.shape[1]} {self.dtype}, {self.layers} layers in turn, ms a layer"
-        lines = [f"{title} ({_backend.active.get_isa()}, {threads} threads)", ""]
+        lines = [cpu_name(), f"{title} ({_backend.active.get_isa()}, {threads} threads)", ""]
         peers = list(self.rows[0].dense)
         lines.append(f"{'batch':>5} {'sparse':>7}" + "".join(f"{name:>15}" for name in [*peers, "packed", "prepared"]))
         for row in self.rows:
@@ -112,6 +114,22 @@ class Bench:
             verdict = "dense wins at the highest sparsity" if lowest is None else f"packed wins from {lowest:.0%} on"
             lines.append(f"batch {batch}: {verdict}")
         return "\n".join(lines)
+
+
+def cpu_fields() -> dict[str, str]:
+    """What the system says of the processor; nothing where it does not say it in this way."""
+    if not Path("/proc/cpuinfo").exists():
+        return {}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
+
+
+def cpu_name() -> str:
+    """The processor by its name, family and model."""
+    fields = cpu_fields()
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    return f"{fields['model name']}, family {fields.get('cpu family')} model {fields.get('model')}"
 
 
 def measure(
