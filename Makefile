@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test test-rust test-python test-one sanitize miri fuzz fuzz-build lint deny demo docs interop bench bench-one build lock clean
+.PHONY: test test-rust test-python test-one sanitize miri fuzz fuzz-build lint deny demo docs interop bench bench-one tune build lock clean
 
 test: lint test-rust test-python
 
@@ -90,6 +90,10 @@ fuzz-record: build .venv/.fuzz
 
 bench-one:
 	cargo bench --package fastsparse-core --locked --bench '$(K)*'
+
+# The constants of rust/fastsparse-core/src/linear/float/strategy.rs on this machine, about a minute: see CONTRIBUTING.md, "A CPU".
+tune:
+	cargo bench --package fastsparse-core --locked --bench tune
 
 # Against torch, compressed-tensors and coremltools, in an environment of its own: they take some gigabytes.
 # Transformers 5 lies beside, in a folder that one test puts in front: it shows that current loaders stop at packed folders.

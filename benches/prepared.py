@@ -1,4 +1,4 @@
-"""Prepared and int8 layers against dense ones and against the packed form as it is.
+"""Prepared, structured and int8 layers against dense ones and against the packed form as it is.
 
 `python benches/prepared.py [--shape ROWS COLS] [--only WORD] [--rounds N]` prints one JSON object a line: milliseconds
 of a layer, and how many times as fast as each side ours is, the median of the ratios within the rounds.
@@ -19,14 +19,23 @@ import numpy as np
 from cases import DTYPES
 from measure import Side, interleave, pause, ratio
 from numpy.typing import NDArray
-from peers import tensor, torch
+from peers import sparse, tensor, torch
 
 import fastsparse as fs
 
 DENSE_BYTES = 1 << 30
+# They have indices beside the values: a few are larger than any cache.
+BSR_LAYERS = 3
 # Best dense over ours.
 TARGETS = {("bf16", 90): 4.0, ("bf16", 95): 6.5, ("f32", 90): 4.0, ("f32", 95): 6.0}
 INT8_TARGETS = {"dense": 1.4, "packed bf16": 1.3}
+# Unstructured over ours, by rows of activations, and any block-sparse product over ours.
+STRUCTURE_TARGETS = {
+    "75%/16x16": {1: 1.3, 16: 2.0, 64: 2.0},
+    "75%/1x16": {1: 1.2, 16: 1.5, 64: 1.5},
+    "75%/4x1": {},
+    "12:16": {1: 1.1, 16: 1.1, 64: 1.1},
+}
 
 Array = NDArray[Any]
 Layer = Callable[[Any], object]
@@ -90,6 +99,49 @@ def floats(shape: tuple[int, int], rounds: int) -> Iterator[Case]:
             yield {**about, "target": TARGETS.get((name, percent))}, [*sides, *peers]
 
 
+def block_sparse(x: Array, s: fs.BitmaskArray, rounds: int) -> Iterator[Side]:
+    """The products of others with blocks, in the types that they know."""
+    if sparse is not None and s.dtype == np.float32:
+        columns = np.ascontiguousarray(x.T)
+        layers = [s.to_scipy("bsr") for _ in range(BSR_LAYERS)]
+        yield in_turn(lambda layer: (layer @ columns).T, layers, rounds, "scipy BSR")
+    if torch is not None:
+        columns = tensor(x).t().contiguous()
+        dense = tensor(s.to_dense())
+        layers = [dense.to_sparse_bsr(s.pattern.shape) for _ in range(BSR_LAYERS)]
+        yield in_turn(lambda layer: (layer @ columns).t(), layers, rounds, "torch BSR")
+
+
+def structures(shape: tuple[int, int], rounds: int) -> Iterator[Case]:
+    """Weights with a structure, as they are prepared for so many rows of activations, against unstructured ones."""
+    rng = np.random.default_rng(2)
+    for name in ("f32", "bf16"):
+        w = (rng.standard_normal(shape, np.float32) * np.float32(0.02)).astype(DTYPES[name])
+        layers = copies(w, w.nbytes)
+        dense = [tensor(layer) for layer in layers] if torch is not None else []
+        unstructured = copies(fs.compress(w, "75%"), w.nbytes)
+        for pattern, targets in STRUCTURE_TARGETS.items():
+            s = fs.compress(w, pattern)
+            packed = copies(s, w.nbytes)
+            for batch in (1, 4, 16, 64):
+                x = rng.standard_normal((batch, shape[1]), np.float32).astype(DTYPES[name])
+                prepared = [layer.prepare(batch=batch) for layer in packed]
+                exact = x.astype(np.float64) @ s.to_dense().astype(np.float64).T
+                assert np.allclose(fs.linear(x, prepared[0]).astype(np.float64), exact, rtol=0.02, atol=0.02)
+                sides = [
+                    in_turn(ours(x), prepared, rounds, "ours"),
+                    in_turn(ours(x), packed, rounds, "packed"),
+                    in_turn(ours(x), unstructured, rounds, "unstructured"),
+                    in_turn(ours(x), [u.prepare(batch=batch) for u in unstructured], rounds, "unstructured, prepared"),
+                ]
+                if torch is not None:
+                    sides.append(in_turn(torch_dense(tensor(x)), dense, rounds, "torch"))
+                if "/" in pattern:
+                    sides += block_sparse(x, s, rounds)
+                about = {"kernel": "structure", "dtype": name, "pattern": pattern, "batch": batch}
+                yield {**about, "form": prepared[0].form, "target": targets.get(batch)}, sides
+
+
 def integers(shape: tuple[int, int], rounds: int) -> Iterator[Case]:
     """int8 weights with a scale for each row, against dense int8 layers and packed bfloat16 ones."""
     rng = np.random.default_rng(1)
@@ -129,10 +181,10 @@ def integers(shape: tuple[int, int], rounds: int) -> Iterator[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", type=int, nargs=2, default=(4096, 11008))
-    parser.add_argument("--only", choices=["prepared", "int8"])
+    parser.add_argument("--only", choices=["prepared", "structure", "int8"])
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    for name, cases in (("int8", integers), ("prepared", floats)):
+    for name, cases in (("int8", integers), ("prepared", floats), ("structure", structures)):
         if options.only in (None, name):
             for about, sides in cases(tuple(options.shape), options.rounds):
                 times = interleave(sides)

@@ -5,6 +5,7 @@ mod common;
 use fastsparse_core::element::{BF16, F16, F32, Word};
 use fastsparse_core::error::Error;
 use fastsparse_core::isa::Isa;
+use fastsparse_core::linear::choice::{Method, linear_by};
 use fastsparse_core::linear::{Groups, Real, Weights, linear};
 use fastsparse_core::matrix::Matrix;
 use fastsparse_core::parallel::Exec;
@@ -118,6 +119,31 @@ fn hash(a: usize, b: usize) -> usize {
 fn many_rows() {
     for (batch, keep) in [(4, 5), (8, 15), (15, 10), (17, 25), (20, 60), (26, 62), (40, 20), (64, 32), (130, 30)] {
         all(Matrix { rows: 141, cols: 1103 }, batch, keep, batch % 2 == 0);
+    }
+}
+
+/// Every kernel with any batch and density, whichever are chosen for these.
+#[test]
+fn all_kernels() {
+    fn holds<E: Real, X: Real>(batch: usize, keep: u64) {
+        let shape = Matrix { rows: 37, cols: 1103 };
+        let mut random = Random(keep);
+        let packed = Packed::random::<E>(shape, keep, &mut random);
+        let x = random.numbers::<X>(batch * shape.cols);
+        for isa in Isa::available() {
+            for method in [Method::Scalar, Method::Direct, Method::Tiled, Method::Broadcast, Method::Amx] {
+                let mut out = vec![X::from_f32(f32::NAN); batch * shape.rows];
+                let exec = Exec::single(isa);
+                assert_eq!(linear_by::<E, X>(|_| method, packed.weights(), &x, None, exec, &mut out), Ok(()));
+                packed.check::<E, X>(&x, None, shape.cols / 8 + 6, &out, &format!("{isa:?} {method:?} batch {batch}"));
+            }
+        }
+    }
+    for (batch, keep) in [(1, 3), (3, 50), (8, 32), (21, 8), (66, 60)] {
+        holds::<F32, F32>(batch, keep);
+        holds::<BF16, F32>(batch, keep);
+        holds::<BF16, BF16>(batch, keep);
+        holds::<F16, F16>(batch, keep);
     }
 }
 

@@ -26,6 +26,12 @@ mod rows;
 mod weights;
 
 pub use float::linear;
+/// The choice of a kernel, for tests and measurements. No part of the interface.
+#[doc(hidden)]
+pub mod choice {
+    pub use super::float::linear_by;
+    pub use super::float::strategy::{AMX_FROM, Level, Method, Product, Table, table};
+}
 pub use int8::{Scaled, linear_int8, linear_of_int8};
 pub use real::Real;
 pub use weights::{Groups, Weights};

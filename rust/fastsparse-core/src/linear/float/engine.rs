@@ -362,11 +362,13 @@ impl<V: Engine> Work<'_, V> {
         }
     }
 
-    /// Whether so few weights are kept.
+    /// Whether hardly any vector has more than half of its columns kept.
     #[inline(always)]
     fn keeps_at_most_half(&self) -> bool {
-        let Weights { shape, values, .. } = self.task.weights;
-        values.len().saturating_mul(1000) <= shape.len().saturating_mul(V::AT_MOST_HALF_UP_TO)
+        let Weights { shape, values, groups, .. } = self.task.weights;
+        let few = |Groups { keep, of }| of.is_multiple_of(V::LANES) && 2 * keep <= V::LANES;
+        groups.is_some_and(few)
+            || values.len().saturating_mul(1000) <= shape.len().saturating_mul(V::AT_MOST_HALF_UP_TO)
     }
 }
 

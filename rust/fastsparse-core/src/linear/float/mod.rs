@@ -44,13 +44,28 @@ pub fn linear<E: Real, X: Real>(
     exec: Exec,
     out: &mut [X::Bits],
 ) -> Result<()> {
+    linear_by::<E, X>(|product| strategy::method(Level::of(exec.isa), product), weights, x, bias, exec, out)
+}
+
+/// [`linear`] with a kernel that `method` chooses, for tests and measurements. What the ISA does
+/// not have is computed by one that it has.
+pub fn linear_by<E: Real, X: Real>(
+    method: impl Fn(Product) -> Method,
+    weights: Weights<'_, E::Bits>,
+    x: &[X::Bits],
+    bias: Option<&[f32]>,
+    exec: Exec,
+    out: &mut [X::Bits],
+) -> Result<()> {
     let Weights { shape, values, mask, offsets, .. } = weights;
     assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1);
     assert!(weights.groups.is_none_or(|groups| groups.of > 0 && groups.keep <= groups.of));
     let mut agreed = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
     let exec = |batch| exec.for_work(work(weights, batch), WORK_PER_THREAD);
     each_panel((weights, shape), x, bias, exec, out, |call: Call<'_, _, X>| {
-        agreed &= call.run::<E>()?;
+        let product =
+            Product { weights: E::DTYPE, x: X::DTYPE, batch: call.batch, kept: values.len(), all: shape.len() };
+        agreed &= call.run::<E>(method(product))?;
         Ok(())
     })?;
     if agreed {
@@ -61,12 +76,14 @@ pub fn linear<E: Real, X: Real>(
 }
 
 impl<W: Word, X: Real> Call<'_, Weights<'_, W>, X> {
-    /// Computes it with the best kernel. Returns whether mask and offsets agree.
-    fn run<E: Real<Bits = W>>(&self) -> Result<bool> {
+    /// Computes it. Returns whether mask and offsets agree.
+    fn run<E: Real<Bits = W>>(&self, method: Method) -> Result<bool> {
         #[cfg(target_arch = "x86_64")]
-        if let Some(agreed) = self.on_x86::<E>()? {
+        if let Some(agreed) = self.on_x86::<E>(method)? {
             return Ok(agreed);
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = method;
         let all: Vec<usize> = (0..self.batch).collect();
         self.scalar::<E>(&all)
     }
@@ -85,7 +102,7 @@ impl<W: Word, X: Real> Call<'_, Weights<'_, W>, X> {
     /// With vectors, where the ISA has them. They multiply dropped weights as zeros: rows of x that
     /// are not finite are zeros to them and computed once more.
     #[cfg(target_arch = "x86_64")]
-    fn on_x86<E: Real<Bits = W>>(&self) -> Result<Option<bool>> {
+    fn on_x86<E: Real<Bits = W>>(&self, method: Method) -> Result<Option<bool>> {
         use crate::element::DType;
         use crate::isa::Isa;
 
@@ -93,10 +110,6 @@ impl<W: Word, X: Real> Call<'_, Weights<'_, W>, X> {
         let finite = try_map(threads, self.batch, |b| {
             Ok(engine::finite(self.exec.isa, self.row(b), X::magnitude, X::MAX_MAGNITUDE))
         })?;
-        let Weights { shape, values, .. } = self.weights;
-        let product =
-            Product { weights: E::DTYPE, x: X::DTYPE, batch: self.batch, kept: values.len(), all: shape.len() };
-        let method = strategy::method(Level::of(self.exec.isa), product);
         let direct = method == Method::Direct;
         // Conditions of constants, so that no engine is compiled for types that it does not take.
         let agreed = match self.exec.isa {

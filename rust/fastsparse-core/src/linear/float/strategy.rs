@@ -1,7 +1,8 @@
 //! Which kernel computes a product: measured constants, a table for each instruction set.
 //!
 //! Pure functions of sizes and types, so that a table of cases tests them on any machine. Whoever
-//! measures another CPU changes what stands here and nothing else.
+//! measures another CPU changes what stands here and nothing else; `make tune` measures the tables
+//! and prints them as they stand here.
 
 use crate::element::DType;
 use crate::isa::Isa;
@@ -9,7 +10,7 @@ use crate::matrix::Matrix;
 
 /// What an instruction set offers to float kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::linear) enum Level {
+pub enum Level {
     /// One number at a time.
     Scalar,
     /// Eight float32.
@@ -37,7 +38,7 @@ impl Level {
 
 /// A kernel for packed float weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::linear) enum Method {
+pub enum Method {
     /// One weight at a time.
     Scalar,
     /// Weights are multiplied while they are expanded.
@@ -52,7 +53,7 @@ pub(in crate::linear) enum Method {
 
 /// A product.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::linear) struct Product {
+pub struct Product {
     /// Type of the weights.
     pub weights: DType,
     /// Type of the activations.
@@ -73,14 +74,26 @@ impl Product {
 }
 
 /// When to take which kernel.
-struct Table {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table<'a> {
     /// Rows of activations up to which multiplying weights while they are expanded is faster than a
     /// tile.
-    direct: usize,
+    pub direct: usize,
     /// Kept weights in a thousand up to which multiplying these alone is faster than both, by the
     /// least number of rows of activations, the largest first. With fewer rows than the last it
     /// never is.
-    broadcast: &'static [(usize, usize)],
+    pub broadcast: &'a [(usize, usize)],
+}
+
+impl Table<'_> {
+    /// The fastest kernel for a product.
+    pub fn method(&self, product: Product) -> Method {
+        match self.broadcast.iter().find(|(least, _)| product.batch >= *least) {
+            Some((_, up_to)) if product.keeps_up_to(*up_to) => Method::Broadcast,
+            _ if product.batch <= self.direct => Method::Direct,
+            _ => Method::Tiled,
+        }
+    }
 }
 
 /// Rows of activations of a pass of the direct kernel at most, with 16 registers.
@@ -94,7 +107,7 @@ pub(super) const AVX512_PASS: usize = 8;
 /// 16, 32, 64 rows and about any density. Broadcast, at 700, 500 and 250: 0.082 / 0.066 / 0.040,
 /// 0.054 / 0.040 / 0.025, 0.037 / 0.026 / 0.018, 0.029 / 0.021 / 0.015; at 5 rows and 250 it is
 /// 0.065 against 0.078.
-const AVX2: Table = Table { direct: AVX2_PASS, broadcast: &[(64, 750), (32, 700), (16, 600), (8, 480), (5, 300)] };
+const AVX2: Table = Table { direct: 4, broadcast: &[(64, 750), (32, 700), (16, 600), (8, 480), (5, 300)] };
 
 /// float32 weights. Measured on Zen 4, one thread, 1024 × 4096, milliseconds direct / tile /
 /// broadcast: at 50 %, 5 rows 0.58 / 1.16 / 2.17, 16 rows 2.0 / 2.26 / 2.13, 32 rows 4.0 / 3.9 /
@@ -168,30 +181,31 @@ pub(in crate::linear) fn blocks_pay(level: Level, block: Matrix, kept: usize, al
 
 /// Rows of activations from which on AMX is faster: up to four the sums of the vector kernel stay
 /// in registers.
-pub(in crate::linear) const AMX_FROM: usize = 5;
+pub const AMX_FROM: usize = 5;
 
 /// Whether both sides are bfloat16, which some instruction sets multiply in pairs.
 pub(in crate::linear) const fn is_bf16(weights: DType, x: DType) -> bool {
     matches!((weights, x), (DType::BF16, DType::BF16))
 }
 
+/// The table for products of these types, and its name; `None` where there is one kernel only.
+pub fn table(level: Level, weights: DType, x: DType) -> Option<(&'static str, Table<'static>)> {
+    match level {
+        Level::Scalar => None,
+        Level::Avx2 => Some(("AVX2", AVX2)),
+        Level::Amx | Level::Avx512Bf16 if is_bf16(weights, x) => Some(("AVX512_PAIRS", AVX512_PAIRS)),
+        Level::Amx | Level::Avx512Bf16 | Level::Avx512 if weights == DType::F32 => Some(("AVX512", AVX512)),
+        Level::Amx | Level::Avx512Bf16 | Level::Avx512 => Some(("AVX512_HALVES", AVX512_HALVES)),
+    }
+}
+
 /// The fastest kernel for a product.
 pub(in crate::linear) fn method(level: Level, product: Product) -> Method {
     let Product { weights, x, batch, .. } = product;
-    let pairs = is_bf16(weights, x);
-    let table = match level {
-        Level::Scalar => return Method::Scalar,
-        Level::Amx if pairs && batch >= AMX_FROM => return Method::Amx,
-        Level::Avx2 => AVX2,
-        Level::Amx | Level::Avx512Bf16 if pairs => AVX512_PAIRS,
-        Level::Amx | Level::Avx512Bf16 | Level::Avx512 if weights == DType::F32 => AVX512,
-        Level::Amx | Level::Avx512Bf16 | Level::Avx512 => AVX512_HALVES,
-    };
-    match table.broadcast.iter().find(|(least, _)| batch >= *least) {
-        Some((_, up_to)) if product.keeps_up_to(*up_to) => Method::Broadcast,
-        _ if batch <= table.direct => Method::Direct,
-        _ => Method::Tiled,
+    if level == Level::Amx && is_bf16(weights, x) && batch >= AMX_FROM {
+        return Method::Amx;
     }
+    table(level, weights, x).map_or(Method::Scalar, |(_, table)| table.method(product))
 }
 
 #[cfg(test)]
