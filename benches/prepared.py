@@ -99,7 +99,7 @@ def floats(shape: tuple[int, int], rounds: int) -> Iterator[Case]:
             yield {**about, "target": TARGETS.get((name, percent))}, [*sides, *peers]
 
 
-def block_sparse(x: Array, s: fs.BitmaskArray, rounds: int) -> Iterator[Side]:
+def block_sparse(x: Array, s: fs.BitmaskArray, block: Any, rounds: int) -> Iterator[Side]:
     """The products of others with blocks, in the types that they know."""
     if sparse is not None and s.dtype == np.float32:
         columns = np.ascontiguousarray(x.T)
@@ -108,7 +108,7 @@ def block_sparse(x: Array, s: fs.BitmaskArray, rounds: int) -> Iterator[Side]:
     if torch is not None:
         columns = tensor(x).t().contiguous()
         dense = tensor(s.to_dense())
-        layers = [dense.to_sparse_bsr(s.pattern.shape) for _ in range(BSR_LAYERS)]
+        layers = [dense.to_sparse_bsr(block) for _ in range(BSR_LAYERS)]
         yield in_turn(lambda layer: (layer @ columns).t(), layers, rounds, "torch BSR")
 
 
@@ -136,8 +136,8 @@ def structures(shape: tuple[int, int], rounds: int) -> Iterator[Case]:
                 ]
                 if torch is not None:
                     sides.append(in_turn(torch_dense(tensor(x)), dense, rounds, "torch"))
-                if "/" in pattern:
-                    sides += block_sparse(x, s, rounds)
+                if isinstance(s.pattern, fs.Block):
+                    sides += block_sparse(x, s, s.pattern.shape, rounds)
                 about = {"kernel": "structure", "dtype": name, "pattern": pattern, "batch": batch}
                 yield {**about, "form": prepared[0].form, "target": targets.get(batch)}, sides
 

@@ -102,12 +102,14 @@ pub(super) const AVX2_PASS: usize = 4;
 /// The same with 32 registers.
 pub(super) const AVX512_PASS: usize = 8;
 
-/// Measured on Zen 3, nanoseconds a weight and row of float32. Direct at 50 %: 0.049 and 0.041 at
-/// three and four rows, with a tile 0.087 and 0.075. With a tile: 0.067, 0.047, 0.037, 0.032 at 8,
-/// 16, 32, 64 rows and about any density. Broadcast, at 700, 500 and 250: 0.082 / 0.066 / 0.040,
-/// 0.054 / 0.040 / 0.025, 0.037 / 0.026 / 0.018, 0.029 / 0.021 / 0.015; at 5 rows and 250 it is
-/// 0.065 against 0.078.
-const AVX2: Table = Table { direct: 4, broadcast: &[(64, 750), (32, 700), (16, 600), (8, 480), (5, 300)] };
+/// Measured on Zen 3, nanoseconds a weight and row of float32. With a tile: 0.047, 0.037, 0.032 at
+/// 16, 32, 64 rows and about any density; broadcast, at 700, 500 and 250: 0.054 / 0.040 / 0.025,
+/// 0.037 / 0.026 / 0.018, 0.029 / 0.021 / 0.015. One thread, 1024 × 11008 from memory, milliseconds
+/// direct / tile / broadcast: at 5 rows 3.6 / 5.7 / 6.0 (float32, 500), 3.9 / 6.6 / 8.0 (bfloat16,
+/// 900), 3.2 / 4.4 / 4.9 (bfloat16, 150); at 8 rows 5.3 / 6.2 / 7.0 (float16, 500), 6.2 / 7.1 / 5.8
+/// (float32, 250), 4.0 / 4.9 / 4.5 (bfloat16, 250); at 12 rows 10.8 / 9.7 / 7.2 (float32, 250), 7.9
+/// / 8.3 / 8.6 (float16, 350).
+const AVX2: Table = Table { direct: 8, broadcast: &[(64, 750), (32, 700), (16, 600), (12, 400), (8, 250)] };
 
 /// float32 weights. Measured on Zen 4, one thread, 1024 × 4096, milliseconds direct / tile /
 /// broadcast: at 50 %, 5 rows 0.58 / 1.16 / 2.17, 16 rows 2.0 / 2.26 / 2.13, 32 rows 4.0 / 3.9 /
@@ -236,10 +238,10 @@ mod tests {
         for (level, types, kept, expected) in [
             (Scalar, F32, 500, "sssssssssssss"),
             (Scalar, BF16, 0, "sssssssssssss"),
-            (Avx2, F32, 800, "ddttttttttttt"),
-            (Avx2, F32, 500, "ddttttbbbbbbb"),
-            (Avx2, BF16, 400, "ddtbbbbbbbbbb"),
-            (Avx2, F16, 100, "ddbbbbbbbbbbb"),
+            (Avx2, F32, 800, "ddddttttttttt"),
+            (Avx2, F32, 500, "ddddttbbbbbbb"),
+            (Avx2, BF16, 400, "ddddtbbbbbbbb"),
+            (Avx2, F16, 100, "dddbbbbbbbbbb"),
             (Avx512, F32, 1000, "dddddddddtttt"),
             (Avx512, F32, 500, "ddddddddbbbbb"),
             (Avx512, F32, 100, "ddddbbbbbbbbb"),
