@@ -103,6 +103,8 @@ class Bench:
             times = [*row.dense.values(), row.packed]
             cells = [*(f"{ms:15.2f}" for ms in times), f"{row.prepared:15.2f}" if row.prepared else f"{'=':>15}"]
             lines.append(f"{row.batch:5} {row.sparsity:7.0%}" + "".join(cells))
+        if any(row.prepared is None for row in self.rows):
+            lines.append("=: the packed form is what is prepared too")
         lines += ["", "times as fast as the best dense layer"]
         longest = max(row.speed_up for row in self.rows)
         for row in self.rows:
