@@ -41,6 +41,10 @@ impl<E: Real> Engine for Floats<E> {
     const BATCH: usize = 3;
     const SUMS: usize = 8;
     const PASS: usize = AVX2_PASS;
+    /// Measured on Zen 3, 4096 × 11008 of float32 in blocks of 4 × 1 and of 16 × 16, 75 % pruned, one
+    /// thread, milliseconds at one, two and four rows: 5.2, 14.4, 31.8 and 7.5, 12.5, 24.2; without
+    /// compressing three rows take 10.5 and 6.5, four 13.5 and 7.2.
+    const COMPRESSED_UP_TO: usize = 1;
 
     #[inline(always)]
     fn floats(self) -> Avx2 {

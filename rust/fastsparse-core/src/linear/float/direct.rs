@@ -8,7 +8,7 @@
 //! Four rows share each load of x, or two where registers hold no more sums. Two kinds of chunks go
 //! another way:
 //! - The masks of the rows are the same, as in blocks of four and more rows: x is compressed once,
-//!   and the values are multiplied as they lie.
+//!   and the values are multiplied as they lie; with AVX2 for one row of activations only.
 //! - So many vectors have no weight at all (wide blocks, runs of zeros) that each row had better go
 //!   through its own.
 //!
@@ -385,7 +385,11 @@ impl<V: Engine> Work<'_, V> {
             }
             let x: [*const V::Lane; B] = std::array::from_fn(|b| x[(from_b + b) * width..][..width].as_ptr().cast());
             let mut work = Chunk { mask, stride, from, ahead, x, vectors: width * vectors::<V>() / (CHUNK_COLS / 64) };
-            let kept = if V::ORDERED { self.scratch.kept[..B].as_mut_ptr() } else { std::ptr::null_mut() };
+            let kept = if const { B <= V::COMPRESSED_UP_TO } {
+                self.scratch.kept[..B].as_mut_ptr()
+            } else {
+                std::ptr::null_mut()
+            };
             let (mut used, mut holding, mut same) = ([0; R], 0, true);
             // SAFETY: 512 values are there, in the buffers or since rows with full chunks have
             // them; the vectors of the chunk and the masks; `kept` has `B` rows.
@@ -396,7 +400,7 @@ impl<V: Engine> Work<'_, V> {
                     // Mostly the first word tells.
                     same = same && work.mask(r)[..8] == work.mask(0)[..8] && work.mask(r) == work.mask(0);
                 }
-                if V::ORDERED && same {
+                if const { B <= V::COMPRESSED_UP_TO } && same {
                     sums = work.shared(engine, kept, sums);
                 } else if mode.kept.is_some() || 100 * holding > R * work.vectors * const { each_up_to(V::LANES, B) } {
                     if mode.at_most_half && mode.kept.is_none() {

@@ -60,8 +60,9 @@ pub(super) trait Engine: Copy + Send + Sync {
     /// that.
     const PAIRS: bool = false;
 
-    /// Whether columns stay in order, so that activations can be compressed.
-    const ORDERED: bool = true;
+    /// Rows of activations up to which these are compressed where rows of weights share their mask.
+    /// For that columns have to stay in order.
+    const COMPRESSED_UP_TO: usize = Self::PASS;
 
     /// Where column `i` of a block is put.
     #[inline(always)]
