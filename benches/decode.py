@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 import transformers
+from material import pretrained
 from measure import Side, Times, interleave, ratio
 from torch import nn
 
@@ -97,10 +98,7 @@ def load(name: str, layers: int) -> Any:
     """The model by its name on the command line, in bfloat16."""
     if name == RANDOM:
         return llama(layers)
-    file = next(Path(name).rglob("*.gguf"), None)
-    options = {} if file is None else {"gguf_file": file.name}
-    folder = name if file is None else file.parent
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options).eval()
+    return pretrained(transformers.AutoModelForCausalLM, Path(name), dtype=torch.bfloat16).eval()
 
 
 def packed(dense: nn.Module, packing: Packing) -> tuple[nn.Module, float]:

@@ -10,7 +10,6 @@ to the dense model's, and the share of texts whose nearest neighbour among the o
 
 import argparse
 import copy
-import json
 import time
 import warnings
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from material import leads
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
@@ -32,11 +32,6 @@ METHODS: dict[str, Any] = {
     "alps": {"method": "alps"},
 }
 BATCH = 16
-
-
-def texts(material: Path, count: int) -> list[str]:
-    stored = json.loads(next(material.rglob("summaries_en-us.json")).read_text(encoding="utf-8"))
-    return [article["extract"] for article in stored.values()][:count]
 
 
 def embed(model: Any, batches: list[Any]) -> torch.Tensor:
@@ -61,11 +56,11 @@ def main() -> None:
     parser.add_argument("--clip", type=float)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    folder = next(options.material.rglob("modules.json"), next(options.material.rglob("tokenizer.json"))).parent
+    folder = next(options.material.rglob("modules.json")).parent
     dense, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokens = partial(tokenizer, padding=True, truncation=True, return_tensors="pt", max_length=96)
-    leads = texts(options.material, 656)
-    batches = [dict(tokens(leads[first : first + BATCH])) for first in range(0, 656, BATCH)]
+    texts = leads(options.material)[:656]
+    batches = [dict(tokens(texts[first : first + BATCH])) for first in range(0, 656, BATCH)]
     calibration, test = batches[: 256 // BATCH], batches[256 // BATCH :]
     expected = embed(dense, test)
     print("| pattern | method | cosine | same neighbour | seconds |\n|---|---|---|---|---|")

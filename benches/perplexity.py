@@ -27,6 +27,7 @@ from typing import Any
 
 import pruning_peers
 import torch
+from material import leads, pretrained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fastsparse.torch as fst
@@ -76,18 +77,15 @@ METHODS: dict[str, Callable[..., None]] = {
 
 def load(material: Path) -> tuple[Any, Any]:
     """The model, float32, and its tokenizer."""
-    file = next(material.rglob("*.gguf"))
-    options = {"gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options).eval()
-    return model, AutoTokenizer.from_pretrained(file.parent, **options)
+    model = pretrained(AutoModelForCausalLM, material, dtype=torch.float32).eval()
+    return model, pretrained(AutoTokenizer, material)
 
 
 def articles(material: Path, text: Path | None) -> list[str]:
     if text is not None:
         whole = text.read_text(encoding="utf-8")
         return [whole[first : first + 2000] for first in range(0, len(whole), 2000)]
-    stored = json.loads(next(material.rglob("summaries_en-us.json")).read_text(encoding="utf-8"))
-    return [f"{article['extract']}\n\n" for article in stored.values()]
+    return [f"{lead}\n\n" for lead in leads(material)]
 
 
 def pieces(texts: Iterable[str], tokenizer: Any, count: int, length: int = 512) -> list[torch.Tensor]:
