@@ -61,6 +61,13 @@ def integer(name: str, value: Any, least: int, most: int = sys.maxsize) -> int:
     return number
 
 
+def positive(name: str, value: Any) -> float:
+    """`value`, a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise FastSparseError(f"{name}: expected a number above 0, got {value!r}")
+    return value
+
+
 def _axis(value: Any) -> int:
     return integer("axis", value, -64, 63)  # NumPy's arrays have at most 64 dimensions
 

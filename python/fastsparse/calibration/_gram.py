@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastsparse._errors import FastSparseError
 from fastsparse.calibration import _products
-from fastsparse.patterns import integer
+from fastsparse.patterns import integer, positive
 
 _TOKENS = 16384
 """Tokens that are multiplied at a time: what is not float32 is converted piece by piece."""
@@ -60,9 +60,7 @@ class Gram:
 
     def __init__(self, cols: int, *, diagonal: bool = False, clip: float | None = None) -> None:
         self._cols = integer("cols", cols, 1)
-        if clip is not None and not (isinstance(clip, int | float) and 0 < clip < np.inf):
-            raise FastSparseError(f"clip: expected a number above 0, got {clip!r}")
-        self._clip = clip
+        self._clip = None if clip is None else positive("clip", clip)
         self._diagonal = bool(diagonal)
         self._sums = np.zeros(cols) if diagonal else np.zeros((cols, cols), np.float32)
         self._tokens = 0
@@ -142,7 +140,7 @@ class Gram:
             raise FastSparseError(f"x: expected real numbers, got dtype {array.dtype.name}")
         tokens = array.reshape(-1, self._cols)
         self._check_range(array, tokens)
-        weights = None if self._clip is None else _weights(tokens, self._clip)
+        weights = _weights(tokens, self._clip) if self._clip is not None and len(tokens) else None
         for piece in _pieces(tokens, np.float64 if self._diagonal else np.float32, weights):
             if self._diagonal:
                 self._sums += np.einsum("tc,tc->c", piece, piece)
@@ -190,11 +188,12 @@ class Gram:
 
 def _weights(tokens: NDArray[Any], clip: float) -> NDArray[np.float64]:
     """The factor of each token, at most 1, that brings its norm down to `clip` times the median norm."""
-    norms = [np.sqrt(np.einsum("tc,tc->t", piece, piece)) for piece in _pieces(tokens, np.float64)]
-    norm = np.concatenate(norms) if norms else np.zeros(0)
-    bound = clip * np.median(norm) if len(norm) else 0.0
+    norm = np.concatenate([np.sqrt(np.einsum("tc,tc->t", piece, piece)) for piece in _pieces(tokens, np.float64)])
+    bound = clip * np.median(norm)
+    weights: NDArray[np.float64] = np.ones_like(norm)
     # Where half of the tokens are zero nothing is known of a typical one.
-    return np.divide(bound, norm, out=np.ones_like(norm), where=(norm > bound) & (bound > 0))
+    np.divide(bound, norm, out=weights, where=(norm > bound) & (bound > 0))
+    return weights
 
 
 def _pieces(

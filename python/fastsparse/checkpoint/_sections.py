@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastsparse._errors import FastSparseError
+from fastsparse.patterns import positive
 
 __all__ = [
     "ALLOCATIONS",
@@ -59,8 +60,8 @@ class Calibration:
             _integer("seed", self.seed, 0)
         if not isinstance(self.sequential, bool):
             raise FastSparseError(f"sequential: expected true or false, got {self.sequential!r}")
-        if self.clip is not None and _number("clip", self.clip, 0, math.inf) == 0:
-            raise FastSparseError("clip: expected a number above 0, got 0")
+        if self.clip is not None:
+            positive("clip", self.clip)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,6 @@ def _integer(name: str, value: Any, least: int) -> None:
         raise FastSparseError(f"{name}: expected an integer ≥ {least}, got {value!r}")
 
 
-def _number(name: str, value: Any, least: float, most: float) -> float:
+def _number(name: str, value: Any, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise FastSparseError(f"{name}: expected a number from {least:g} to {most:g}, got {value!r}")
-    return value

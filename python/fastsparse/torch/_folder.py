@@ -25,6 +25,7 @@ from fastsparse.checkpoint._report import Report
 from fastsparse.checkpoint._selection import quantisation_method
 from fastsparse.checkpoint._stages import Stages, file_digest, folder_beside
 from fastsparse.checkpoint._writer import check_place, check_target
+from fastsparse.patterns import positive
 from fastsparse.torch._blocks import NotOneByOneError, Tensors, forward_after, run
 from fastsparse.torch._language import load_weights
 from fastsparse.torch._layers import Layer, layers_of
@@ -141,8 +142,9 @@ def calibrate_folder(
     dict
         What the metadata says of each layer.
     """
+    if clip is not None:
+        positive("clip", clip)
     empty = partial(Gram, diagonal=not grams, clip=clip)
-    empty(1)  # refuses what is no bound before anything is read
     source = Reader(src)
     source.check_formats()
     check_place(path, folder=False, overwrite=overwrite)
