@@ -78,28 +78,18 @@ else:
     class _Package(types.ModuleType):
         """The class of this module."""
 
-    class _Submodule(property):
+    def _submodule(name):
         """A submodule, in the module's own dictionary. Completion in a shell does not evaluate what is a property."""
 
-        def __init__(self, name):
-            super().__init__(doc=f"fastsparse.{name}")
-            self._name = name
+        def get(package):
+            if name not in vars(package):
+                raise AttributeError(name)  # `__getattr__` is asked next
+            return vars(package)[name]
 
-        def __get__(self, package, kind=None):
-            if package is None:
-                return self
-            if self._name not in vars(package):
-                raise AttributeError(self._name)  # `__getattr__` is asked next
-            return vars(package)[self._name]
-
-        def __set__(self, package, module):
-            vars(package)[self._name] = module
-
-        def __delete__(self, package):
-            del vars(package)[self._name]
+        return property(get, lambda package, module: vars(package).update({name: module}))
 
     for _name in _SUBMODULES:
-        setattr(_Package, _name, _Submodule(_name))
+        setattr(_Package, _name, _submodule(_name))
     sys.modules[__name__].__class__ = _Package
 
     def __getattr__(name):
