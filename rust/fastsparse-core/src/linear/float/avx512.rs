@@ -113,6 +113,11 @@ impl<E> Halves<E> {
     }
 }
 
+impl<E: Real> Halves<E> {
+    /// Whether columns stay in order.
+    const ORDERED: bool = matches!(E::DTYPE, DType::F16);
+}
+
 impl<E: Real> Engine for Halves<E> {
     type Weight = E::Bits;
     type Lane = f32;
@@ -123,11 +128,11 @@ impl<E: Real> Engine for Halves<E> {
     const SUMS: usize = 16;
     const PASS: usize = AVX512_PASS;
     const BATCH: usize = 4;
-    const COMPRESSED_UP_TO: usize = if matches!(E::DTYPE, DType::F16) { Self::PASS } else { 0 };
+    const COMPRESSED_UP_TO: usize = if Self::ORDERED { Self::PASS } else { 0 };
 
     #[inline(always)]
     fn place(i: usize) -> usize {
-        if !matches!(E::DTYPE, DType::F16) { i & !31 | (i & 1) << 4 | (i & 31) >> 1 } else { i }
+        if !Self::ORDERED { i & !31 | (i & 1) << 4 | (i & 31) >> 1 } else { i }
     }
 
     #[inline(always)]
