@@ -9,6 +9,8 @@ PYTEST_ARGS := --pyargs fastsparse tests README.md docs
 # What the extension is built from.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
+# cargo is not a make: it would look for the other jobs, and warn.
+unexport MAKEFLAGS
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -18,8 +20,8 @@ test: lint test-rust test-python
 
 # The core by itself: with the features that others ask of its dependencies it would be built anew to be run under qemu.
 test-rust:
-	cargo test --package fastsparse-core --locked --quiet
-	cargo test --workspace --exclude fastsparse-core --locked --quiet
+	cargo test --package fastsparse-core --locked --quiet $(CARGO_TEST)
+	cargo test --workspace --exclude fastsparse-core --locked --quiet $(CARGO_TEST)
 
 test-python: build
 	$(BIN)/pytest --quiet $(PYTEST_ARGS)
