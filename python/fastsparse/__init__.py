@@ -86,7 +86,11 @@ else:
                 raise AttributeError(name)  # `__getattr__` is asked next
             return vars(package)[name]
 
-        return property(get, lambda package, module: vars(package).update({name: module}))
+        def delete(package):
+            get(package)
+            del vars(package)[name]
+
+        return property(get, lambda package, module: vars(package).update({name: module}), delete)
 
     for _name in _SUBMODULES:
         setattr(_Package, _name, _submodule(_name))
