@@ -25,16 +25,16 @@ def grams():
     return gather()
 
 
-@pytest.mark.parametrize("matrices", [True, False])
-def test_what_is_stored_is_loaded(tmp_path, matrices):
+@pytest.mark.parametrize(("matrices", "clip"), [(True, None), (False, 2.5)])
+def test_what_is_stored_is_loaded(tmp_path, matrices, clip):
     grams = gather(diagonal=not matrices)
     path = tmp_path / "s.safetensors"
     transposed = {"a.q": False, "a.k": False, "b": True}
     arrays, layers = _statistics.describe(grams, transposed)
     assert [key for key in arrays if key.endswith(".gram")] == (["a.q.gram", "b.gram"] if matrices else [])
-    _statistics.save_statistics(path, arrays, layers, model="tiny", tokens=20)
+    _statistics.save_statistics(path, arrays, layers, model="tiny", tokens=20, clip=clip)
     found = calibration.load_statistics(path)
-    assert (found.model, found.tokens, list(found)) == ("tiny", 20, list(grams))
+    assert (found.model, found.tokens, found.clip, list(found)) == ("tiny", 20, clip, list(grams))
     for name, gram in grams.items():
         layer = found[name]
         assert (layer.tokens, layer.transposed) == (gram.tokens, transposed[name])
@@ -59,6 +59,7 @@ def document(**changes):
         ({}, json.dumps({"version": 1}), "is not valid"),
         ({}, json.dumps(document(version=2)), "version 2; this package reads 1"),
         ({}, json.dumps(document(layers={"a": {"tokens": 3}})), "is not valid"),
+        ({}, json.dumps(document(clip="two")), "is not valid"),
         ({}, json.dumps(document()), r"layer 'a': expected 'a\.norms'"),
         ({"a.norms": [1, np.nan]}, json.dumps(document()), "not all finite"),
         ({"a.norms": [1, 2]}, json.dumps(document()), r"layer 'a': expected 'a\.gram'"),

@@ -414,7 +414,10 @@ def test_statistics_are_released_block_by_block(tmp_path, monkeypatch):
     monkeypatch.setattr(
         calibration.Statistics, "release", lambda self, name: events.append(("release", name)) or release(self, name)
     )
-    fst.prune_model(model, "50%", calibration.load_statistics(tmp_path / "s.safetensors"), exclude=["lm_head"])
+    statistics = calibration.load_statistics(tmp_path / "s.safetensors")
+    with pytest.raises(fs.FastSparseError, match="clip: 2 with statistics that were collected without"):
+        fst.prune_model(model, "50%", statistics, clip=2)
+    fst.prune_model(model, "50%", statistics, exclude=["lm_head"])
     blocks = [[name for name in names if f"layers.{at}." in name] for at in range(3)]
     assert events == [(what, name) for block in blocks for what in ("read", "release") for name in block]
 

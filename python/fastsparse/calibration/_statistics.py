@@ -55,10 +55,14 @@ class Statistics(Mapping[str, LayerStatistics]):
         The name of the model's folder when they were collected.
     tokens : int
         Tokens of the calibration data.
+    clip : float or None
+        As in `Gram`: tokens longer than so many times the median count as if they had that length.
     """
 
-    def __init__(self, path: str, model: str, tokens: int, layers: dict[str, dict[str, Any]], file: Any) -> None:
-        self.path, self.model, self.tokens = path, model, tokens
+    def __init__(
+        self, path: str, model: str, tokens: int, clip: float | None, layers: dict[str, dict[str, Any]], file: Any
+    ) -> None:
+        self.path, self.model, self.tokens, self.clip = path, model, tokens, clip
         self._layers, self._file = layers, file
 
     def __getitem__(self, name: str) -> LayerStatistics:
@@ -102,8 +106,8 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     path : path-like
         A ``.safetensors`` file with ``<layer>.norms`` for each layer, and ``<layer>.gram`` for those that it holds Gram
         matrices of; layers that share an input share one. Its metadata has under ``fastsparse.statistics`` a JSON
-        object: `version` (1), `model`, `tokens`, and `layers` with `tokens`, `transposed` and the layer that has the
-        `gram` of each, or null.
+        object: `version` (1), `model`, `tokens`, `clip` or null, and `layers` with `tokens`, `transposed` and the layer
+        that has the `gram` of each, or null.
 
     Returns
     -------
@@ -129,8 +133,10 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
         if found["version"] != VERSION:
             raise FormatError(f"{name}: statistics of version {found['version']!r}; this package reads {VERSION}")
         layers = {layer: asdict(_Entry(**entry)) for layer, entry in found["layers"].items()}
-        statistics = Statistics(name, str(found["model"]), int(found["tokens"]), layers, file)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        clip = found.get("clip")  # files of earlier versions have none
+        clip = None if clip is None else float(clip)
+        statistics = Statistics(name, str(found["model"]), int(found["tokens"]), clip, layers, file)
+    except (KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
         raise FormatError(f"{name}: its metadata {METADATA_KEY!r} is not valid: {error!r}") from None
     for layer, entry in layers.items():
         _check(name, file, layer, entry["gram"])
@@ -193,6 +199,7 @@ def save_statistics(
     *,
     model: str,
     tokens: int,
+    clip: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes what `describe` gave, of all layers; `arrays` is asked for each twice and held one at a time.
@@ -204,6 +211,6 @@ def save_statistics(
     """
     if not layers:
         raise FastSparseError("statistics: there are no layers to write")
-    document = {"version": VERSION, "model": model, "tokens": tokens, "layers": layers}
+    document = {"version": VERSION, "model": model, "tokens": tokens, "clip": clip, "layers": layers}
     metadata = {METADATA_KEY: json.dumps(document, ensure_ascii=False)}
     checkpoint.save(arrays, path, metadata=metadata, overwrite=overwrite)

@@ -165,7 +165,7 @@ def calibrate_folder(
         tokens = sum(batch.numel() for batch in batches)
         name = os.path.basename(os.path.abspath(src))
         arrays = _Arrays(stages.arrays(label))
-        save_statistics(path, arrays, entries, model=name, tokens=tokens, overwrite=overwrite)
+        save_statistics(path, arrays, entries, model=name, tokens=tokens, clip=clip, overwrite=overwrite)
         return entries
 
 

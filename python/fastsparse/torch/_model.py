@@ -170,6 +170,10 @@ def _check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
         raise FastSparseError(f"scope: {recipe.scope!r} ranks by magnitude; an [allocation] spreads zeros over layers")
     if not batches:
         raise FastSparseError("batches: there are none; at least one is needed for the inputs of the layers")
+    clip = None if recipe.calibration is None else recipe.calibration.clip
+    if isinstance(batches, Statistics) and clip not in (None, batches.clip):
+        theirs = "without" if batches.clip is None else f"with {batches.clip:g}"
+        raise FastSparseError(f"clip: {clip:g} with statistics that were collected {theirs}; collect them with the same")
 
 
 def _warn_of_few_tokens(layers: Mapping[str, Layer], rows: Mapping[str, LayerReport]) -> None:
