@@ -211,9 +211,11 @@ class BitmaskArray(Operand):
     def _linear(
         self, x: ArrayLike, bias: ArrayLike | None, weight_scale: ArrayLike | None, out: NDArray[Any] | None
     ) -> NDArray[Any]:
-        check_matrix(self._shape)
+        if len(self._shape) < 2:
+            check_matrix(self._shape)
+        groups = row_groups(self._pattern, self._shape) if isinstance(self._pattern, NM) else None
         parts = (self._values, self._bitmask, self._row_offsets, self._shape)
-        return _backend.active.linear(*parts, x, bias, weight_scale, out, row_groups(self._pattern, self._shape))
+        return _backend.active.linear(*parts, x, bias, weight_scale, out, groups)
 
     def prepare(self, *, batch: int = 1) -> PreparedWeights:
         """The weights in the layout that computes fastest here, for weights that are multiplied many times.

@@ -7,6 +7,7 @@ schema: what `torch.library.custom_op` puts around a function would cost half as
 """
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, Optional
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = ["COMPUTES", "KEYS", "SCALE", "Packed", "SparseLinear"]
 Packed = fs.BitmaskArray | fs.QuantizedArray
 COMPUTES = (torch.float32, torch.float16, torch.bfloat16)
 _VIEWS = ("_packed", "_seen", "_dense", "_one_row", "_one_row_calls")
+_VERSION = attrgetter("_version")
 _PREPARED_AFTER = 8
 """Calls with one row until a layer lays its weight out for them: that takes about as long as ten such calls."""
 KEYS = ("shape", "compressed", "bitmask", "row_offsets")
@@ -276,13 +278,13 @@ class SparseLinear(nn.Module):
     def packed(self) -> Packed:
         """The weight, over the memory of the buffers; buffers that somebody has replaced or changed are checked."""
         buffers = self._buffers
-        values, bitmask, row_offsets, row_scale, states = self._seen
+        values, bitmask, row_offsets, row_scale, seen, states = self._seen
         if (
             buffers["values"] is not values
             or buffers["bitmask"] is not bitmask
             or buffers["row_offsets"] is not row_offsets
             or buffers["row_scale"] is not row_scale
-            or _states(values, bitmask, row_offsets, row_scale) != states
+            or _states(seen) != states
         ):
             self._check_buffers()
         return self._packed
@@ -342,17 +344,27 @@ class SparseLinear(nn.Module):
             return self._compute(x)
 
     def _compute(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled("cpu") and x.dtype not in (self.dtype, torch.float32):
-            x = x.to(self.dtype)  # autocast lets dense layers take any dtype
-        if _is_eager():
-            packed, known = self.packed, self._parameters
-            bias = known["bias"] if "bias" in known else self.bias  # noqa: SIM401 (attributes are slow)
-            if type(x) is Tensor and not (torch.is_grad_enabled() and _require_gradient(x, self.values, bias)):
-                b = None if bias is None else as_array(bias)
-                form = packed if x.numel() != self.in_features else self._form_of_one_row()
-                return as_tensor(form._linear(as_array(x, "x"), b, None, None))
-        else:
+        if not _is_eager():
             _refuse_onnx()
+            return self._call_operator(self._cast(x))
+        packed, known = self.packed, self._parameters
+        if type(x) is not Tensor or x.dtype is not self._dtype:
+            x = self._cast(x)
+        bias = known["bias"] if "bias" in known else self.bias  # noqa: SIM401 (attributes are slow)
+        if type(x) is not Tensor or (torch.is_grad_enabled() and _require_gradient(x, self.values, bias)):
+            return self._call_operator(x)
+        b = None if bias is None else as_array(bias)
+        form = packed if x.numel() != self.in_features else self._form_of_one_row()
+        return as_tensor(form._linear(as_array(x, "x"), b, None, None))
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """Autocast lets dense layers take any dtype."""
+        if torch.is_autocast_enabled("cpu") and x.dtype not in (self.dtype, torch.float32):
+            return x.to(self.dtype)
+        return x
+
+    def _call_operator(self, x: Tensor) -> Tensor:
+        """What the dispatcher of torch sees."""
         parts = x, self.values, self.bitmask, self.row_offsets, self.in_features, self.bias, self.row_scale
         return _Transformed.apply(*parts) if _is_transformed() else _linear(*parts)
 
@@ -378,7 +390,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("bitmask", as_tensor(packed.bitmask), persistent=False)
         self.register_buffer("row_offsets", as_tensor(packed.row_offsets), persistent=False)
         self.register_buffer("row_scale", scale, persistent=False)
-        self._dtype = as_tensor(np.empty(0, s.dtype)).dtype
+        self._dtype = as_tensor(np.empty(0, s.dtype)).dtype  # of int8 values it cannot be told
         self._rebuild_view()
 
     def _rebuild_view(self) -> None:
@@ -386,9 +398,13 @@ class SparseLinear(nn.Module):
         parts = (_frozen(self.values), _frozen(self.bitmask), _frozen(self.row_offsets))
         packed = new_array((self.out_features, self.in_features), *parts, self._pattern)
         scale = self.row_scale
-        self._packed = packed if scale is None else quantized(packed, _frozen(scale), _array_dtype(self._dtype))
+        if scale is None:
+            self._packed, self._dtype = packed, self.values.dtype
+        else:
+            self._packed = quantized(packed, _frozen(scale), _array_dtype(self._dtype))
         buffers = self.values, self.bitmask, self.row_offsets, scale
-        self._seen = (*buffers, _states(*buffers))
+        tensors = tuple(buffer for buffer in buffers if buffer is not None)
+        self._seen = (*buffers, tensors, _states(tensors))
         self._dense = None
         self._one_row, self._one_row_calls = self._packed, 0
 
@@ -539,7 +555,7 @@ class SparseLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._seen = (None,) * 5
+        self._seen = (None,) * 6
 
 
 def _refuse_onnx() -> None:
@@ -560,11 +576,11 @@ _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _is_eager() -> bool:
     """Whether nothing looks on: no compiler, tracer, transform or mode."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not _is_transformed()
-        and not torch.jit.is_tracing()
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_tracing()
     )
 
 
@@ -572,14 +588,13 @@ def _require_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _states(values: Tensor, bitmask: Tensor, row_offsets: Tensor, row_scale: Tensor | None) -> tuple[int, ...]:
+def _states(buffers: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """What changes with the memory of the buffers, and with their content where that is counted."""
-    last = values if row_scale is None else row_scale
-    pointers = values.data_ptr(), bitmask.data_ptr(), row_offsets.data_ptr(), last.data_ptr()
+    pointers = tuple(map(Tensor.data_ptr, buffers))
     try:
-        return (*pointers, values._version, bitmask._version, row_offsets._version, last._version)
+        return pointers, tuple(map(_VERSION, buffers))
     except RuntimeError:  # of a tensor that was made in inference mode
-        return pointers
+        return (pointers,)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
