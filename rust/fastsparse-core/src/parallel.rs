@@ -47,6 +47,8 @@ static CALLS: AtomicUsize = AtomicUsize::new(0);
 struct Process {
     id: u32,
     pool: Mutex<Option<Arc<rayon::ThreadPool>>>,
+    /// Threads that wait for more and do not sleep yet.
+    lingering: AtomicUsize,
 }
 
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
@@ -63,7 +65,7 @@ fn process() -> &'static Process {
         {
             return process;
         }
-        let fresh = Box::into_raw(Box::new(Process { id, pool: Mutex::new(None) }));
+        let fresh = Box::into_raw(Box::new(Process { id, pool: Mutex::new(None), lingering: AtomicUsize::new(0) }));
         if PROCESS.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: `fresh` was made above and nobody else has seen it.
             drop(unsafe { Box::from_raw(fresh) });
@@ -119,13 +121,24 @@ pub fn run(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
         for _ in 1..workers {
             scope.spawn(|_| {
                 work();
-                rayon::spawn(move || linger(|| CALLS.load(Ordering::Relaxed) != call));
+                rayon::spawn(move || {
+                    let lingering = &process().lingering;
+                    lingering.fetch_add(1, Ordering::Relaxed);
+                    linger(|| CALLS.load(Ordering::Relaxed) != call);
+                    lingering.fetch_sub(1, Ordering::Relaxed);
+                });
                 finished.fetch_add(1, Ordering::Relaxed);
             });
         }
         work();
         linger(|| finished.load(Ordering::Relaxed) == workers - 1);
     });
+}
+
+/// Whether other threads would begin at once: those of an OpenMP team, which spin between the calls
+/// of whoever else computes with them, or of the pool that have not gone to sleep yet.
+pub fn awake() -> bool {
+    openmp::team().is_some() || process().lingering.load(Ordering::Relaxed) > 0
 }
 
 /// Waits until it is `over`, but not long: others may run meanwhile.

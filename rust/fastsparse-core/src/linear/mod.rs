@@ -36,4 +36,4 @@ pub use int8::{Scaled, linear_int8, linear_of_int8};
 pub use real::Real;
 pub use weights::{Groups, Weights};
 
-use weights::{WORK_PER_THREAD, work};
+use weights::{threads_for, work};

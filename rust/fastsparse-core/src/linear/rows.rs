@@ -13,8 +13,11 @@ use crate::matrix::{Matrix, low};
 use crate::parallel::try_run_with;
 use crate::vector::prefetch;
 
-/// Elements of a task, about: some ten microseconds of work.
+/// Elements of a task at most, about: some ten microseconds of work.
 const ELEMENTS: usize = 1 << 16;
+
+/// Tasks of each of several threads at least: none waits long for the others.
+const TASKS: usize = 4;
 
 /// What a row costs at least, in elements.
 const ROW_COST: usize = 16;
@@ -29,8 +32,10 @@ const AHEAD: usize = 3072;
 const LINE: usize = 64;
 
 /// Rows of a task: a multiple of those of a tile.
-pub(super) fn rows(shape: Matrix, rows_per_tile: usize) -> usize {
-    (ELEMENTS / shape.cols.max(ROW_COST)).max(1).next_multiple_of(rows_per_tile)
+pub(super) fn rows(shape: Matrix, rows_per_tile: usize, threads: usize) -> usize {
+    let most = ELEMENTS / shape.cols.max(ROW_COST);
+    let rows = if threads > 1 { most.min(shape.rows / (TASKS * threads)) } else { most };
+    rows.max(1).next_multiple_of(rows_per_tile)
 }
 
 /// Calls `kernel(state, task, part)` for every task of `rows` rows, with a state for each thread
@@ -83,10 +88,10 @@ impl<'a, W: Word> Task<'a, W> {
     pub fn row(&self, row: usize) -> Row<'a, W> {
         let Weights { shape, values, mask, offsets, .. } = self.weights;
         if row >= self.rows.end {
-            return Row { bits: &[], values, at: 0, end: 0 };
+            return Row { bits: &[], bytes: 0, values, at: 0, end: 0 };
         }
-        let bits = &mask[row * shape.row_bytes()..(row + 1) * shape.row_bytes()];
-        Row { bits, values, at: offsets[row] as usize, end: offsets[row + 1] as usize }
+        let bytes = shape.row_bytes();
+        Row { bits: &mask[row * bytes..], bytes, values, at: offsets[row] as usize, end: offsets[row + 1] as usize }
     }
 
     /// How far after the values of `chunk` those are that are to be fetched while it is computed,
@@ -105,13 +110,27 @@ impl<'a, W: Word> Task<'a, W> {
     }
 }
 
+/// The mask of a chunk that keeps all, and one that keeps nothing.
+static LEADING: [u8; CHUNK_COLS / 4] = {
+    let mut bytes = [0; CHUNK_COLS / 4];
+    let mut i = 0;
+    while i < CHUNK_COLS / 8 {
+        bytes[i] = 0xff;
+        i += 1;
+    }
+    bytes
+};
+
 /// Mask of a chunk of columns of a row.
 pub(super) type ChunkMask = [u8; CHUNK_COLS / 8];
 
 /// A row and how far it has been read.
 #[derive(Clone, Copy)]
 pub(super) struct Row<'a, W> {
+    /// Its mask and those of the rows after it.
     bits: &'a [u8],
+    /// Bytes of its own.
+    bytes: usize,
     values: &'a [W],
     at: usize,
     end: usize,
@@ -160,7 +179,7 @@ impl<'a, W: Word> Row<'a, W> {
     /// Bytes of the mask.
     #[inline(always)]
     pub fn bytes(&self) -> usize {
-        self.bits.len()
+        self.bytes
     }
 
     /// The values from the next one on.
@@ -174,6 +193,19 @@ impl<'a, W: Word> Row<'a, W> {
     #[cold]
     #[inline(never)]
     pub fn partial<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask {
+        let rest = self.bits.get(CHUNK_COLS / 8 * chunk..).unwrap_or_default();
+        // Where bits of later rows follow these, whole words of both are read.
+        if let Some(mask) = rest.first_chunk::<{ CHUNK_COLS / 8 }>() {
+            let cols = cols.saturating_sub(CHUNK_COLS * chunk).min(CHUNK_COLS);
+            let keep = &LEADING[CHUNK_COLS / 8 - cols / 8..];
+            for ((to, from), keep) in buffer.iter_mut().zip(mask).zip(keep) {
+                *to = from & keep;
+            }
+            if !cols.is_multiple_of(8) {
+                buffer[cols / 8] = mask[cols / 8] & low(cols % 8) as u8;
+            }
+            return buffer;
+        }
         for (block, word) in buffer.as_chunks_mut().0.iter_mut().enumerate() {
             *word = self.word(CHUNK * chunk + block, cols).to_le_bytes();
         }
@@ -209,7 +241,7 @@ impl<'a, W: Word> Row<'a, W> {
     /// Where that mask is.
     #[inline(always)]
     pub fn later_bits(&self, chunk: usize, rows_per_tile: usize) -> *const u8 {
-        let (at, len) = (CHUNK_COLS / 8 * (chunk + 2), self.bits.len());
+        let (at, len) = (CHUNK_COLS / 8 * (chunk + 2), self.bytes);
         let at = if at < len { at } else { at - len.next_multiple_of(LINE) + rows_per_tile * len };
         self.bits.as_ptr().wrapping_add(at)
     }

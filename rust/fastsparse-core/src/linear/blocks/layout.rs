@@ -4,7 +4,7 @@
 use super::{Blocks, PANEL, bands, blocks_of_row, whole_panels};
 use crate::element::Word;
 use crate::error::{Error, Result};
-use crate::linear::{WORK_PER_THREAD, Weights};
+use crate::linear::{Weights, threads_for};
 use crate::matrix::Matrix;
 use crate::parallel::{Exec, SharedMut, run};
 use crate::unpack::check_parts;
@@ -41,7 +41,7 @@ pub fn lay<W: Word>(
     check_parts(weights.values.len(), shape, mask, offsets)?;
     // So that bands follow each other and none is beyond the end.
     assert!(starts.is_sorted() && starts[0] == 0 && starts[starts.len() - 1] as usize == index.len());
-    let exec = exec.for_work(shape.len(), WORK_PER_THREAD);
+    let exec = threads_for(exec, shape.len());
     let (values, index) = (SharedMut::new(values), SharedMut::new(index));
     let error = std::sync::OnceLock::new();
     run(exec.threads, bands(shape, block), |band| {

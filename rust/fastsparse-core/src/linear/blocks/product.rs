@@ -5,10 +5,10 @@ use crate::element::{DType, Word};
 use crate::error::{Error, Result};
 use crate::isa::{Isa, Kernel};
 use crate::linear::Real;
-use crate::linear::WORK_PER_THREAD;
 use crate::linear::activations::COPY_PER_THREAD;
 use crate::linear::call::{Call, each_panel};
 use crate::linear::float::{FloatVector, Plain, strategy};
+use crate::linear::threads_for;
 use crate::matrix::Matrix;
 use crate::memory::filled;
 use crate::parallel::{Exec, SharedMut, run, try_run_with};
@@ -36,7 +36,7 @@ pub fn linear_blocks<E: Real, X: Real>(
 ) -> Result<()> {
     let shape = weights.shape;
     weights.check_lengths();
-    let exec = |batch| exec.for_work(weights.values.len().saturating_mul(batch), WORK_PER_THREAD);
+    let exec = |batch| threads_for(exec, weights.values.len().saturating_mul(batch));
     each_panel((weights, shape), x, bias, exec, out, |call: Call<'_, _, X>| match call.exec.isa {
         Isa::Scalar => call.compute::<E, _>(Plain),
         #[cfg(target_arch = "x86_64")]

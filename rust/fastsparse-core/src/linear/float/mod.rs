@@ -25,7 +25,7 @@ use super::activations::{self, Activations};
 use super::amx;
 use super::call::{Call, each_panel};
 use super::rows::{self, Task};
-use super::{Real, WORK_PER_THREAD, Weights, work};
+use super::{Real, Weights, threads_for, work};
 use crate::element::Word;
 use crate::error::{Error, Result};
 use crate::parallel::Exec;
@@ -61,7 +61,7 @@ pub fn linear_by<E: Real, X: Real>(
     assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1);
     assert!(weights.groups.is_none_or(|groups| groups.of > 0 && groups.keep <= groups.of));
     let mut agreed = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
-    let exec = |batch| exec.for_work(work(weights, batch), WORK_PER_THREAD);
+    let exec = |batch| threads_for(exec, work(weights, batch));
     each_panel((weights, shape), x, bias, exec, out, |call: Call<'_, _, X>| {
         let product =
             Product { weights: E::DTYPE, x: X::DTYPE, batch: call.batch, kept: values.len(), all: shape.len() };
@@ -93,7 +93,7 @@ impl<W: Word, X: Real> Call<'_, Weights<'_, W>, X> {
         let row = |i| Some(self.row(batch[i]));
         let x = Activations::new(row, batch.len(), self.weights.shape.cols, self.exec, X::to_f32, |i| i)?;
         self.each_task(
-            rows::rows(self.weights.shape, 1),
+            rows::rows(self.weights.shape, 1, self.exec.threads),
             || Ok(()),
             |(), task, emit| scalar::rows::<E>(task, &x, &|row, i, sums| emit(row, batch[i], sums)),
         )
@@ -150,7 +150,7 @@ impl<W: Word, X: Real> Call<'_, Weights<'_, W>, X> {
         let row = |b: usize| finite[b].then(|| self.row(b));
         let x = &Activations::new(row, self.batch, self.weights.shape.cols, self.exec, convert, V::place)?;
         let scratch = || engine::Scratch::new(engine, x.len, direct);
-        let rows = rows::rows(self.weights.shape, engine::rows_per_tile::<V>(direct));
+        let rows = rows::rows(self.weights.shape, engine::rows_per_tile::<V>(direct), self.exec.threads);
         self.each_task(rows, scratch, |scratch, task, emit| {
             engine.run(engine::Work { engine, task, x, scratch, direct, emit })
         })
@@ -160,7 +160,7 @@ impl<W: Word, X: Real> Call<'_, Weights<'_, W>, X> {
     fn tiles<K: amx::Numbers<Bits = W, Sum = f32>>(&self, numbers: K, finite: &[bool]) -> Result<bool> {
         let row = |b: usize| finite[b].then(|| self.row(b));
         let x = &amx::Tiles::new(numbers, row, self.batch, self.weights.shape.cols, self.exec)?;
-        let rows = rows::rows(self.weights.shape, amx::ROWS);
+        let rows = rows::rows(self.weights.shape, amx::ROWS, self.exec.threads);
         let scratch = || amx::Scratch::new(numbers, self.batch);
         self.each_task(rows, scratch, |scratch, task, emit| amx::Work { numbers, task, x, scratch, emit }.compute())
     }

@@ -157,28 +157,68 @@ pub(in crate::linear) const BLOCKS_DIRECT: usize = 8;
 /// Elements of a block from which on the layout by blocks is worth its numbers.
 const BLOCKS_FROM: usize = 4;
 
-/// Kept weights in a thousand up to which blocks may be faster than the mask.
-const BLOCKS_UP_TO: usize = 700;
+/// Kept weights in a thousand up to which the layout by blocks is faster than the mask, for each
+/// class of blocks and each range of rows of activations. Tall blocks have four rows and more,
+/// wide ones a multiple of 16 columns.
+struct BlocksTable {
+    /// The last number of rows of activations of each range but the last.
+    batches: [usize; 3],
+    tall_and_wide: [usize; 4],
+    tall: [usize; 4],
+    wide: [usize; 4],
+    others: [usize; 4],
+}
 
-/// Rows of activations up to which blocks of less than four rows may be faster.
-const LOW_BLOCKS_UP_TO: usize = 32;
+/// Not measured by itself.
+const BLOCKS_SCALAR: BlocksTable = BlocksTable {
+    batches: [1, BLOCKS_DIRECT, 32],
+    tall_and_wide: [700; 4],
+    tall: [0, 0, 700, 700],
+    wide: [700, 700, 700, 0],
+    others: [0; 4],
+};
 
-/// Whether the layout by blocks computes faster than the mask, for blocks of the layout.
-///
+/// Measured on Zen 3, one thread, 1024 × 4096, how many times as fast as the mask, at 1 / 2 / 4 / 8
+/// / 16 / 24 / 64 rows. 25 % kept, float32: 16 × 16 1.7 / 2.1 / .85 / 1.3 / 2.2 / 1.5 / 1.2, 4 × 4
+/// 1.7 / 2.1 / 1.0 / 1.0 / 1.7 / 1.0 / .8, 1 × 16 1.5 / 1.7 / 1.2 / 2.0 / 1.3 / 1.0 / .6, 1 × 8 1.3
+/// / .9 / .7 / .8 / .7 / .4; bfloat16: 1.9 / 1.9 / .67 / 1.3 / 2.1 / 1.2 / 1.2, 2.0 / 1.9 / .9 / 1.0
+/// / 1.7 / 1.0 / .7, 1.7 / 1.3 / 1.2 / 2.1 / 1.5 / 1.1 / .6, 1.3 / .8 / .5 / .7 / .6 / .4. 50 %
+/// kept, one row of float32 and bfloat16: .9 and 1.7, 1.0 and 1.4, 1.4 and 1.1, 1.0 and .8.
+const BLOCKS_AVX2: BlocksTable = BlocksTable {
+    batches: [1, BLOCKS_DIRECT, 16],
+    tall_and_wide: [700, 300, 700, 700],
+    tall: [300, 300, 700, 0],
+    wide: [700, 300, 700, 0],
+    others: [300, 0, 0, 0],
+};
+
 /// Measured on Zen 4, one thread, 1024 × 4096 in cache, 25 % kept, milliseconds with the mask and
-/// by blocks, 1 / 4 / 16 / 64 rows. AVX-512, float32: 16 × 16 0.17 / 0.27 / 1.34 / 2.7 and 0.10 /
-/// 0.23 / 0.55 / 1.7; 1 × 16 0.19 / 0.43 / 1.6 / 3.4 and 0.17 / 0.40 / 1.0 / 3.7; 4 × 1 0.28 / 0.47
-/// / 1.5 / 2.9 and 0.38 / 0.86 / 0.93 / 2.5. bfloat16, 1 × 16: 0.12 / 0.23 / 0.88 / 3.4 and 0.16 /
-/// 0.29 / 0.83 / 3.8. AVX2, float32: 1 × 16 0.28 / 0.43 / 1.6 and 0.23 / 0.33 / 1.2; 4 × 1 0.25 /
-/// 0.92 / 1.5 and 0.28 / 0.81 / 0.94.
+/// by blocks, 1 / 4 / 16 / 64 rows. float32: 16 × 16 0.17 / 0.27 / 1.34 / 2.7 and 0.10 / 0.23 /
+/// 0.55 / 1.7; 1 × 16 0.19 / 0.43 / 1.6 / 3.4 and 0.17 / 0.40 / 1.0 / 3.7; 4 × 1 0.28 / 0.47 / 1.5 /
+/// 2.9 and 0.38 / 0.86 / 0.93 / 2.5. bfloat16, 1 × 16: 0.12 / 0.23 / 0.88 / 3.4 and 0.16 / 0.29 /
+/// 0.83 / 3.8.
+const BLOCKS_AVX512: BlocksTable = BlocksTable {
+    batches: [1, BLOCKS_DIRECT, 32],
+    tall_and_wide: [700; 4],
+    tall: [0, 0, 700, 700],
+    wide: [0, 0, 700, 0],
+    others: [0; 4],
+};
+
+/// Whether the layout by blocks computes faster than the mask.
 pub(in crate::linear) fn blocks_pay(level: Level, block: Matrix, kept: usize, all: usize, batch: usize) -> bool {
-    let (tall, wide) = (block.rows >= 4, block.cols.is_multiple_of(16));
-    let shape = if batch <= BLOCKS_DIRECT {
-        wide && (tall || matches!(level, Level::Scalar | Level::Avx2))
-    } else {
-        tall || wide && batch <= LOW_BLOCKS_UP_TO
+    let table = match level {
+        Level::Scalar => BLOCKS_SCALAR,
+        Level::Avx2 => BLOCKS_AVX2,
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => BLOCKS_AVX512,
     };
-    shape && block.len() >= BLOCKS_FROM && kept.saturating_mul(1000) <= all.saturating_mul(BLOCKS_UP_TO)
+    let up_to = match (block.rows >= 4, block.cols.is_multiple_of(16)) {
+        (true, true) => table.tall_and_wide,
+        (true, false) => table.tall,
+        (false, true) => table.wide,
+        (false, false) => table.others,
+    }[table.batches.partition_point(|&last| last < batch)];
+    up_to > 0 && block.len() >= BLOCKS_FROM && kept.saturating_mul(1000) <= all.saturating_mul(up_to)
 }
 
 /// Rows of activations from which on AMX is faster: up to four the sums of the vector kernel stay
@@ -282,18 +322,25 @@ mod tests {
 
     #[test]
     fn blocks() {
-        // The batches 1, 8, 9, 32, 33.
+        // The batches 1, 2, 8, 9, 16, 17, 32, 33, as letters: by blocks or with the mask.
         for (level, rows, cols, kept, expected) in [
-            (Level::Avx512Bf16, 16, 16, 250, [true; 5]),
-            (Level::Avx512, 1, 16, 250, [false, false, true, true, false]),
-            (Level::Avx2, 1, 16, 250, [true, true, true, true, false]),
-            (Level::Scalar, 1, 32, 700, [true, true, true, true, false]),
-            (Level::Amx, 4, 1, 250, [false, false, true, true, true]),
-            (Level::Avx2, 1, 3, 0, [false; 5]),
-            (Level::Avx512, 16, 16, 701, [false; 5]),
+            (Level::Avx512Bf16, 16, 16, 250, "bbbbbbbb"),
+            (Level::Avx512, 1, 16, 250, "mmmbbbbm"),
+            (Level::Amx, 4, 1, 250, "mmmbbbbb"),
+            (Level::Avx512, 16, 16, 701, "mmmmmmmm"),
+            (Level::Avx2, 16, 16, 250, "bbbbbbbb"),
+            (Level::Avx2, 16, 16, 500, "bmmbbbbb"),
+            (Level::Avx2, 4, 4, 250, "bbbbbmmm"),
+            (Level::Avx2, 4, 1, 500, "mmmbbmmm"),
+            (Level::Avx2, 1, 16, 250, "bbbbbmmm"),
+            (Level::Avx2, 1, 8, 250, "bmmmmmmm"),
+            (Level::Avx2, 1, 8, 301, "mmmmmmmm"),
+            (Level::Avx2, 1, 3, 0, "mmmmmmmm"),
+            (Level::Scalar, 1, 32, 700, "bbbbbbbm"),
         ] {
-            let pays = |batch| blocks_pay(level, Matrix { rows, cols }, kept, 1000, batch);
-            assert_eq!([1, 8, 9, 32, 33].map(pays), expected, "{level:?} {rows} × {cols}");
+            let letter = |batch| if blocks_pay(level, Matrix { rows, cols }, kept, 1000, batch) { 'b' } else { 'm' };
+            let found: String = [1, 2, 8, 9, 16, 17, 32, 33].map(letter).iter().collect();
+            assert_eq!(found, expected, "{level:?} {rows} × {cols}, {kept}");
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{Column, Indexed, grid, width};
 use crate::element::Word;
 use crate::error::{Error, Result};
-use crate::linear::{WORK_PER_THREAD, Weights};
+use crate::linear::{Weights, threads_for};
 use crate::matrix::{Matrix, low, word_at};
 use crate::parallel::{Exec, SharedMut, run, run_chunks};
 use crate::unpack::check_parts;
@@ -20,7 +20,7 @@ fn words<C: Column>(shape: Matrix, mask: &[u8], row: usize, block: usize) -> imp
 pub fn count<C: Column>(shape: Matrix, mask: &[u8], exec: Exec, steps: &mut [u16], starts: &mut [i64]) {
     let grid = grid::<C>(shape);
     assert!(mask.len() == shape.mask_bytes() && steps.len() == grid.len() && starts.len() == grid.rows + 1);
-    let exec = exec.for_work(shape.len(), WORK_PER_THREAD);
+    let exec = threads_for(exec, shape.len());
     run_chunks(exec.threads, steps, grid.cols.max(1), |group, steps| {
         for (block, steps) in steps.iter_mut().enumerate() {
             let rows = group * C::ROWS..shape.rows.min((group + 1) * C::ROWS);
@@ -49,7 +49,7 @@ pub fn index<W: Word, C: Column>(
     Indexed { shape, values, columns, steps, starts }.check_lengths();
     check_parts(weights.values.len(), shape, mask, offsets)?;
     let grid = grid::<C>(shape);
-    let exec = exec.for_work(shape.len(), WORK_PER_THREAD);
+    let exec = threads_for(exec, shape.len());
     // So that groups follow each other and none is beyond the end.
     assert!(starts.is_sorted() && starts[0] == 0 && starts[starts.len() - 1] as usize == values.len() / C::SLOTS);
     let (out, indices) = (SharedMut::new(values), SharedMut::new(columns));

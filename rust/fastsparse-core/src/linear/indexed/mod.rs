@@ -36,7 +36,7 @@ mod scalar;
 pub use layout::{count, index, unindex};
 
 use super::call::{Call, each_panel};
-use super::{Real, WORK_PER_THREAD};
+use super::{Real, threads_for};
 use crate::element::{DType, Word};
 use crate::error::Result;
 use crate::isa::Isa;
@@ -155,6 +155,6 @@ pub fn linear_indexed<E: Real, X: Real, C: Column>(
 ) -> Result<()> {
     let shape = weights.shape;
     weights.check_lengths();
-    let exec = |batch| exec.for_work(weights.values.len().saturating_mul(batch), WORK_PER_THREAD);
+    let exec = |batch| threads_for(exec, weights.values.len().saturating_mul(batch));
     each_panel((weights, shape), x, bias, exec, out, |call| C::compute::<E, X>(&call))
 }

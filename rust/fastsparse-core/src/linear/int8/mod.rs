@@ -25,7 +25,7 @@ use super::amx;
 use super::call::Results;
 use super::float::strategy::AMX_FROM;
 use super::rows::{self, Task};
-use super::{Real, WORK_PER_THREAD, Weights, work};
+use super::{Real, Weights, threads_for, work};
 use crate::element::F32;
 use crate::error::{Error, Result};
 use crate::isa::Kernel;
@@ -58,7 +58,7 @@ pub fn linear_int8<X: Real>(
     let batch = out.len().checked_div(rows).unwrap_or(0);
     assert!(rows == 0 || x.len() == batch * cols);
     let (mut quantized, mut steps) = (filled(batch * cols, 0)?, filled(batch, 0.0)?);
-    let exec_of_x = exec.for_work(x.len(), WORK_PER_THREAD);
+    let exec_of_x = threads_for(exec, x.len());
     let to = SharedMut::new(&mut quantized);
     run_chunks(exec_of_x.threads, &mut steps, 1, |b, step| {
         // SAFETY: one row of x for each step.
@@ -121,7 +121,7 @@ fn multiply<Y: Real>(
     let batch = out.len().checked_div(shape.rows).unwrap_or(0);
     assert!(mask.len() == shape.mask_bytes() && offsets.len() == shape.rows + 1 && scale.len() == shape.rows);
     assert!(out.len() == batch * shape.rows && (shape.rows == 0 || x.len() == batch * shape.cols));
-    let exec = exec.for_work(work(weights, batch), WORK_PER_THREAD);
+    let exec = threads_for(exec, work(weights, batch));
     let results: Results<'_, Y> = Results::new(shape.rows, bias, out);
     let ends = offsets[0] == 0 && offsets[shape.rows] == values.len() as i64;
     if (Product { layer, x, batch, step, exec, results }).compute()? && ends {
@@ -203,7 +203,7 @@ impl<F: Fn(usize) -> f32 + Sync, Y: Real> Product<'_, F, Y> {
         kernel: impl Fn(&mut S, &Task<'_, u8>, &Emit<'_>) -> bool + Sync,
     ) -> Result<bool> {
         let Product { layer: Scaled { weights, scale }, ref step, ref results, .. } = *self;
-        let rows = rows::rows(weights.shape, rows_per_tile);
+        let rows = rows::rows(weights.shape, rows_per_tile, self.exec.threads);
         rows::each_task(weights, results, rows, self.exec.threads, state, |state, task, part| {
             let emit = |row: usize, b: usize, sum: i64| part.write(row, b, &[sum as f32 * (step(b) * scale[row])]);
             kernel(state, task, &emit)
