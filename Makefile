@@ -10,7 +10,7 @@ PYTEST_ARGS := --pyargs fastsparse tests README.md docs
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 # cargo is not a make: it would look for the other jobs, and warn.
-unexport MAKEFLAGS
+unexport MAKEFLAGS MFLAGS
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

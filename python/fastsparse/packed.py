@@ -211,7 +211,7 @@ class BitmaskArray(Operand):
     def _linear(
         self, x: ArrayLike, bias: ArrayLike | None, weight_scale: ArrayLike | None, out: NDArray[Any] | None
     ) -> NDArray[Any]:
-        if len(self._shape) < 2:
+        if len(self._shape) < 2:  # asked here as well: small products take no longer than some calls
             check_matrix(self._shape)
         groups = row_groups(self._pattern, self._shape) if isinstance(self._pattern, NM) else None
         parts = (self._values, self._bitmask, self._row_offsets, self._shape)

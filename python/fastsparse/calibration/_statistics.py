@@ -56,7 +56,7 @@ class Statistics(Mapping[str, LayerStatistics]):
     tokens : int
         Tokens of the calibration data.
     clip : float or None
-        As in `Gram`: tokens longer than so many times the median count as if they had that length.
+        As in `Gram`: tokens whose norm is more than so many times the median count as if it were that much.
     """
 
     def __init__(
@@ -136,7 +136,9 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
         clip = found.get("clip")  # files of earlier versions have none
         clip = None if clip is None else float(clip)
         statistics = Statistics(name, str(found["model"]), int(found["tokens"]), clip, layers, file)
-    except (KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
+    except FormatError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"{name}: its metadata {METADATA_KEY!r} is not valid: {error!r}") from None
     for layer, entry in layers.items():
         _check(name, file, layer, entry["gram"])

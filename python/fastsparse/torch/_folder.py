@@ -29,7 +29,7 @@ from fastsparse.patterns import positive
 from fastsparse.torch._blocks import NotOneByOneError, Tensors, forward_after, run
 from fastsparse.torch._language import load_weights
 from fastsparse.torch._layers import Layer, layers_of
-from fastsparse.torch._model import prune_at
+from fastsparse.torch._model import check, prune_at
 from fastsparse.torch._out_of_core import OutOfCore, StoredTensors, Weights
 from fastsparse.torch._report import ModelReport
 from fastsparse.torch._tensors import as_array
@@ -73,6 +73,7 @@ def prune_folder(
     """
     source = _open(src)
     check_target(source, dst, overwrite)
+    check(recipe, batches)  # before finished blocks of another run are removed
     weights, dtype = load_weights(source)
     ticks = _ticks(weights, progress)
     settings = _settings(source, recipe, batches)

@@ -390,7 +390,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("bitmask", as_tensor(packed.bitmask), persistent=False)
         self.register_buffer("row_offsets", as_tensor(packed.row_offsets), persistent=False)
         self.register_buffer("row_scale", scale, persistent=False)
-        self._dtype = as_tensor(np.empty(0, s.dtype)).dtype  # of int8 values it cannot be told
+        self._dtype = as_tensor(np.empty(0, s.dtype)).dtype  # int8 values do not tell it
         self._rebuild_view()
 
     def _rebuild_view(self) -> None:

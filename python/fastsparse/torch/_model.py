@@ -143,7 +143,7 @@ def prune_at(
     """What `prune_model` does, wherever the weights are. The recipe has all its sections."""
     started = time.perf_counter()
     assert recipe.calibration is not None, "it has all its sections"
-    _check(recipe, batches)
+    check(recipe, batches)
     layers, rows = layers_of(model, recipe)
     patterns = {name: layer.pattern for name, layer in layers.items()}
     with run(model), _products.using(TorchProducts()):
@@ -159,7 +159,8 @@ def prune_at(
     return ModelReport(tuple(rows.values()), time.perf_counter() - started)
 
 
-def _check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
+def check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
+    """Refuses what cannot be done, whatever the model."""
     kind = recipe.allocation.kind if recipe.allocation is not None else "uniform"
     if kind != "uniform" and not isinstance(recipe.default, Unstructured):
         raise FastSparseError(f'allocation: "{kind}" spreads an unstructured sparsity, not "{recipe.default}"')
@@ -173,7 +174,9 @@ def _check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
     clip = None if recipe.calibration is None else recipe.calibration.clip
     if isinstance(batches, Statistics) and clip not in (None, batches.clip):
         theirs = "without" if batches.clip is None else f"with {batches.clip:g}"
-        raise FastSparseError(f"clip: {clip:g} with statistics that were collected {theirs}; collect them with the same")
+        raise FastSparseError(
+            f"clip: {clip:g} with statistics that were collected {theirs}; collect them with the same"
+        )
 
 
 def _warn_of_few_tokens(layers: Mapping[str, Layer], rows: Mapping[str, LayerReport]) -> None:

@@ -135,10 +135,14 @@ pub fn run(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
     });
 }
 
-/// Whether other threads would begin at once: those of an OpenMP team, which spin between the calls
-/// of whoever else computes with them, or of the pool that have not gone to sleep yet.
-pub fn awake() -> bool {
-    openmp::team().is_some() || process().lingering.load(Ordering::Relaxed) > 0
+/// How many threads would begin at once, the calling one among them: all of an OpenMP team, which
+/// are taken to spin between the calls of whoever else computes with them, and those of the pool
+/// that have not gone to sleep yet.
+pub fn awake() -> usize {
+    match openmp::team() {
+        Some(team) => team.max_threads(),
+        None => process().lingering.load(Ordering::Relaxed) + 1,
+    }
 }
 
 /// Waits until it is `over`, but not long: others may run meanwhile.

@@ -163,13 +163,16 @@ fn no_rows() {
 fn threads_do_not_change_a_bit() {
     fn same<E: Real, X: Real>() {
         let mut random = Random(3);
-        let packed = Packed::random::<E>(Matrix { rows: 401, cols: 4001 }, 20, &mut random);
-        for batch in [1, 3, 8] {
-            let x = random.numbers::<X>(batch * 4001);
-            for isa in Isa::available() {
-                let one = packed.run::<E, X>(&x, None, Exec::single(isa));
-                for threads in [2, 3, 8] {
-                    assert!(packed.run::<E, X>(&x, None, Exec { isa, threads }) == one, "{isa:?} {threads}");
+        // Enough to wake eight threads; few rows for each; both for direct kernels and tiles.
+        for (rows, cols, batches) in [(1201, 4001, [1, 3, 8].as_slice()), (21, 70_001, &[1, 12])] {
+            let packed = Packed::random::<E>(Matrix { rows, cols }, 20, &mut random);
+            for &batch in batches {
+                let x = random.numbers::<X>(batch * cols);
+                for isa in Isa::available() {
+                    let one = packed.run::<E, X>(&x, None, Exec::single(isa));
+                    for threads in [2, 3, 8] {
+                        assert!(packed.run::<E, X>(&x, None, Exec { isa, threads }) == one, "{isa:?} {threads}");
+                    }
                 }
             }
         }

@@ -16,7 +16,8 @@ use crate::vector::prefetch;
 /// Elements of a task at most, about: some ten microseconds of work.
 const ELEMENTS: usize = 1 << 16;
 
-/// Tasks of each of several threads at least: none waits long for the others.
+/// Tasks of each of several threads, about, where there are rows enough: none waits long for the
+/// others.
 const TASKS: usize = 4;
 
 /// What a row costs at least, in elements.
@@ -194,7 +195,7 @@ impl<'a, W: Word> Row<'a, W> {
     #[inline(never)]
     pub fn partial<'b>(&self, chunk: usize, cols: usize, buffer: &'b mut ChunkMask) -> &'b ChunkMask {
         let rest = self.bits.get(CHUNK_COLS / 8 * chunk..).unwrap_or_default();
-        // Where bits of later rows follow these, whole words of both are read.
+        // Where so many bytes are left in the mask of the matrix, in one go.
         if let Some(mask) = rest.first_chunk::<{ CHUNK_COLS / 8 }>() {
             let cols = cols.saturating_sub(CHUNK_COLS * chunk).min(CHUNK_COLS);
             let keep = &LEADING[CHUNK_COLS / 8 - cols / 8..];

@@ -1,7 +1,7 @@
 //! A packed matrix, and how much work it is.
 
 use crate::matrix::Matrix;
-use crate::parallel::{Exec, awake};
+use crate::parallel::{self, Exec};
 
 /// A packed matrix.
 #[derive(Debug, Clone, Copy)]
@@ -38,14 +38,22 @@ impl Groups {
     }
 }
 
-/// How to run so much [`work`]: on one thread where another costs more than it saves.
+/// [`work`] below which a second thread that is awake costs more than it saves, and one that has to
+/// be woken.
 ///
 /// Measured on Zen 3 in a virtual machine, bfloat16 at 50 %, one row of activations, one thread and
 /// two, microseconds. Where threads are awake: 88 and 49 for 576 × 576, 33 and 25 for 192 × 576
 /// (torch's team), 24 and 23 for 512 × 512, 84 and 66 for 1024 × 1024 (the pool). Where they sleep:
 /// 69 and 94 for 768 × 768, 92 and 109 for 1024 × 1024, 193 and 176 for 1448 × 1448.
+const WORK_PER_THREAD: [usize; 2] = [1 << 17, 1 << 19];
+
+/// How to run so much work: on no more threads than pay.
 pub(super) fn threads_for(exec: Exec, work: usize) -> Exec {
-    exec.for_work(work, if awake() { 1 << 17 } else { 1 << 19 })
+    if exec.threads == 1 {
+        return exec;
+    }
+    let [awake, woken] = WORK_PER_THREAD.map(|per_thread| exec.for_work(work, per_thread).threads);
+    Exec { threads: awake.min(parallel::awake()).max(woken), ..exec }
 }
 
 /// Multiplications with `batch` rows of activations, and, as half of one for each weight, going
