@@ -73,7 +73,7 @@ fn measure<E: Real, C: Column>(words: &[String], isa: Isa, sparsity: &str, densi
 fn all<E: Real>(words: &[String]) {
     for isa in Isa::available() {
         for (sparsity, density) in [("75", 0.25), ("90", 0.1), ("95", 0.05)] {
-            if indexed::in_bytes(isa) {
+            if indexed::in_bytes(isa, E::DTYPE) {
                 measure::<E, u8>(words, isa, sparsity, density);
             } else {
                 measure::<E, u16>(words, isa, sparsity, density);

@@ -126,6 +126,15 @@ impl Isa {
         None
     }
 
+    /// Whether this is AVX-512 of a CPU of Intel's, on which masks, expansions and pairs of bfloat16
+    /// take several times as long as multiplications.
+    pub fn is_intel(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self, Isa::Avx512(_)) && *INTEL;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// The proof that this ISA has tiles.
     pub fn amx(self) -> Option<Amx> {
         matches!(self, Isa::Avx512(Avx512 { tiles: true })).then_some(Amx(()))
@@ -145,6 +154,16 @@ impl Isa {
 /// asked once, and a refusal means no.
 #[cfg(target_arch = "x86_64")]
 static TILES: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| amx_instructions() && amx_permission());
+
+/// Whether the CPU names Intel as its vendor. Asked once: in a virtual machine the instruction takes
+/// microseconds.
+#[cfg(target_arch = "x86_64")]
+#[allow(unused_unsafe, reason = "the instruction is safe in newer versions of the standard library")]
+static INTEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+    // SAFETY: every x86-64 has the instruction.
+    let vendor = unsafe { std::arch::x86_64::__cpuid(0) };
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+});
 
 /// Whether the CPU has them. Detection by the standard library is not stable yet.
 #[cfg(target_arch = "x86_64")]

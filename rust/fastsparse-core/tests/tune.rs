@@ -76,7 +76,7 @@ fn what_is_printed_is_what_stands() {
     let standing = include_str!("../src/linear/float/strategy.rs");
     let holds = |source: String| assert!(standing.contains(&format!("\n{source}\n")), "{source}");
     let mut names = Vec::new();
-    for level in [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx] {
+    for level in [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Avx512Intel, Level::Amx] {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             if let Some((name, table)) = table(level, dtype, dtype) {
                 holds(source(name, table));
@@ -87,5 +87,5 @@ fn what_is_printed_is_what_stands() {
     holds(amx_source(AMX_FROM));
     names.sort_unstable();
     names.dedup();
-    assert_eq!(names, ["AVX2", "AVX512", "AVX512_HALVES", "AVX512_PAIRS"]);
+    assert_eq!(names, ["AVX2", "AVX512", "AVX512_HALVES", "AVX512_PAIRS", "INTEL", "INTEL_HALVES"]);
 }

@@ -67,7 +67,7 @@ pub fn index<'py>(
     let view = checked_view(py, &shape)?;
     let bits = mask_bits(bitmask, "bitmask", view)?;
     let (mask, offsets) = (array::words::<u8>(&bits), int64s(row_offsets, view)?);
-    let in_bytes = in_bytes.unwrap_or(indexed::in_bytes(exec.isa));
+    let in_bytes = in_bytes.unwrap_or(indexed::in_bytes(exec.isa, values.dtype));
     by_word!(values.dtype, W => by_column!(in_bytes, C => lay::<W, C>(py, &values, view, mask, offsets, exec)))?
         .map_err(|error| errors::kernel(py, error, "bitmask", &shape))
 }

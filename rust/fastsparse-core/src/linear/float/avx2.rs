@@ -257,6 +257,21 @@ impl FloatVector for Avx2 {
     }
 
     #[inline(always)]
+    fn totals(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        // SAFETY: the token proves the features.
+        unsafe {
+            // Four sums of two vectors each, then two of each of the four.
+            let ab = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            let cd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d));
+            let all = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+            // Each twice: a, a, c, c and b, b, d, d.
+            let all = _mm256_add_ps(all, _mm256_permute_ps::<0xb1>(all));
+            let [ac, bd] = [_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all)];
+            std::mem::transmute::<__m128, [f32; 4]>(_mm_blend_ps::<0b1010>(ac, bd))
+        }
+    }
+
+    #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         Isa::Avx2(self).run(kernel)
     }

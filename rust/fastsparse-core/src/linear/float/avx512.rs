@@ -353,6 +353,22 @@ impl FloatVector for Avx512 {
     }
 
     #[inline(always)]
+    fn totals(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: the token proves the features.
+        unsafe {
+            // Eight sums of two vectors each, then four of each of the four, which stay in their
+            // quarters.
+            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+            let all = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            let all = _mm512_add_ps(all, _mm512_permute_ps::<0x4e>(all));
+            let all = _mm512_add_ps(all, _mm512_permute_ps::<0xb1>(all));
+            let totals = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
+            std::mem::transmute::<__m128, [f32; 4]>(totals)
+        }
+    }
+
+    #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         Isa::Avx512(self).run(kernel)
     }

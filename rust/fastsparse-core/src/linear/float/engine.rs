@@ -165,10 +165,10 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn opt_barrier(self, sums: Self::Sums) -> Self::Sums {
         sums
     }
-    /// The sum of the sums.
+    /// The sum of each of the sums.
     #[inline(always)]
-    fn total(self, sums: Self::Sums) -> f32 {
-        self.floats().total(sums)
+    fn totals(self, sums: [Self::Sums; ROWS]) -> [f32; ROWS] {
+        self.floats().totals(sums)
     }
     /// Runs a kernel, compiled for this engine.
     #[inline(always)]

@@ -53,14 +53,12 @@ impl<V: Engine> Work<'_, V> {
             }
         }
         for b in 0..self.x.len {
-            for group in 0..len.div_ceil(ROWS) {
-                let sums = &self.scratch.sums[b * groups + group];
-                let mut totals = [0.0; ROWS];
-                for r in 0..ROWS {
-                    totals[r] = engine.total(sums[r]);
-                }
-                (self.emit)(first + group * ROWS, b, &totals[..ROWS.min(len - group * ROWS)]);
+            let sums = &self.scratch.sums[b * groups..][..groups];
+            let mut totals = [[0.0; ROWS]; 16];
+            for (totals, &sums) in totals.iter_mut().zip(sums) {
+                *totals = engine.totals(sums);
             }
+            (self.emit)(first, b, &totals.as_flattened()[..len]);
         }
         for r in 0..len {
             let mut row = self.task.row(first + r);

@@ -35,6 +35,11 @@ pub(in crate::linear) trait FloatVector: Copy + Send + Sync {
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// The sum of the lanes, upper half onto lower half.
     fn total(self, vector: Self::Vector) -> f32;
+    /// Those of four vectors, to the same bits.
+    #[inline(always)]
+    fn totals(self, vectors: [Self::Vector; 4]) -> [f32; 4] {
+        [self.total(vectors[0]), self.total(vectors[1]), self.total(vectors[2]), self.total(vectors[3])]
+    }
     /// Runs a kernel, compiled for these vectors.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 }
