@@ -115,6 +115,18 @@ def unpack(
     shape: _Shape,
     out: NDArray[Any] | None,
 ) -> NDArray[Any]: ...
+def from_dlpack(capsule: object) -> NDArray[Any]:
+    """An array over the memory of the tensor in a capsule of DLPack, bfloat16 too; the capsule must go nowhere else.
+
+    Raises BufferError if the tensor is not on the CPU or of another dtype.
+    """
+
+def to_dlpack(array: NDArray[Any]) -> object:
+    """A capsule of DLPack over the memory of an array.
+
+    Raises BufferError if it is read-only, of another dtype, or its strides are negative or no whole elements.
+    """
+
 def linear(
     values: NDArray[Any],
     bitmask: NDArray[np.uint8],

@@ -278,13 +278,13 @@ class SparseLinear(nn.Module):
     def packed(self) -> Packed:
         """The weight, over the memory of the buffers; buffers that somebody has replaced or changed are checked."""
         buffers = self._buffers
-        values, bitmask, row_offsets, row_scale, seen, states = self._seen
+        values, bitmask, row_offsets, row_scale, seen, counted, states = self._seen
         if (
             buffers["values"] is not values
             or buffers["bitmask"] is not bitmask
             or buffers["row_offsets"] is not row_offsets
             or buffers["row_scale"] is not row_scale
-            or _states(seen) != states
+            or _states(seen, counted) != states
         ):
             self._check_buffers()
         return self._packed
@@ -404,7 +404,8 @@ class SparseLinear(nn.Module):
             self._packed = quantized(packed, _frozen(scale), _array_dtype(self._dtype))
         buffers = self.values, self.bitmask, self.row_offsets, scale
         tensors = tuple(buffer for buffer in buffers if buffer is not None)
-        self._seen = (*buffers, tensors, _states(tensors))
+        counted = tuple(tensor for tensor in tensors if not tensor.is_inference())
+        self._seen = (*buffers, tensors, counted, _states(tensors, counted))
         self._dense = None
         self._one_row, self._one_row_calls = self._packed, 0
 
@@ -555,7 +556,7 @@ class SparseLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._seen = (None,) * 6
+        self._seen = (None,) * 7
 
 
 def _refuse_onnx() -> None:
@@ -588,13 +589,9 @@ def _require_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _states(buffers: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """What changes with the memory of the buffers, and with their content where that is counted."""
-    pointers = tuple(map(Tensor.data_ptr, buffers))
-    try:
-        return pointers, tuple(map(_VERSION, buffers))
-    except RuntimeError:  # of a tensor that was made in inference mode
-        return (pointers,)
+def _states(buffers: tuple[Tensor, ...], counted: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """What changes with the memory of the buffers, and with their content where torch counts its changes."""
+    return tuple(map(Tensor.data_ptr, buffers)), tuple(map(_VERSION, counted))
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -255,7 +255,8 @@ pub fn frozen_view<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'p
     Ok(view)
 }
 
-fn writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
+/// Whether an array may be written to.
+pub fn writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
     // SAFETY: the header of a live array.
     unsafe { (*array.as_array_ptr()).flags & NPY_ARRAY_WRITEABLE != 0 }
 }

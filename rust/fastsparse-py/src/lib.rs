@@ -5,6 +5,7 @@ mod analysis;
 mod array;
 mod calibration;
 mod checkpoint;
+mod dlpack;
 mod errors;
 mod linear;
 mod ops;
@@ -28,6 +29,8 @@ mod _core {
         CheckpointFolder, CheckpointReader, CheckpointWriter, TensorBytes, count_magnitudes, digest, rank_magnitudes,
         sum_of_squares,
     };
+    #[pymodule_export]
+    use crate::dlpack::{from_dlpack, to_dlpack};
     #[pymodule_export]
     use crate::linear::linear;
     #[pymodule_export]

@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{BlockMask, Engine};
+use super::kernel::{BlockMask, Engine, ROWS};
 use crate::isa::{Avx2, Isa, Kernel};
 use crate::linear::activations::Block;
 use crate::vector::avx2::expand_16_bytes;
@@ -63,6 +63,7 @@ impl Engine for Bytes {
     type Sums = __m256i;
     /// Eight sums; x, a weight and what becomes of it are the rest of 16 registers.
     const BATCH: usize = 2;
+    const CHUNKS: usize = 2;
     const ADDED: i64 = 0;
 
     #[inline(always)]
@@ -107,8 +108,8 @@ impl Engine for Bytes {
     }
 
     #[inline(always)]
-    fn total(self, sums: __m256i) -> i32 {
-        total(sums)
+    fn totals(self, sums: [__m256i; ROWS]) -> [i32; ROWS] {
+        [total(sums[0]), total(sums[1]), total(sums[2]), total(sums[3])]
     }
 
     #[inline(always)]
@@ -122,6 +123,7 @@ impl Engine for Widened {
     type Vectors = [__m256i; 4];
     type Sums = __m256i;
     const BATCH: usize = 2;
+    const CHUNKS: usize = 1;
     const ADDED: i64 = 0;
 
     #[inline(always)]
@@ -171,8 +173,8 @@ impl Engine for Widened {
     }
 
     #[inline(always)]
-    fn total(self, sums: __m256i) -> i32 {
-        total(sums)
+    fn totals(self, sums: [__m256i; ROWS]) -> [i32; ROWS] {
+        [total(sums[0]), total(sums[1]), total(sums[2]), total(sums[3])]
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{BlockMask, Engine};
+use super::kernel::{BlockMask, Engine, ROWS};
 use crate::isa::{Avx512Vnni, Kernel};
 use crate::linear::activations::Block;
 
@@ -29,6 +29,7 @@ impl Engine for Biased {
     type Vectors = __m512i;
     type Sums = __m512i;
     const BATCH: usize = 4;
+    const CHUNKS: usize = 4;
     const ADDED: i64 = 128;
 
     #[inline(always)]
@@ -67,9 +68,19 @@ impl Engine for Biased {
     }
 
     #[inline(always)]
-    fn total(self, sums: __m512i) -> i32 {
+    fn totals(self, [a, b, c, d]: [__m512i; ROWS]) -> [i32; ROWS] {
         // SAFETY: the token proves the features.
-        unsafe { _mm512_reduce_add_epi32(sums) }
+        unsafe {
+            // Eight sums of two vectors each, then four of each of the four, which stay in their
+            // quarters.
+            let ab = _mm512_add_epi32(_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+            let cd = _mm512_add_epi32(_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
+            let all = _mm512_add_epi32(_mm512_shuffle_i32x4::<0x88>(ab, cd), _mm512_shuffle_i32x4::<0xdd>(ab, cd));
+            let all = _mm512_add_epi32(all, _mm512_shuffle_epi32::<0x4e>(all));
+            let all = _mm512_add_epi32(all, _mm512_shuffle_epi32::<0xb1>(all));
+            let totals = _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, all));
+            std::mem::transmute::<__m128i, [i32; ROWS]>(totals)
+        }
     }
 
     #[inline(always)]

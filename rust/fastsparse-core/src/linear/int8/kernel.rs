@@ -1,8 +1,8 @@
 //! The vector kernel, once for all engines.
 //!
 //! ```text
-//! for each eight rows of weights, for each chunk of 512 columns:
-//!     tile[r] = expand(mask of the chunk, next values of row r) + added
+//! for each eight rows of weights, for each few chunks of 512 columns:
+//!     tile[r] = expand(mask of the chunks, next values of row r) + added
 //!     for each few rows of activations, for each four rows of the tile,
 //!     for each block of 64 columns whose four mask words are not all zero:
 //!         sums[r][b] += tile[r] · x[b]
@@ -12,6 +12,8 @@
 //!
 //! A lane of int32 holds the sum of [`SPAN`] chunks; after each span the lanes are added up and go
 //! on as int64.
+
+use std::ops::Range;
 
 use super::Emit;
 use crate::error::Result;
@@ -23,7 +25,7 @@ use crate::parallel::Exec;
 use crate::vector::prefetch;
 
 /// Rows of weights that share a load of x.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 8;
@@ -52,6 +54,8 @@ pub(super) trait Engine: Copy + Send + Sync {
     type Sums: Copy + Send;
     /// Rows of activations, at most four, for whose sums there are registers.
     const BATCH: usize;
+    /// Chunks of a tile, a power of two: the more, the less often sums are loaded and stored.
+    const CHUNKS: usize;
     /// What `expand` adds to each weight.
     const ADDED: i64;
 
@@ -69,8 +73,8 @@ pub(super) trait Engine: Copy + Send + Sync {
     fn load(self, from: &Block<Self::Lane>) -> Self::Vectors;
     /// `sums + w · x`.
     fn add(self, sums: Self::Sums, w: Self::Vectors, x: Self::Vectors) -> Self::Sums;
-    /// The sum of the sums.
-    fn total(self, sums: Self::Sums) -> i32;
+    /// The sum of each of the sums.
+    fn totals(self, sums: [Self::Sums; ROWS]) -> [i32; ROWS];
     /// Runs a kernel, compiled for this engine.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 }
@@ -106,7 +110,9 @@ impl<V: Engine> Integers<V> {
 pub(super) struct Scratch<V: Engine> {
     /// Values of a row that is followed by too few.
     values: [u8; CHUNK_COLS],
-    tile: [[Block<V::Lane>; CHUNK]; TILE_ROWS],
+    tile: Vec<[[Block<V::Lane>; CHUNK]; TILE_ROWS]>,
+    /// Blocks of each chunk of the tile and each four rows of it that hold anything, as bits.
+    used: Vec<[u32; GROUPS]>,
     sums: Vec<Sums<V>>,
 }
 
@@ -127,8 +133,8 @@ impl<V: Engine> Sums<V> {
     /// Moves what the lanes hold to the total.
     #[inline(always)]
     fn fold(&mut self, engine: V) {
-        for r in 0..ROWS {
-            self.total[r] += engine.total(self.lanes[r]).wrapping_sub(self.excess) as i64;
+        for (total, sum) in self.total.iter_mut().zip(engine.totals(self.lanes)) {
+            *total += sum.wrapping_sub(self.excess) as i64;
         }
         (self.lanes, self.excess) = ([engine.zero(); ROWS], 0);
     }
@@ -139,7 +145,8 @@ impl<V: Engine> Scratch<V> {
     pub fn new(engine: V, batch: usize) -> Result<Self> {
         Ok(Scratch {
             values: [0; CHUNK_COLS],
-            tile: [[Block([V::Lane::default(); BLOCK]); CHUNK]; TILE_ROWS],
+            tile: filled(V::CHUNKS, [[Block([V::Lane::default(); BLOCK]); CHUNK]; TILE_ROWS])?,
+            used: filled(V::CHUNKS, [0; GROUPS])?,
             sums: filled(GROUPS * batch.min(PANEL), Sums::zero(engine))?,
         })
     }
@@ -197,41 +204,46 @@ impl<V: Engine> Work<'_, V> {
             let panel = PANEL.min(self.x.x.len - start);
             let mut from: [Row<'_, u8>; TILE_ROWS] = std::array::from_fn(|r| self.task.row(first + r));
             self.scratch.sums.fill(Sums::zero(engine));
-            for chunk in 0..chunks {
-                let used = self.expand_tile(&mut from, chunk, self.task.ahead(chunk, first, TILE_ROWS));
+            for begin in (0..chunks).step_by(V::CHUNKS) {
+                let end = chunks.min(begin + V::CHUNKS);
+                for chunk in begin..end {
+                    self.expand(&mut from, chunk, self.task.ahead(chunk, first, TILE_ROWS));
+                }
                 for b in (0..panel).step_by(V::BATCH) {
                     match V::BATCH.min(panel - b) {
-                        1 => self.multiply::<1>(start, b, chunk, used),
-                        2 => self.multiply::<2>(start, b, chunk, used),
-                        3 => self.multiply::<3>(start, b, chunk, used),
-                        _ => self.multiply::<4>(start, b, chunk, used),
+                        1 => self.multiply::<1>(start, b, begin..end),
+                        2 => self.multiply::<2>(start, b, begin..end),
+                        3 => self.multiply::<3>(start, b, begin..end),
+                        _ => self.multiply::<4>(start, b, begin..end),
                     }
                 }
-                if (chunk + 1).is_multiple_of(SPAN) || chunk + 1 == chunks {
+                if end.is_multiple_of(SPAN) || end == chunks {
                     for i in 0..self.scratch.sums.len() {
                         self.scratch.sums[i].fold(engine);
                     }
                 }
             }
-            for r in 0..rows {
-                for b in 0..panel {
-                    (self.emit)(first + r, start + b, self.scratch.sums[b * GROUPS + r / ROWS].total[r % ROWS]);
+            for b in 0..panel {
+                let mut totals = [[0; ROWS]; GROUPS];
+                for group in 0..GROUPS {
+                    totals[group] = self.scratch.sums[b * GROUPS + group].total;
                 }
+                (self.emit)(first, start + b, &totals.as_flattened()[..rows]);
             }
             agreed &= from.iter().all(Row::complete);
         }
         agreed
     }
 
-    /// Expands a chunk of the rows, values being fetched so far ahead. Returns which blocks of each
-    /// four rows hold anything, as bits.
+    /// Expands a chunk of the rows, values being fetched so far ahead, and sees which blocks of each
+    /// four rows hold anything.
     #[inline(always)]
-    fn expand_tile(&mut self, rows: &mut [Row<'_, u8>; TILE_ROWS], chunk: usize, ahead: usize) -> [u32; GROUPS] {
+    fn expand(&mut self, rows: &mut [Row<'_, u8>; TILE_ROWS], chunk: usize, ahead: usize) {
         let (engine, cols) = (self.engine, self.task.weights.shape.cols);
         let (width, _) = self.x.x.chunk(chunk);
         let mut used = [0; GROUPS];
         for r in 0..TILE_ROWS {
-            let (row, tile) = (&mut rows[r], &mut self.scratch.tile[r]);
+            let (row, tile) = (&mut rows[r], &mut self.scratch.tile[chunk % V::CHUNKS][r]);
             let mut buffer = [0; CHUNK_COLS / 8];
             let mask = row.mask(chunk, cols, &mut buffer);
             row.prefetch_mask(chunk, TILE_ROWS);
@@ -248,21 +260,15 @@ impl<V: Engine> Work<'_, V> {
             }
             row.skip(values.addr() - start.addr());
         }
-        used
+        self.scratch.used[chunk % V::CHUNKS] = used;
     }
 
-    /// Adds the tile, which is a chunk, times activations `start + b` to the sums of `b`, for `B`
-    /// of them.
+    /// Adds the tile, which is these chunks, times activations `start + b` to the sums of `b`, for
+    /// `B` of them.
     #[inline(always)]
-    fn multiply<const B: usize>(&mut self, start: usize, b: usize, chunk: usize, used: [u32; GROUPS]) {
+    fn multiply<const B: usize>(&mut self, start: usize, b: usize, chunks: Range<usize>) {
         let engine = self.engine;
-        let (width, all) = self.x.x.chunk(chunk);
-        let mut x = [&all[(start + b) * width..(start + b + 1) * width]; B];
-        for i in 1..B {
-            x[i] = &all[(start + b + i) * width..(start + b + i + 1) * width];
-        }
-        for (group, used) in used.into_iter().enumerate() {
-            let tile = &self.scratch.tile[group * ROWS..(group + 1) * ROWS];
+        for group in 0..GROUPS {
             let mut sums = [[engine.zero(); B]; ROWS];
             let mut excess = [0; B];
             for i in 0..B {
@@ -272,22 +278,30 @@ impl<V: Engine> Work<'_, V> {
                     sums[r][i] = before.lanes[r];
                 }
             }
-            let mut left = used;
-            while left != 0 {
-                let block = left.trailing_zeros() as usize;
-                left &= left - 1;
-                let mut loaded = [engine.load(&x[0][block]); B];
+            for chunk in chunks.clone() {
+                let (width, all) = self.x.x.chunk(chunk);
+                let mut x = [&all[(start + b) * width..(start + b + 1) * width]; B];
                 for i in 1..B {
-                    loaded[i] = engine.load(&x[i][block]);
+                    x[i] = &all[(start + b + i) * width..(start + b + i + 1) * width];
                 }
-                for r in 0..ROWS {
-                    let w = engine.load(&tile[r][block]);
-                    for i in 0..B {
-                        sums[r][i] = engine.add(sums[r][i], w, loaded[i]);
+                let tile = &self.scratch.tile[chunk % V::CHUNKS][group * ROWS..(group + 1) * ROWS];
+                let mut left = self.scratch.used[chunk % V::CHUNKS][group];
+                while left != 0 {
+                    let block = left.trailing_zeros() as usize;
+                    left &= left - 1;
+                    let mut loaded = [engine.load(&x[0][block]); B];
+                    for i in 1..B {
+                        loaded[i] = engine.load(&x[i][block]);
                     }
-                }
-                for i in 0..B {
-                    excess[i] += self.x.excess(start + b + i, chunk * CHUNK + block);
+                    for r in 0..ROWS {
+                        let w = engine.load(&tile[r][block]);
+                        for i in 0..B {
+                            sums[r][i] = engine.add(sums[r][i], w, loaded[i]);
+                        }
+                    }
+                    for i in 0..B {
+                        excess[i] += self.x.excess(start + b + i, chunk * CHUNK + block);
+                    }
                 }
             }
             for i in 0..B {

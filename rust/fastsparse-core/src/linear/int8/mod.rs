@@ -142,8 +142,11 @@ struct Product<'a, F, Y: Real> {
     results: Results<'a, Y>,
 }
 
-/// Takes (row, batch, sum).
-type Emit<'a> = dyn Fn(usize, usize, i64) + 'a;
+/// Takes (row, batch, sums of the rows from there on).
+type Emit<'a> = dyn Fn(usize, usize, &[i64]) + 'a;
+
+/// Rows whose sums are taken at once, at most.
+const EMITTED: usize = 16;
 
 impl<F: Fn(usize) -> f32 + Sync, Y: Real> Product<'_, F, Y> {
     /// Computes it with the best kernel. Returns whether mask and offsets agree.
@@ -186,9 +189,11 @@ impl<F: Fn(usize) -> f32 + Sync, Y: Real> Product<'_, F, Y> {
         let scratch = || amx::Scratch::new(numbers, self.batch);
         self.each_task(amx::ROWS, scratch, |scratch, task, emit| {
             let emit = |row: usize, b: usize, sums: &[i32]| {
-                for (r, &sum) in sums.iter().enumerate() {
-                    emit(row + r, b, sum as i64);
+                let mut wide = [0; EMITTED];
+                for (wide, &sum) in wide.iter_mut().zip(sums) {
+                    *wide = i64::from(sum);
                 }
+                emit(row, b, &wide[..sums.len()]);
             };
             amx::Work { numbers, task, x, scratch, emit: &emit }.compute()
         })
@@ -205,7 +210,13 @@ impl<F: Fn(usize) -> f32 + Sync, Y: Real> Product<'_, F, Y> {
         let Product { layer: Scaled { weights, scale }, ref step, ref results, .. } = *self;
         let rows = rows::rows(weights.shape, rows_per_tile, self.exec.threads);
         rows::each_task(weights, results, rows, self.exec.threads, state, |state, task, part| {
-            let emit = |row: usize, b: usize, sum: i64| part.write(row, b, &[sum as f32 * (step(b) * scale[row])]);
+            let emit = |row: usize, b: usize, sums: &[i64]| {
+                let (mut numbers, step) = ([0.0; EMITTED], step(b));
+                for (number, (&sum, &scale)) in numbers.iter_mut().zip(sums.iter().zip(&scale[row..])) {
+                    *number = sum as f32 * (step * scale);
+                }
+                part.write(row, b, &numbers[..sums.len()]);
+            };
             kernel(state, task, &emit)
         })
     }

@@ -29,7 +29,7 @@ pub fn rows(task: &Task<'_, u8>, x: &[u8], batch: usize, emit: &Emit<'_>) -> boo
                 }
                 from.advance(word);
             }
-            emit(row, b, sum);
+            emit(row, b, &[sum]);
             agreed &= from.complete();
         }
     }
