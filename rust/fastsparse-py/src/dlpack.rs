@@ -137,7 +137,9 @@ pub fn to_dlpack<'py>(py: Python<'py>, array: &Bound<'py, PyUntypedArray>) -> Py
     let (code, bits, _) = DTYPES[known];
     let size = isize::from(bits) / 8;
     if array.strides().iter().any(|stride| *stride < 0 || stride % size != 0) {
-        return Err(PyBufferError::new_err("an array with negative strides, or those of no whole elements, is no tensor"));
+        return Err(PyBufferError::new_err(
+            "an array with negative strides, or those of no whole elements, is no tensor",
+        ));
     }
     let sizes = array.shape().iter().map(|&n| n as i64).chain(array.strides().iter().map(|&n| (n / size) as i64));
     let (data, _) = array::extent(array);

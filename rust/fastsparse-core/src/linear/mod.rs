@@ -10,7 +10,7 @@
 //! nothing is read or written out of bounds, and where they disagree the result is an error and
 //! `out` unspecified. Slices of a wrong length are a bug of the caller and panic.
 //!
-//! With bfloat16 on both sides AVX-512 multiplies in pairs (`vdpbf16ps`), AMX in tiles
+//! With bfloat16 on both sides AVX-512 may multiply in pairs (`vdpbf16ps`), AMX in tiles
 //! (`tdpbf16ps`): where these are used subnormal numbers are zeros.
 
 mod activations;

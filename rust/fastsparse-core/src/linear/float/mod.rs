@@ -122,7 +122,7 @@ impl<W: Word, X: Real> Call<'_, Weights<'_, W>, X> {
                 {
                     self.tiles(amx::Bf16::<E>(token, PhantomData), &finite)
                 } else if const { strategy::is_bf16(E::DTYPE, X::DTYPE) }
-                    && strategy::in_pairs(Level::of(self.exec.isa), self.batch)
+                    && strategy::in_pairs(Level::of(self.exec.isa))
                     && let Some(token) = self.exec.isa.avx512_bf16()
                 {
                     self.vectors(avx512::Pairs::<E>::new(token), direct, &finite, |x| x.to_u64() as u16)

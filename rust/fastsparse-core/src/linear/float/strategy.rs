@@ -19,7 +19,7 @@ pub enum Level {
     Avx512,
     /// Pairs of bfloat16 beside those.
     Avx512Bf16,
-    /// Sixteen float32 on a CPU of Intel's, with pairs of bfloat16 or without.
+    /// Sixteen float32 on a CPU of Intel's, whose pairs of bfloat16 do not pay.
     Avx512Intel,
     /// Tiles of bfloat16 beside those.
     Amx,
@@ -142,13 +142,6 @@ const INTEL: Table =
 /// 35 %, 17 rows tile 3.6, broadcast 8.8, and 32 rows tile 4.0, broadcast 3.7.
 const INTEL_HALVES: Table = Table { direct: 6, broadcast: &[(64, 900), (32, 350), (24, 150)] };
 
-/// Rows of activations up to which Intel had better multiply bfloat16 in pairs. One such
-/// instruction takes as long as four of float32, which the expansion beside it hides at first.
-/// Measured on Emerald Rapids, one thread, 512 × 4096 at 50 %, nanoseconds a weight and row, in
-/// pairs and widened: 0.043 and 0.045 with two rows, 0.034 and 0.025 with four, 0.027 and 0.018
-/// with 64.
-const INTEL_PAIRS_UP_TO: usize = 2;
-
 /// Kept float32 weights in a thousand up to which AVX2 had better expand the first four of each
 /// eight and the rest another way. Measured on Zen 3, one row of activations, from memory,
 /// nanoseconds a weight: 0.086, 0.097 and 0.150 at 10, 15 and 25 %; without 0.114, 0.118 and 0.122.
@@ -252,13 +245,12 @@ pub(in crate::linear) const fn is_bf16(weights: DType, x: DType) -> bool {
     matches!((weights, x), (DType::BF16, DType::BF16))
 }
 
-/// Whether bfloat16 on both sides had better be multiplied in pairs, where there are any.
-pub(in crate::linear) fn in_pairs(level: Level, batch: usize) -> bool {
-    match level {
-        Level::Scalar | Level::Avx2 | Level::Avx512 => false,
-        Level::Avx512Bf16 => true,
-        Level::Avx512Intel | Level::Amx => batch <= INTEL_PAIRS_UP_TO,
-    }
+/// Whether bfloat16 on both sides is multiplied in pairs, where there are any, or widened. On Intel
+/// one such instruction takes as long as four of float32. Measured on Emerald Rapids, one thread,
+/// 512 × 4096 at 50 %, nanoseconds a weight and row, in pairs and widened: 0.061 and 0.051 with one
+/// row, 0.042 and 0.032 with two, 0.034 and 0.025 with four, 0.027 and 0.018 with 64.
+pub(in crate::linear) const fn in_pairs(level: Level) -> bool {
+    matches!(level, Level::Avx512Bf16)
 }
 
 /// The table for products of these types, and its name; `None` where there is one kernel only.
@@ -266,7 +258,7 @@ pub fn table(level: Level, weights: DType, x: DType) -> Option<(&'static str, Ta
     match level {
         Level::Scalar => None,
         Level::Avx2 => Some(("AVX2", AVX2)),
-        Level::Avx512Bf16 if is_bf16(weights, x) => Some(("AVX512_PAIRS", AVX512_PAIRS)),
+        _ if in_pairs(level) && is_bf16(weights, x) => Some(("AVX512_PAIRS", AVX512_PAIRS)),
         Level::Avx512Bf16 | Level::Avx512 if weights == DType::F32 => Some(("AVX512", AVX512)),
         Level::Avx512Bf16 | Level::Avx512 => Some(("AVX512_HALVES", AVX512_HALVES)),
         Level::Amx | Level::Avx512Intel if weights == DType::F32 => Some(("INTEL", INTEL)),
@@ -354,13 +346,6 @@ mod tests {
             for types in [F32, F16, BF16, MIXED] {
                 assert!(row(level, types, 0).starts_with("dd"), "{level:?} {types:?}");
             }
-        }
-    }
-
-    #[test]
-    fn pairs() {
-        for (level, up_to) in [(Level::Avx512, 0), (Level::Avx512Bf16, 9), (Level::Avx512Intel, 2), (Level::Amx, 2)] {
-            assert_eq!((1..10).filter(|&batch| in_pairs(level, batch)).count(), up_to, "{level:?}");
         }
     }
 
