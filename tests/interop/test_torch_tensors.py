@@ -46,6 +46,33 @@ def test_all_strides_and_shapes_cross(w):
         assert torch.equal(raw(fst.as_tensor(a.copy())), raw(view))
 
 
+def test_memory_outlives_whoever_brought_it():
+    a = fst.as_array(torch.arange(1000.0, dtype=torch.bfloat16)[5:15])
+    t = fst.as_tensor(np.arange(1000.0)[5:15])
+    junk = [torch.full((1000,), 7.0) for _ in range(100)]
+    assert a.tolist() == t.tolist() == list(range(5, 15))
+    assert len(junk) == 100
+
+
+def test_what_tensors_and_arrays_mean_is_kept():
+    z = torch.tensor([1 + 2j, 3 - 4j])
+    assert z.conj().imag.is_neg()
+    with pytest.raises(RuntimeError, match="resolve_neg"):  # torch's own, of lazily negated memory
+        fst.as_array(z.conj().imag)
+    a = np.arange(4.0)
+    assert fst.as_tensor(a[::-1].copy()).tolist() == [3, 2, 1, 0]
+    with pytest.raises(ValueError, match="negative"):
+        fst.as_tensor(a[::-1])
+    a.flags.writeable = False
+    copied = fst.as_tensor(a)
+    copied[0] = 9
+    assert a[0] == 0
+    w = torch.ones(3, requires_grad=True)
+    assert fst.as_array(w * 2).tolist() == [2, 2, 2]
+    fst.as_array(w)[0] = 5
+    assert w.tolist() == [5, 1, 1]
+
+
 def test_what_numpy_gets_is_what_torch_gets(w):
     a = fst.as_array(w)
     mask = fst.select(w, "2:4")
