@@ -129,10 +129,7 @@ impl Isa {
     /// Whether this is AVX-512 of a CPU of Intel's, on which masks, expansions and pairs of bfloat16
     /// take several times as long as multiplications.
     pub fn is_intel(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return matches!(self, Isa::Avx512(_)) && *INTEL;
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+        matches!(self, Isa::Avx512(_)) && is_intel()
     }
 
     /// The proof that this ISA has tiles.
@@ -155,8 +152,15 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 static TILES: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| amx_instructions() && amx_permission());
 
-/// Whether the CPU names Intel as its vendor. Asked once: in a virtual machine the instruction takes
-/// microseconds.
+/// Whether the CPU names Intel as its vendor: for measured constants, nothing else.
+pub(crate) fn is_intel() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return *INTEL;
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Asked once: in a virtual machine the instruction takes microseconds.
 #[cfg(target_arch = "x86_64")]
 #[allow(unused_unsafe, reason = "the instruction is safe in newer versions of the standard library")]
 static INTEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
