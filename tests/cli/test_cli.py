@@ -224,7 +224,9 @@ def test_a_terminal_shows_a_bar():
     assert "layers.2.weight" in shown
 
 
-def test_a_bar_begins_after_a_second(monkeypatch):
+@pytest.mark.parametrize("terminal", ["xterm", "dumb"])
+def test_a_bar_begins_after_a_second(monkeypatch, terminal):
+    monkeypatch.setenv("TERM", terminal)
     for delay, empty in ((60, True), (0, False)):
         monkeypatch.setattr(_progress, "_DELAY", delay)
         console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=80)

@@ -122,7 +122,8 @@ class _Bar(_Phased):
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
         self._timer.join()
-        self._bar.stop()
+        if self._bar.live.is_started:  # else it would write a line end to a dumb terminal
+            self._bar.stop()
 
     def __call__(self, done: int, total: int, name: str) -> None:
         phase, before, size = self.phase(done)
