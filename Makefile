@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The package by its installed name: the editable install here, a wheel in .ci/run.
 PYTEST_ARGS := --pyargs fastsparse tests README.md docs
 # What the extension is built from.
-SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
+SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust/fastsparse-* -name '*.rs' -o -name Cargo.toml)
 
 # cargo is not a make: it would look for the other jobs, and warn.
 unexport MAKEFLAGS MFLAGS
