@@ -46,7 +46,7 @@ demo: .venv/.built
 
 # The site: every page of `docs` and the reference from the docstrings; a warning is an error. Open docs/_build/html/index.html.
 docs: build .venv-docs/.built
-	COLUMNS=80 PYTHONPATH=python .venv-docs/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
+	COLUMNS=80 FASTSPARSE_BACKEND=numpy PYTHONPATH=python .venv-docs/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 # One kernel: its Rust tests, its Python tests and its speed. K=nm, select, block, pack, linear, linear_int8, energy, ...
 test-one: build
