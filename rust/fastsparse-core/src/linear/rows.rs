@@ -37,6 +37,11 @@ const AHEAD: usize = 3072;
 /// and 0.039, 0.044 and 0.058.
 const AHEAD_INTEL: usize = 512;
 
+/// Chunks ahead at least, where a row has as many: one takes no longer than memory does. Measured on
+/// Emerald Rapids in a model with rows of 576 columns, bfloat16 at 50 %, tokens a second over those
+/// of dense layers, two runs each: 1.12 and 1.15 with one chunk, 1.24 and 1.23 with two.
+const LEAST_LATER: usize = 2;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -89,7 +94,7 @@ impl<'a, W: Word> Task<'a, W> {
         let chunks = weights.shape.cols.div_ceil(CHUNK_COLS).max(1);
         let chunk_values = (weights.values.len() / (weights.shape.rows * chunks)).max(1);
         let ahead = if isa::is_intel() { AHEAD_INTEL } else { AHEAD };
-        let later = (ahead / (chunk_values * W::BYTES)).clamp(1, chunks);
+        let later = (ahead / (chunk_values * W::BYTES)).clamp(LEAST_LATER.min(chunks), chunks);
         Task { weights, rows, chunks, chunk_values, later }
     }
 
