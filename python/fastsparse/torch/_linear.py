@@ -580,8 +580,8 @@ def _is_eager() -> bool:
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._is_tracing()
+        or _is_transformed()
+        or torch.jit.is_tracing()
     )
 
 

@@ -126,12 +126,6 @@ impl Isa {
         None
     }
 
-    /// Whether this is AVX-512 of a CPU of Intel's, on which masks, expansions and pairs of bfloat16
-    /// take several times as long as multiplications.
-    pub fn is_intel(self) -> bool {
-        matches!(self, Isa::Avx512(_)) && is_intel()
-    }
-
     /// The proof that this ISA has tiles.
     pub fn amx(self) -> Option<Amx> {
         matches!(self, Isa::Avx512(Avx512 { tiles: true })).then_some(Amx(()))
@@ -152,7 +146,8 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 static TILES: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| amx_instructions() && amx_permission());
 
-/// Whether the CPU names Intel as its vendor: for measured constants, nothing else.
+/// Whether the CPU names Intel as its vendor: for measured constants, nothing else. With AVX-512
+/// masks, expansions and pairs of bfloat16 take several times as long there as multiplications.
 pub(crate) fn is_intel() -> bool {
     #[cfg(target_arch = "x86_64")]
     return *INTEL;

@@ -9,7 +9,7 @@ use super::call::{Part, Results};
 use super::{Real, Weights};
 use crate::element::Word;
 use crate::error::Result;
-use crate::isa;
+use crate::isa::is_intel;
 use crate::matrix::{Matrix, low};
 use crate::parallel::try_run_with;
 use crate::vector::prefetch;
@@ -93,7 +93,7 @@ impl<'a, W: Word> Task<'a, W> {
     pub fn new(weights: Weights<'a, W>, rows: Range<usize>) -> Self {
         let chunks = weights.shape.cols.div_ceil(CHUNK_COLS).max(1);
         let chunk_values = (weights.values.len() / (weights.shape.rows * chunks)).max(1);
-        let ahead = if isa::is_intel() { AHEAD_INTEL } else { AHEAD };
+        let ahead = if is_intel() { AHEAD_INTEL } else { AHEAD };
         let later = (ahead / (chunk_values * W::BYTES)).clamp(LEAST_LATER.min(chunks), chunks);
         Task { weights, rows, chunks, chunk_values, later }
     }

@@ -5,7 +5,7 @@
 //! and prints them as they stand here.
 
 use crate::element::DType;
-use crate::isa::Isa;
+use crate::isa::{Isa, is_intel};
 use crate::matrix::Matrix;
 
 /// What an instruction set offers to float kernels.
@@ -32,7 +32,7 @@ impl Level {
             Isa::Scalar => Level::Scalar,
             Isa::Avx2(_) => Level::Avx2,
             Isa::Avx512(_) if isa.amx().is_some() => Level::Amx,
-            Isa::Avx512(_) if isa.is_intel() => Level::Avx512Intel,
+            Isa::Avx512(_) if is_intel() => Level::Avx512Intel,
             Isa::Avx512(_) if isa.avx512_bf16().is_some() => Level::Avx512Bf16,
             Isa::Avx512(_) => Level::Avx512,
         }

@@ -39,7 +39,7 @@ use super::call::{Call, each_panel};
 use super::{Real, threads_for};
 use crate::element::{DType, Word};
 use crate::error::Result;
-use crate::isa::Isa;
+use crate::isa::{Isa, is_intel};
 use crate::matrix::Matrix;
 use crate::parallel::Exec;
 
@@ -81,7 +81,7 @@ const INDICES_UP_TO_INTEL: [[usize; 2]; 3] = [[180, 90], [230, 100], [180, 130]]
 /// Whether column indices compute faster than the mask: measured constants.
 pub fn pays(isa: Isa, dtype: DType, shape: Matrix, kept: usize, batch: usize) -> bool {
     let tables = match isa {
-        Isa::Avx512(_) if isa.is_intel() => INDICES_UP_TO_INTEL,
+        Isa::Avx512(_) if is_intel() => INDICES_UP_TO_INTEL,
         Isa::Avx512(_) => [INDICES_UP_TO; 3],
         Isa::Avx2(_) => INDICES_UP_TO_AVX2,
         Isa::Scalar => return false,
@@ -102,7 +102,7 @@ pub fn pays(isa: Isa, dtype: DType, shape: Matrix, kept: usize, batch: usize) ->
 /// 4096 × 11008, columns of one byte and of two take 1.9 and 1.3 ms (float32), 1.2 and 1.0
 /// (float16), 0.97 and 0.99 (bfloat16, whose x take half the registers; four rows 2.3 and 3.9).
 pub fn in_bytes(isa: Isa, dtype: DType) -> bool {
-    matches!(isa, Isa::Avx512(_)) && (dtype == DType::BF16 || !isa.is_intel())
+    matches!(isa, Isa::Avx512(_)) && (dtype == DType::BF16 || !is_intel())
 }
 
 /// Groups and blocks of a matrix.

@@ -52,9 +52,14 @@ unsafe fn expanded(_: Avx2, mut from: *const u8, keep: &BlockMask) -> [__m128i; 
 }
 
 #[inline(always)]
-fn total(sums: __m256i) -> i32 {
-    // SAFETY: the same bits in an array of as many integers.
-    unsafe { std::mem::transmute::<__m256i, [i32; 8]>(sums) }.iter().sum()
+fn totals(sums: [__m256i; ROWS]) -> [i32; ROWS] {
+    // SAFETY: the same bits in arrays of as many integers.
+    let lanes = unsafe { std::mem::transmute::<[__m256i; ROWS], [[i32; 8]; ROWS]>(sums) };
+    let mut totals = [0; ROWS];
+    for (total, lanes) in totals.iter_mut().zip(lanes) {
+        *total = lanes.iter().sum();
+    }
+    totals
 }
 
 impl Engine for Bytes {
@@ -109,7 +114,7 @@ impl Engine for Bytes {
 
     #[inline(always)]
     fn totals(self, sums: [__m256i; ROWS]) -> [i32; ROWS] {
-        [total(sums[0]), total(sums[1]), total(sums[2]), total(sums[3])]
+        totals(sums)
     }
 
     #[inline(always)]
@@ -174,7 +179,7 @@ impl Engine for Widened {
 
     #[inline(always)]
     fn totals(self, sums: [__m256i; ROWS]) -> [i32; ROWS] {
-        [total(sums[0]), total(sums[1]), total(sums[2]), total(sums[3])]
+        totals(sums)
     }
 
     #[inline(always)]
