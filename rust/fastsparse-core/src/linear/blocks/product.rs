@@ -337,11 +337,11 @@ impl<V: FloatVector, E: Real> ByRows<'_, V, E> {
             }
         }
         for i in 0..B {
-            let mut both = [vectors.zero(); R];
+            let mut totals = [0.0; R];
             for r in 0..R {
-                both[r] = vectors.add(sums[0][r][i], sums[1][r][i]);
+                totals[r] = vectors.total(vectors.add(sums[0][r][i], sums[1][r][i]));
             }
-            (work.emit)(work.first + row, b + i, &vectors.totals(both));
+            (work.emit)(work.first + row, b + i, &totals);
         }
     }
 }

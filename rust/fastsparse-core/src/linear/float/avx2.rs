@@ -257,7 +257,7 @@ impl FloatVector for Avx2 {
     }
 
     #[inline(always)]
-    fn four_totals(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    fn totals(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
         // SAFETY: the token proves the features.
         unsafe {
             // Four sums of two vectors each, then two of each of the four.

@@ -353,7 +353,7 @@ impl FloatVector for Avx512 {
     }
 
     #[inline(always)]
-    fn four_totals(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+    fn totals(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
         // SAFETY: the token proves the features.
         unsafe {
             // Eight sums of two vectors each, then four of each of the four, which stay in their

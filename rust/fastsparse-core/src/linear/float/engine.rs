@@ -167,7 +167,7 @@ pub(super) trait Engine: Copy + Send + Sync {
     }
     /// The sum of each of the sums.
     #[inline(always)]
-    fn totals<const R: usize>(self, sums: [Self::Sums; R]) -> [f32; R] {
+    fn totals(self, sums: [Self::Sums; ROWS]) -> [f32; ROWS] {
         self.floats().totals(sums)
     }
     /// Runs a kernel, compiled for this engine.

@@ -37,21 +37,8 @@ pub(in crate::linear) trait FloatVector: Copy + Send + Sync {
     fn total(self, vector: Self::Vector) -> f32;
     /// Those of four vectors, to the same bits.
     #[inline(always)]
-    fn four_totals(self, vectors: [Self::Vector; 4]) -> [f32; 4] {
+    fn totals(self, vectors: [Self::Vector; 4]) -> [f32; 4] {
         [self.total(vectors[0]), self.total(vectors[1]), self.total(vectors[2]), self.total(vectors[3])]
-    }
-    /// Those of one to four vectors.
-    #[inline(always)]
-    fn totals<const R: usize>(self, vectors: [Self::Vector; R]) -> [f32; R] {
-        let mut totals = [0.0; R];
-        if R == 1 {
-            totals[0] = self.total(vectors[0]);
-        } else {
-            let mut four = [vectors[0]; 4];
-            four[..R].copy_from_slice(&vectors);
-            totals.copy_from_slice(&self.four_totals(four)[..R]);
-        }
-        totals
     }
     /// Runs a kernel, compiled for these vectors.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
