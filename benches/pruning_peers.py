@@ -1,7 +1,7 @@
 """SparseGPT and Wanda of llm-compressor, and SparseGPT of coremltools, for whole models.
 
-Their functions run in the driver that `prune_model` uses, and get the Gram matrices that it gathers: layers with one
-input share one, block by block, each on what the blocks before it now give. llm-compressor need not be installed with
+Their functions run in the driver that `prune_model` uses, and get the Gram matrices that it gathers by products of torch:
+layers with one input share one, block by block, each on what the blocks before it now give. llm-compressor need not be installed with
 what it depends on (`pip install --no-deps llmcompressor==0.14.0.1`): of it two files are read, which import torch,
 transformers and loguru.
 """
@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 import fastsparse as fs
-from fastsparse.calibration import Gram
+from fastsparse.calibration import Gram, _products
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.torch._blocks import Place, run
 from fastsparse.torch._layers import Layer, layers_of
+from fastsparse.torch._products import TorchProducts
 from fastsparse.torch._walk import walk
 
 Prune = Callable[[nn.Module, Gram], None]
@@ -33,7 +34,7 @@ def prune(model: nn.Module, batches: list[Any], pattern: str, prune_layer: Prune
             prune_layer(layer.module, grams[name])
 
     layers, _ = layers_of(model, Recipe(default=fs.pattern(pattern)))
-    with run(model):
+    with run(model), _products.using(TorchProducts()):
         walk(model, batches, layers, visit, Place())
 
 

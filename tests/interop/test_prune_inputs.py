@@ -41,7 +41,7 @@ def collect(model, *batches):
 
 
 def gram(*inputs):
-    x = torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs]).double()
+    x = torch.cat([x.detach().reshape(-1, x.shape[-1]) for x in inputs]).double()
     return (x.T @ x).numpy()
 
 
@@ -122,6 +122,36 @@ def test_a_layer_called_by_keyword():
     found = collect(model, (x,))
     assert np.allclose(found["b.weight"].matrix, gram(2 * x), rtol=1e-4, atol=1e-3)
     assert len(fst.prune_model(model, "50%", [x]).pruned) == 2
+
+
+def test_what_follows_the_last_input_is_computed_once_for_each_shape():
+    ended = []
+
+    def call(model, x):
+        y = model.b(model.a(x) if len(x) < 80 else model.a(x[:80]))
+        if len(x) > 80:  # the rest piece by piece, as some models do it
+            y = torch.cat([y, model.b(model.a(x[80:]))])
+        ended.append(len(x))
+        return y
+
+    model, batches = Pair(call), [(tokens(n),) for n in (50, 50, 100, 100, 50)]
+    found = collect(model, *batches)
+    assert ended == [50, 100, 100]
+    everything = [x for (x,) in batches]
+    assert np.allclose(found["a.weight"].matrix, gram(*everything), rtol=1e-4, atol=1e-3)
+    assert np.allclose(found["b.weight"].matrix, gram(*map(model.a, everything)), rtol=1e-4, atol=1e-3)
+
+
+def test_a_call_that_leaves_a_layer_out_says_nothing_of_where_others_end():
+    x = tokens(3, 40)
+    x[0] = 0
+
+    def call(model, x):
+        y = model.a(x)
+        return model.b(y) if x.any() else y
+
+    found = collect(Pair(call), *[(piece,) for piece in x])
+    assert (found["a.weight"].tokens, found["b.weight"].tokens) == (120, 80)
 
 
 class Experts(nn.Module):

@@ -12,6 +12,7 @@ from fastsparse.calibration._arguments import gram_matrix, same_shape, weights
 from fastsparse.calibration._gram import Gram
 
 _ROWS = 1024
+_PANEL = 256
 
 
 def layer_error(w: ArrayLike, w_new: ArrayLike, gram: Gram | ArrayLike) -> float:
@@ -38,7 +39,7 @@ def layer_error(w: ArrayLike, w_new: ArrayLike, gram: Gram | ArrayLike) -> float
 
     Notes
     -----
-    `4·rows·cols²` operations in the dtype of the Gram matrix, summed in float64.
+    `2·rows·(cols² + 256·cols)` operations in the dtype of the Gram matrix, summed in float64.
 
     Examples
     --------
@@ -58,5 +59,10 @@ def layer_error(w: ArrayLike, w_new: ArrayLike, gram: Gram | ArrayLike) -> float
 
 
 def _energy(w: NDArray[Any], gram: NDArray[Any]) -> float:
-    """`tr(W G Wᵀ)`."""
-    return float(np.einsum("rc,rc->", _products.active().matmul(w, gram), w, dtype=np.float64))
+    """`tr(W G Wᵀ)`, by the lower triangle of G."""
+    matmul, energy = _products.active().matmul, 0.0
+    for first in range(0, len(gram), _PANEL):
+        panel = gram[first:, first : first + _PANEL].copy()
+        panel[:_PANEL] /= 2  # it is on both sides of the diagonal already
+        energy += 2 * np.einsum("rc,rc->", matmul(w[:, first:], panel), w[:, first : first + _PANEL], dtype=np.float64)
+    return float(energy)

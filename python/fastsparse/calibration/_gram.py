@@ -14,6 +14,8 @@ from fastsparse.patterns import integer, positive
 
 _TOKENS = 16384
 """Tokens that are multiplied at a time: what is not float32 is converted piece by piece."""
+_PANEL = 256
+"""Columns that are mirrored at a time."""
 
 
 class Gram:
@@ -54,9 +56,10 @@ class Gram:
     (array([5., 1.]), 2)
     """
 
-    __slots__ = ("_clip", "_cols", "_diagonal", "_sums", "_tokens")
+    __slots__ = ("_clip", "_cols", "_diagonal", "_mirrored", "_sums", "_tokens")
 
     _sums: NDArray[Any]
+    """The diagonal; or the matrix, where not `_mirrored` only on and below the diagonal."""
 
     def __init__(self, cols: int, *, diagonal: bool = False, clip: float | None = None) -> None:
         self._cols = integer("cols", cols, 1)
@@ -64,13 +67,14 @@ class Gram:
         self._diagonal = bool(diagonal)
         self._sums = np.zeros(cols) if diagonal else np.zeros((cols, cols), np.float32)
         self._tokens = 0
+        self._mirrored = False
 
     @classmethod
     def of_sums(cls, sums: NDArray[Any], tokens: int) -> Gram:
         """The Gram of known sums: a matrix `XᵀX`, or its diagonal; it is not copied, and is not to be updated."""
         gram = cls.__new__(cls)
         gram._cols, gram._diagonal, gram._sums, gram._tokens = len(sums), sums.ndim == 1, sums, tokens
-        gram._clip = None
+        gram._clip, gram._mirrored = None, True
         return gram
 
     @property
@@ -100,6 +104,12 @@ class Gram:
         if self._diagonal:
             raise FastSparseError("gram: it holds the diagonal only (diagonal=True); this needs the whole matrix")
         self._check_not_empty()
+        if not self._mirrored:
+            for first in range(0, self._cols, _PANEL):
+                panel = self._sums[first:, first : first + _PANEL]
+                panel[:_PANEL] = np.tril(panel[:_PANEL]) + np.tril(panel[:_PANEL], -1).T
+                self._sums[first : first + _PANEL, first + _PANEL :] = panel[_PANEL:].T
+            self._mirrored = True
         view = self._sums.view()
         view.flags.writeable = False
         return view
@@ -146,6 +156,7 @@ class Gram:
                 self._sums += np.einsum("tc,tc->c", piece, piece)
             else:
                 _products.active().add_gram(self._sums, piece)
+                self._mirrored = False
         self._tokens += len(tokens)
 
     def merge(self, other: Gram) -> None:
@@ -159,6 +170,7 @@ class Gram:
         if not isinstance(other, Gram) or (other._cols, other._diagonal) != (self._cols, self._diagonal):
             raise FastSparseError(f"other: expected {self._kind()}, got {other!r}")
         self._sums += other._sums
+        self._mirrored = False
         self._tokens += other._tokens
 
     def _check_range(self, x: NDArray[Any], tokens: NDArray[Any]) -> None:

@@ -26,7 +26,7 @@ class Products:
         return product
 
     def add_gram(self, sums: Array, x: Array) -> None:
-        """Adds `xᵀ x`."""
+        """Adds `xᵀ x` on and below the diagonal; what is above it does not count."""
         sums += x.T @ x  # a product that makes use of the symmetry
 
     def cholesky(self, matrix: Array) -> Array | None:

@@ -23,7 +23,9 @@ __all__ = [
     "NotOneByOneError",
     "Place",
     "Stack",
+    "StopError",
     "Tensors",
+    "arguments_of",
     "capture",
     "forward",
     "forward_after",
@@ -148,10 +150,16 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch: a dict of keywords, a tuple of arguments, or one argument."""
+    """The model's output for a batch."""
+    args, kwargs = arguments_of(batch)
+    return model(*args, **kwargs)
+
+
+def arguments_of(batch: Any) -> tuple[Sequence[Any], dict[str, Any]]:
+    """What a batch is: a dict of keywords, a tuple of arguments, or one argument."""
     if hasattr(batch, "keys"):
-        return model(**{key: batch[key] for key in batch})
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+        return (), {key: batch[key] for key in batch}
+    return batch if isinstance(batch, tuple | list) else (batch,), {}
 
 
 @contextmanager
@@ -223,7 +231,7 @@ def _stand_ins_do(model: nn.Module, stack: Stack, batch: Any, place: Place, done
 
 
 def _record(model: nn.Module, batch: Any, recorder: "_Recorder", done: Sequence[Stack], at: int) -> None:
-    with _substituted({**_replay(done, at), **recorder.forwards()}), suppress(_StopError):
+    with _substituted({**_replay(done, at), **recorder.forwards()}), suppress(StopError):
         forward(model, batch)
     recorder.check()
 
@@ -232,9 +240,9 @@ def forward_until(model: nn.Module, stacks: Sequence[Stack], batch: Any) -> None
     """Runs what comes before the first block; the whole model where there are no blocks."""
 
     def stop(*args: Any, **kwargs: Any) -> Any:
-        raise _StopError
+        raise StopError
 
-    with _substituted({block: stop for stack in stacks for block in stack.blocks.values()}), suppress(_StopError):
+    with _substituted({block: stop for stack in stacks for block in stack.blocks.values()}), suppress(StopError):
         forward(model, batch)
 
 
@@ -244,7 +252,7 @@ def forward_after(model: nn.Module, stacks: Sequence[Stack], batch: Any, at: int
         return forward(model, batch)
 
 
-class _StopError(Exception):
+class StopError(Exception):
     """What is wanted of a forward is there."""
 
 
@@ -326,7 +334,7 @@ class _Recorder:
         else:
             output = _with_hidden(self.output, hidden.view_as(hidden))
         if self._stop and len(self.calls) == len(self._stack.blocks):
-            raise _StopError
+            raise StopError
         self._before = _first(output)
         return output
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fastsparse as fs
 from fastsparse import calibration
 from fastsparse._errors import FastSparseError
-from fastsparse.calibration import Gram, Statistics, _products, allocation
+from fastsparse.calibration import Factor, Gram, Statistics, _products, allocation
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.checkpoint._sections import Allocation, Calibration, Method
 from fastsparse.patterns import Pattern, Unstructured
@@ -255,6 +255,7 @@ class _Work:
         )
         ticks.begin("pruning", layers, place.notes)
         self._most = max((rows[name].tokens for name in place.notes), default=0)
+        self._factor: tuple[Gram, Factor] | None = None
 
     def prune(self, layers: Mapping[str, Layer], grams: dict[str, Gram]) -> None:
         """Prunes these layers, by magnitude those that no batch has reached. A Gram is freed after its last layer."""
@@ -267,9 +268,13 @@ class _Work:
                 self._rows[whole.name] = LayerReport(whole.name, tuple(whole.weight.shape), reason=layer.unseen)
                 self._ticks.tick(layer)
             else:
-                self._prune(layer, grams.pop(name, None))
+                gram = grams.pop(name, None)
+                shared = gram is not None and any(other is gram for other in grams.values())
+                self._prune(layer, gram, shared=shared)
+                if not shared:
+                    self._factor = None
 
-    def _prune(self, layer: Layer, gram: Gram | None) -> None:
+    def _prune(self, layer: Layer, gram: Gram | None, *, shared: bool) -> None:
         w, pattern = layer.matrix(), self._patterns[layer.name]
         wanted = layer.method or self._method.name
         method, reason = wanted, None
@@ -279,7 +284,7 @@ class _Work:
             method, reason = "wanda", f"it saw {gram.tokens} tokens, too few for {wanted}"
         with error_context(layer.name), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*tokens are too few for")
-            new, mask = self._compute(w, gram, pattern, method)
+            new, mask = self._compute(w, gram, pattern, method, shared=shared)
             error = None if gram is None or gram.diagonal else calibration.layer_error(w, new, gram)
         layer.write(new)
         self._place.store(layer, pattern)
@@ -298,9 +303,9 @@ class _Work:
         self._ticks.tick(layer)
 
     def _compute(
-        self, w: NDArray[Any], gram: Gram | None, pattern: Pattern, method: str
+        self, w: NDArray[Any], gram: Gram | None, pattern: Pattern, method: str, *, shared: bool
     ) -> tuple[NDArray[Any], fs.Bitmask]:
-        """The new weights and what is kept."""
+        """The new weights and what is kept; `shared` if another layer will be pruned by the same Gram."""
         if method == "magnitude" or gram is None:
             mask = fs.select(w, pattern)
             return fs.apply_mask(w, mask), mask
@@ -317,7 +322,18 @@ class _Work:
             return calibration.alps(w, gram, pattern, damping=damping, steps=steps)
         else:
             block_size = self._method.block_size
-            new, mask = calibration.sparsegpt(w, gram, pattern, damping=damping, block_size=block_size)
+            factor = self._factor_of(gram, shared=shared)
+            new, mask = calibration.sparsegpt(w, factor, pattern, block_size=block_size)
         if steps:
             new = calibration.refine(w, gram, mask, start=new, steps=steps, damping=damping)
         return new, mask
+
+    def _factor_of(self, gram: Gram, *, shared: bool) -> Factor:
+        """The factor of a Gram, held where it is shared."""
+        if self._factor is not None and self._factor[0] is gram:
+            return self._factor[1]
+        self._factor = None  # its memory is needed
+        factor = calibration.factorize(gram, damping=self._method.damping)
+        if shared:
+            self._factor = (gram, factor)
+        return factor

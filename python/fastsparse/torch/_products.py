@@ -26,10 +26,8 @@ class TorchProducts(Products):
         # torch knows no product that makes use of the symmetry.
         whole, tokens = as_tensor(sums), as_tensor(x)
         for first in range(0, len(whole), _PANEL):
-            end = first + _PANEL
-            below = tokens[:, first:].T @ tokens[:, first:end]
-            whole[first:, first:end] += below
-            whole[first:end, end:] += below[_PANEL:].T
+            panel = slice(first, first + _PANEL)
+            whole[first:, panel].addmm_(tokens[:, first:].T, tokens[:, panel])
 
     def cholesky(self, matrix: Array) -> Array | None:
         lower, failed = torch.linalg.cholesky_ex(as_tensor(matrix))

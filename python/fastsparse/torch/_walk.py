@@ -1,8 +1,8 @@
 """Going through a model, block by block, with what goes into each of its layers."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,9 @@ from fastsparse.torch._blocks import (
     NotOneByOneError,
     Place,
     Stack,
+    StopError,
     Tensors,
+    arguments_of,
     capture,
     forward,
     forward_after,
@@ -39,20 +41,25 @@ def grams_of(
     stacks: Sequence[Stack],
     *,
     empty: Callable[[int], Gram] = Gram,
+    to_the_end: bool = False,
 ) -> dict[str, Gram]:
     """The Gram matrix of the inputs of each layer, over all calls; layers that are given the same tensors share one.
 
-    Layers that saw no token have none.
+    Layers that saw no token have none. What a call computes after the last input is left out, unless calls are to be
+    run `to_the_end`.
     """
     grams: dict[str, Gram] = {}
     shared = _Shared()
     masks = _Masks(stacks)
+    ends = _Ends(layers)
 
     def note(layer: Layer, x: Tensor) -> None:
         if shared.leads(layer, x):
             gram = grams.setdefault(layer.name, empty(layer.cols))
             with error_context(layer.name):
                 gram.update(as_array(layer.tokens(x, masks.of(layer, x)).float()))
+        if not to_the_end:
+            ends.note(layer)
 
     experts = [layer for layer in layers.values() if isinstance(layer, Expert)]
     modules = [layer for layer in layers.values() if not isinstance(layer, Expert)]
@@ -61,7 +68,7 @@ def grams_of(
     try:
         for call, batch in zip(calls, batches, strict=True):
             masks.batch = batch
-            with ProductsWithExperts(experts, note) if experts else nullcontext():
+            with ends.of(batch), ProductsWithExperts(experts, note) if experts else nullcontext():
                 call()
             shared.end()
     finally:
@@ -75,6 +82,38 @@ def _hook(layer: Layer, note: Callable[[Layer, Tensor], None]) -> Any:
     return layer.module.register_forward_pre_hook(
         lambda module, args, kwargs: note(layer, (*args, *kwargs.values())[0]), with_kwargs=True
     )
+
+
+class _Ends:
+    """Where calls end that are only to show what layers are given.
+
+    That is after each layer has been given something, where the first call for a batch of the same shapes gave
+    something to each exactly once. Other calls are run to their end: their layers may be called any number of times.
+    """
+
+    def __init__(self, layers: Iterable[str]) -> None:
+        self._all = set(layers)
+        self._each_once: dict[Any, bool] = {}
+        self._key: Any = None
+        self._seen: list[str] = []
+
+    @contextmanager
+    def of(self, batch: Any) -> Iterator[None]:
+        """Within, a call for this batch is made, and ends early where it can."""
+        args, kwargs = arguments_of(batch)
+        self._key, self._seen = tuple(getattr(x, "shape", None) for x in (*args, *kwargs.values())), []
+        with suppress(StopError):
+            yield
+            self._each_once.setdefault(self._key, self._all_seen() and len(self._seen) == len(self._all))
+
+    def note(self, layer: Layer) -> None:
+        """A layer has been given something."""
+        self._seen.append(layer.name)
+        if self._each_once.get(self._key, False) and self._all_seen():
+            raise StopError
+
+    def _all_seen(self) -> bool:
+        return len(self._seen) >= len(self._all) and set(self._seen) == self._all
 
 
 @dataclass
@@ -353,7 +392,8 @@ def _block(
         return (partial(_advance, stack.blocks[path], call, x, taken) for call, x in pairs)
 
     if own:
-        visit(own, grams_of(own, calls(outputs if dense else None), batches, stacks, empty=empty))
+        given = calls(outputs if dense else None)
+        visit(own, grams_of(own, given, batches, stacks, empty=empty, to_the_end=dense))
     if not own or not dense:
         for call in calls(outputs):
             call()
