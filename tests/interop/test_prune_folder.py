@@ -30,6 +30,9 @@ CONFIGS = {
     "Llama": lambda: T.LlamaConfig(**SIZES, intermediate_size=128),
     "GPT-2": lambda: T.GPT2Config(vocab_size=64, n_embd=64, n_layer=2, n_head=4, n_positions=128),
     "OPT": lambda: T.OPTConfig(**SIZES, **OPT),
+    "Mixtral": lambda: T.MixtralConfig(
+        **SIZES, intermediate_size=64, num_key_value_heads=4, num_local_experts=4, output_router_logits=True
+    ),
     # Projections before and after the blocks, which are pruned too.
     "OPT projected": lambda: T.OPTConfig(**{**SIZES, **OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
 }
@@ -238,6 +241,28 @@ def test_a_killed_run_goes_on(tmp_path, capsys, monkeypatch):
     assert "6 blocks and shards taken over" in out
     assert content(folder / "packed") == content(folder / "whole")
     assert not (folder / ".packed.stages").exists()
+
+
+def change(folder, name, change):
+    """Changes a tensor in the shard that has it."""
+    index = folder / "model.safetensors.index.json"
+    shard = json.loads(index.read_text())["weight_map"][name] if index.exists() else "model.safetensors"
+    tensors = {key: np.array(array) for key, array in checkpoint.open(folder / shard).items()}
+    tensors[name] = change(tensors[name])
+    checkpoint.save(tensors, folder / shard, metadata={"format": "pt"}, overwrite=True)
+
+
+def test_blocks_do_not_hold_for_other_weights_before_them(folder, capsys, monkeypatch):
+    first = ("--pattern", "50%", "--samples", 4)
+    with monkeypatch.context() as patch:
+        stop(patch, fs.FastSparseError("enough"))
+        assert prune(capsys, folder, folder / "packed", *first)[0] == 1
+    change(folder / "model", "model.embed_tokens.weight", lambda w: w[::-1])
+    code, _, err = prune(capsys, folder, folder / "packed", *first)
+    assert (code, "finished blocks made with other settings or from other weights" in err) == (1, True)
+    assert prune(capsys, folder, folder / "packed", *first, "--overwrite")[0] == 0
+    assert prune(capsys, folder, folder / "fresh", *first)[0] == 0
+    assert content(folder / "packed") == content(folder / "fresh")
 
 
 KEPT = "finished blocks are kept in {}; the same command goes on after them"
@@ -462,6 +487,39 @@ max = 0.6
 """
 
 
+def test_statistics_tell_what_saw_no_token(tmp_path, capsys):
+    folder = make(tmp_path, "Mixtral")
+    data = ("--data", folder / "text", "--samples", 1, "--length", 2)
+    assert run(capsys, "calibrate", folder / "model", folder / "s.safetensors", *data, "--grams")[0] == 0
+    found = calibration.load_statistics(folder / "s.safetensors")
+    unseen = {name for name, layer in found.items() if layer.tokens == 0}
+    assert len(found) == 2 * (4 + 3 * 4)
+    assert unseen
+    assert all("experts" in name for name in unseen)
+    pattern = ("--pattern", "50%")
+    for more in (("--statistics", folder / "s.safetensors"), data):
+        code, out, err = run(capsys, "prune", folder / "model", folder / "x", *pattern, *more, "--overwrite", "--json")
+        assert code == 0, err
+        rows = {row["name"].removesuffix(".weight"): row for row in json.loads(out)["layers"]}
+        assert all((rows[name]["method"], rows[name]["reason"]) == ("magnitude", "it saw no token") for name in unseen)
+    swept = checkpoint.sweep(folder / "model", ["50%"], statistics=found)
+    weighted = {row.name.removesuffix(".weight") for row in swept.tensors if row.weighted}
+    assert not weighted & unseen
+
+
+def test_statistics_of_small_layers_and_shared_ones(tmp_path, capsys, monkeypatch):
+    folder = make(tmp_path, "Llama")
+    recipe = folder / "small.toml"
+    recipe.write_text('default = "50%"\nmin_size = 500\n')
+    data = ("--data", folder / "text", "--samples", 4, "--length", 64)
+    assert run(capsys, "calibrate", folder / "model", folder / "s.safetensors", *data, "--grams")[0] == 0
+    made, factorize = [], calibration.factorize
+    monkeypatch.setattr(calibration, "factorize", lambda *args, **kwargs: made.append(1) or factorize(*args, **kwargs))
+    options = ("--recipe", recipe, "--statistics", folder / "s.safetensors")
+    code, _, err = run(capsys, "prune", folder / "model", folder / "x", *options)
+    assert (code, len(made)) == (0, 2 * 4), err
+
+
 def test_a_recipe_says_all(folder, capsys):
     recipe = folder / "recipe.toml"
     recipe.write_text(RECIPE.format(data=folder / "text"))
@@ -571,6 +629,22 @@ def test_eval_holds_one_block(folder, capsys, monkeypatch, one_by_one):
     assert any("it is loaded as a whole" in line for line in said) != one_by_one
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_eval_of_a_router_that_is_asked_for_its_logits(tmp_path, capsys, packed):
+    folder = make(tmp_path, "Mixtral")
+    model = T.AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    texts = _language.read_tokens(folder / "test", folder / "model", 2, 64)
+    with torch.no_grad():
+        logits = [model(input_ids=x, output_router_logits=False).logits[0, :-1] for x in texts]
+    losses = [torch.nn.functional.cross_entropy(y, x[0, 1:]).double() for y, x in zip(logits, texts, strict=True)]
+    if packed:
+        assert run(capsys, "compress", folder / "model", folder / "x", "--pattern", "nonzero")[0] == 0
+    options = ("--data", folder / "test", "--samples", 2, "--length", 64, "--json")
+    code, out, err = run(capsys, "eval", folder / ("x" if packed else "model"), *options)
+    assert code == 0, err
+    assert json.loads(out)["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-6)
+
+
 @pytest.mark.parametrize("shape", [None, (64, 64)])
 def test_a_dense_folder_without_a_tensor_is_not_measured(tmp_path, capsys, shape):
     folder = make(tmp_path, "Llama")
@@ -585,6 +659,19 @@ def test_a_dense_folder_without_a_tensor_is_not_measured(tmp_path, capsys, shape
     expected = "no tensor for the model's" if shape is None else "is [64, 64], the model's [64, 128]"
     assert expected in err
     assert name in err
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "OPT"])
+def test_pieces_longer_than_the_positions_of_a_model(tmp_path, capsys, name):
+    folder = make(tmp_path, name)
+    data = ("--data", folder / "text", "--samples", 2, "--length", 200)
+    for command in (
+        ("eval", folder / "model"),
+        ("prune", folder / "model", folder / "x", "--pattern", "50%"),
+        ("calibrate", folder / "model", folder / "x.safetensors"),
+    ):
+        code, _, err = run(capsys, *command, *data)
+        assert (code, "length: the model does not take 200 tokens at once" in err) == (1, True), err
 
 
 def test_errors_of_transformers_name_the_folder_once(folder, monkeypatch):
@@ -612,6 +699,9 @@ def test_bad_input_is_one_line(folder, capsys):
     assert 'pattern: "nonzero" does not rank weights' in refused("prune", *to, "nonzero")
     assert "exclude: 'q_prj' matches no tensor; near" in refused("prune", *to, "50%", "--exclude", "q_prj")
     assert 'allocation: "owl" spreads an unstructured' in refused("prune", *to, "2:4", "--allocation", "owl")
+    for pattern in ("nonzero", "threshold=0.1"):
+        assert f'pattern: "{pattern}" does not rank' in refused("prune", "--pattern", pattern, "--plan")
+    assert 'allocation: "owl" spreads' in refused("prune", "--pattern", "2:4", "--allocation", "owl", "--plan")
     nan = dense(folder / "model")
     bad = folder / "model"
     w = nan["model.embed_tokens.weight"].copy()

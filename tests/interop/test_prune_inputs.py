@@ -124,34 +124,118 @@ def test_a_layer_called_by_keyword():
     assert len(fst.prune_model(model, "50%", [x]).pruned) == 2
 
 
-def test_what_follows_the_last_input_is_computed_once_for_each_shape():
-    ended = []
-
-    def call(model, x):
-        y = model.b(model.a(x) if len(x) < 80 else model.a(x[:80]))
-        if len(x) > 80:  # the rest piece by piece, as some models do it
-            y = torch.cat([y, model.b(model.a(x[80:]))])
-        ended.append(len(x))
-        return y
-
-    model, batches = Pair(call), [(tokens(n),) for n in (50, 50, 100, 100, 50)]
+def test_every_call_counts_however_many_a_batch_makes():
+    model = Pair(lambda model, *pieces: [model.b(model.a(piece).relu()) for piece in pieces])
+    batches = [tuple(tokens(50) for _ in range(count)) for count in (1, 4, 4)]
     found = collect(model, *batches)
-    assert ended == [50, 100, 100]
-    everything = [x for (x,) in batches]
+    everything = [x for batch in batches for x in batch]
+    assert found["b.weight"].tokens == 450
     assert np.allclose(found["a.weight"].matrix, gram(*everything), rtol=1e-4, atol=1e-3)
-    assert np.allclose(found["b.weight"].matrix, gram(*map(model.a, everything)), rtol=1e-4, atol=1e-3)
 
 
-def test_a_call_that_leaves_a_layer_out_says_nothing_of_where_others_end():
-    x = tokens(3, 40)
-    x[0] = 0
+@pytest.mark.parametrize("sequential", [True, False])
+def test_blocks_may_change_their_input_in_place(sequential):
+    class Block(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            self.f, self.in_place = nn.Linear(64, 64), in_place
 
-    def call(model, x):
-        y = model.a(x)
-        return model.b(y) if x.any() else y
+        def forward(self, x):
+            y = self.f(x).relu()
+            if not self.in_place:
+                return x + y
+            x += y
+            return x
 
-    found = collect(Pair(call), *[(piece,) for piece in x])
-    assert (found["a.weight"].tokens, found["b.weight"].tokens) == (120, 80)
+    class Blocks(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList(Block(in_place) for _ in range(3))
+
+        def forward(self, x):
+            x = x * 1
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    batches = [tokens(256), tokens(256)]
+    before = [x.clone() for x in batches]
+    weights = []
+    for in_place in (True, False):
+        model = Blocks(in_place)
+        fst.prune_model(model, "50%", batches, sequential=sequential)
+        weights.append([block.f.weight for block in model.blocks])
+    assert all(map(torch.equal, *weights))
+    assert all(map(torch.equal, batches, before))
+
+
+def test_padding_is_not_looked_for_among_routed_tokens():
+    class Routed(nn.Module):
+        """Two experts, each given all tokens in an order of its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(64, 64) for _ in range(2))
+
+        def forward(self, x):
+            flat = x.flatten(0, 1)
+            return x + sum(expert(flat[order(at, len(flat))]) for at, expert in enumerate(self.experts)).view_as(x)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Routed() for _ in range(2))
+
+        def forward(self, inputs, attention_mask):
+            for block in self.blocks:
+                inputs = block(inputs)
+            return inputs
+
+    def order(at, count):
+        return torch.randperm(count, generator=torch.Generator().manual_seed(at))
+
+    mask = torch.ones(2, 150, dtype=torch.int64)
+    mask[0, 40:] = 0
+    report = fst.prune_model(Model(), "50%", [{"inputs": tokens(2, 150), "attention_mask": mask}])
+    assert [row.tokens for row in report.pruned] == [300] * 4
+
+
+def test_an_input_of_zeros_says_nothing():
+    class Zeros(Pair):
+        def forward(self, x):
+            return self.a(x) + self.b(torch.zeros_like(x))
+
+    for method in ("sparsegpt", "alps", "wanda"):
+        report = fst.prune_model(Zeros(None), "50%", [tokens(300)], method=method, refine=0)
+        rows = {row.name: row for row in report.pruned}
+        assert rows["a.weight"].method == method
+        assert (rows["b.weight"].method, rows["b.weight"].reason) == ("magnitude", "its inputs were all zero")
+        assert report.sparsity == 0.5
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_convolutions_without_a_batch(kind):
+    model, sides = nn.Sequential(kind(16, 64, 3)), (40,) if kind is nn.Conv1d else (9, 9)
+    x = torch.randn(2, 16, *sides)
+    apart, together = collect(model, (x[0],), (x[1],)), collect(model, (x,))
+    assert np.allclose(apart["0.weight"].matrix, together["0.weight"].matrix, rtol=1e-4, atol=1e-3)
+
+
+def test_a_class_of_another_library_may_have_the_same_name():
+    class Conv1D(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(64, 64))
+
+        def forward(self, x):
+            return x @ self.weight.T
+
+    model = nn.Sequential(nn.Linear(64, 64), Conv1D())
+    before = model[1].weight.clone()
+    report = fst.prune_model(model, "50%", [tokens(300)])
+    assert [row.name for row in report.pruned] == ["0.weight"]
+    assert torch.equal(model[1].weight, before)
 
 
 class Experts(nn.Module):

@@ -1,5 +1,6 @@
 """Whole models pruned with calibration data: what a plain hook sees is what each layer is pruned on."""
 
+import collections
 import copy
 import json
 import warnings
@@ -15,6 +16,7 @@ import fastsparse as fs
 import fastsparse.torch as fst
 from fastsparse import calibration
 from fastsparse.calibration import _statistics
+from fastsparse.checkpoint import Allocation, Recipe
 from fastsparse.torch._blocks import Stack, stacks_of
 from fastsparse.torch._layers import Layer
 from fastsparse.torch._out_of_core import without_weights
@@ -467,6 +469,7 @@ def test_bad_input_is_named():
         ({"allocation": "owls"}, "allocation: expected one of"),
         ({"refine": -1}, "refine: expected"),
         ({"exclude": ["q_prj"]}, "exclude: 'q_prj' matches no tensor"),
+        ({"exclude": "q_proj"}, "exclude: expected a list of expressions, got 'q_proj'"),
     ):
         with pytest.raises(fs.FastSparseError, match=message):
             fst.prune_model(model, "50%", batches, **options)
@@ -474,6 +477,19 @@ def test_bad_input_is_named():
         fst.prune_model(model, "2:4", batches, allocation="owl")
     with pytest.raises(fs.FastSparseError, match="batches: there are none"):
         fst.prune_model(model, "50%", [])
+    for batches_, message in (
+        ("text.txt", "batches: expected what the model's forward takes, in a list, got 'text.txt'"),
+        (None, "batches: expected what"),
+        ([np.ones((1, 64))], r"batches: number 0 is a NumPy array; expected tensors \(torch.from_numpy\)"),
+    ):
+        with pytest.raises(fs.FastSparseError, match=message):
+            fst.prune_model(model, "50%", batches_)
+    for bounds, message in (
+        ({"least": 0.6}, r"\[allocation\] min: with 0.6 for each layer 0.5 is not reached"),
+        ({"most": 0.4}, r"\[allocation\] max: with 0.4 for each layer 0.5 is not reached"),
+    ):
+        with pytest.raises(fs.FastSparseError, match=message):
+            fst.prune_model(model, Recipe(default="50%", allocation=Allocation("owl", **bounds)), batches)
     with pytest.raises(fs.FastSparseError, match=r"pattern: .* does not rank"):
         fst.prune_model(model, "nonzero", batches)
     with pytest.raises(fs.FastSparseError, match="no weight that is pruned"):
@@ -503,6 +519,52 @@ def test_blocks_that_cannot_be_run_one_by_one():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fst.prune_model(model, "50%", batches, sequential=False).sparsity == 0.5
+
+
+def test_a_block_may_return_a_named_tuple():
+    Output = collections.namedtuple("Output", ["hidden", "more"])
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return Output(self.f(x), None)
+
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Block() for _ in range(3))
+            self.last = nn.Linear(64, 64)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x).hidden
+            return self.last(x)
+
+    torch.manual_seed(0)
+    report = fst.prune_model(Blocks(), "50%", [torch.randn(300, 64)])
+    assert [row.name for row in report.pruned] == [*(f"blocks.{i}.f.weight" for i in range(3)), "last.weight"]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mixtral"])
+def test_what_a_model_is_asked_for_besides_leaves_nothing_behind(name):
+    torch.manual_seed(0)
+    model, batches, _ = MODELS[name]
+    model, given = model().eval(), [x for _ in range(10) for x in batches()]
+    model.set_attn_implementation("eager")
+    asked = {"output_attentions": True, **({"output_router_logits": True} if name == "Mixtral" else {})}
+    for key, value in asked.items():
+        setattr(model.config, key, value)
+    plain = copy.deepcopy(model)
+    for key in asked:
+        setattr(plain.config, key, False)
+    for one in (model, plain):
+        fst.prune_model(one, "50%", given)
+        assert not [module for module in one.modules() if "forward" in vars(module)]
+    assert {key: getattr(model.config, key) for key in asked} == asked
+    assert all(map(torch.equal, model.parameters(), plain.parameters()))
 
 
 def test_a_report_prints_as_a_table(monkeypatch):

@@ -165,6 +165,7 @@ def test_what_a_pruner_refuses():
         "end: expected a number of steps ≥ 3, got 2": {"begin": 3, "end": 2},
         "every: expected a number of steps ≥ 1, got 0": {"end": 2, "every": 0},
         "schedule: expected cubic, linear, constant or a callable, got 'cosine'": {"end": 2, "schedule": "cosine"},
+        r"schedule: expected cubic, linear, constant or a callable, got \['cubic'\]": {"end": 2, "schedule": ["cubic"]},
     }.items():
         with pytest.raises(fs.FastSparseError, match=message):
             fst.Pruner(made(), "50%", **options)
@@ -179,3 +180,26 @@ def test_what_a_pruner_refuses():
     model[0].weight.data[1, 2] = torch.nan
     with pytest.raises(fs.FastSparseError, match=r"tensor '0.weight': .*NaN"):
         pruner.step()
+    for schedule, shown in ((lambda t: None, "None"), (lambda t: float("nan"), "nan")):
+        pruner = fst.Pruner(made(), "50%", end=2, schedule=schedule)
+        with pytest.raises(fs.FastSparseError, match=f"schedule: expected a share of the sparsity at 0.5, got {shown}"):
+            pruner.step()
+    with pytest.raises(fs.FastSparseError, match="state: expected what state_dict of a Pruner gives"):
+        pruner.load_state_dict({})
+
+
+def test_nothing_is_pruned_before_the_beginning():
+    pruner = fst.Pruner(made(), "50%", begin=5, end=5)
+    assert [pruner.share_at(step) for step in (0, 4, 5, 6)] == [0, 0, 1, 1]
+
+
+def test_a_schedule_that_ends_early_is_finished():
+    model = made()
+    pruner = fst.Pruner(model, "80%", end=2, schedule=lambda t: t / 2)
+    pruner.step()
+    pruner.step()
+    assert pruner.sparsity == pytest.approx(0.4, abs=1e-3)
+    assert pruner.finish().sparsity == pytest.approx(0.8, abs=1e-3)
+    for again in (pruner.finish, pruner.step):
+        with pytest.raises(fs.FastSparseError, match="pruner: it is finished, and its weights are packed"):
+            again()

@@ -55,7 +55,7 @@ def layer_error(w: ArrayLike, w_new: ArrayLike, gram: Gram | ArrayLike) -> float
         whole = before[first : first + _ROWS].astype(matrix.dtype)
         lost += _energy(whole - after[first : first + _ROWS].astype(matrix.dtype), matrix)
         total += _energy(whole, matrix)
-    return lost / total if total else float("nan")
+    return max(lost, 0.0) / total if total else float("nan")  # rounding may leave less than nothing
 
 
 def _energy(w: NDArray[Any], gram: NDArray[Any]) -> float:

@@ -94,7 +94,7 @@ class Gram:
 
     @property
     def matrix(self) -> NDArray[np.float32]:
-        """`XᵀX`, float32 ``[cols, cols]``, a read-only view.
+        """`XᵀX`, float32 ``[cols, cols]``, a read-only view that holds until the next update.
 
         Raises
         ------
@@ -143,7 +143,10 @@ class Gram:
             If the shape does not fit, or for a NaN or an infinity (the message has its index). What it held before it
             still holds then.
         """
-        array = np.asarray(x)
+        try:
+            array = np.asarray(x)
+        except ValueError as error:
+            raise FastSparseError(f"x: {error}") from None
         if array.ndim == 0 or array.shape[-1] != self._cols:
             raise FastSparseError(f"x: expected shape (…, {self._cols}), got {array.shape}")
         if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
@@ -165,10 +168,12 @@ class Gram:
         Raises
         ------
         FastSparseError
-            If it is not a Gram of as many columns that holds the same (all or the diagonal).
+            If it is not a Gram of as many columns, with the same `clip`, that holds the same (all or the diagonal).
         """
         if not isinstance(other, Gram) or (other._cols, other._diagonal) != (self._cols, self._diagonal):
             raise FastSparseError(f"other: expected {self._kind()}, got {other!r}")
+        if other._clip != self._clip:
+            raise FastSparseError(f"other: it has clip={other._clip}, this one clip={self._clip}")
         self._sums += other._sums
         self._mirrored = False
         self._tokens += other._tokens

@@ -187,10 +187,11 @@ def describe(
     owners: dict[int, str] = {}
     for name, gram in grams.items():
         owner = owners.setdefault(id(gram), name)
-        arrays[f"{name}.norms"] = gram.norms.astype(np.float32)
-        if not gram.diagonal and owner == name:
+        seen = gram.tokens > 0
+        arrays[f"{name}.norms"] = gram.norms.astype(np.float32) if seen else np.zeros(gram.cols, np.float32)
+        if seen and not gram.diagonal and owner == name:
             arrays[f"{name}.gram"] = gram.matrix
-        layers[name] = asdict(_Entry(gram.tokens, transposed[name], None if gram.diagonal else owner))
+        layers[name] = asdict(_Entry(gram.tokens, transposed[name], owner if seen and not gram.diagonal else None))
     return arrays, layers
 
 

@@ -15,9 +15,8 @@ Examples
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -199,10 +198,11 @@ def loss(
     [0.75, 0.25]
     """
     counts = _sizes(sizes)
+    least, most = share("least", least), share("most", most)
     grid = _row("sparsities", sparsities, None)
     if len(grid) < 2 or (np.diff(grid) <= 0).any() or grid[-1] > 1:
         raise FastSparseError(f"sparsities: expected two or more ascending numbers from 0 to 1, got {grid.tolist()}")
-    table = np.asarray(losses, np.float64)
+    table = _numbers("losses", losses)
     if table.shape != (len(counts), len(grid)):
         raise FastSparseError(f"losses: expected shape ({len(counts)}, {len(grid)}), got {table.shape}")
     if not np.isfinite(table).all():
@@ -263,13 +263,22 @@ def _exact(
     return [float(count / size) if size else 0.0 for count, size in zip(counts, sizes, strict=True)]
 
 
+def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise FastSparseError(f"{name}: expected numbers, got {values!r}") from None
+
+
 def _sizes(sizes: Sequence[int]) -> NDArray[np.int64]:
+    if not isinstance(sizes, Iterable):
+        raise FastSparseError(f"sizes: expected the number of weights of each layer, got {sizes!r}")
     return np.array([integer(f"sizes[{i}]", size, 0) for i, size in enumerate(sizes)], np.int64)
 
 
 def _row(name: str, values: ArrayLike, length: int | None) -> NDArray[np.float64]:
     """A vector of finite numbers ≥ 0."""
-    array: NDArray[Any] = np.asarray(values, np.float64)
+    array = _numbers(name, values)
     if array.ndim != 1 or (length is not None and len(array) != length):
         raise FastSparseError(f"{name}: expected shape ({'k' if length is None else length},), got {array.shape}")
     bad = ~((array >= 0) & np.isfinite(array))

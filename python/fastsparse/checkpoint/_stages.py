@@ -109,6 +109,10 @@ class Stages:
         """Whether a stage, by its label and its name, is finished."""
         return stage in self._stages
 
+    def begun(self, label: str) -> bool:
+        """Whether any stage of this label is finished."""
+        return any(kind == label for kind, _ in self._stages)
+
     def notes(self, label: str) -> dict[str, Any]:
         """The notes of the finished stages of this label, in one."""
         own = (stage["notes"] for (kind, _), stage in self._stages.items() if kind == label)

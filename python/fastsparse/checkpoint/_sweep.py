@@ -351,6 +351,8 @@ def _look(
     if found.dtype not in PACKABLE:
         return row
     row = with_zeros(row, source)
+    if layer is not None and not layer.norms.any():
+        layer = None  # it saw no token
     if patterns:
         w = source.packed(found).to_dense() if isinstance(found, Packed) else source.array(found)
         try:

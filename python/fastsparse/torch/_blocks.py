@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from fastsparse._errors import FastSparseError
 from fastsparse.patterns import Pattern
 from fastsparse.torch._layers import Layer
+from fastsparse.torch._places import is_conv1d
 
 __all__ = [
     "Call",
     "NotOneByOneError",
     "Place",
     "Stack",
-    "StopError",
     "Tensors",
-    "arguments_of",
     "capture",
     "forward",
     "forward_after",
@@ -139,50 +138,44 @@ def stacks_of(model: nn.Module) -> list[Stack]:
         if not isinstance(module, nn.ModuleList) or len(module) < 2 or len({type(block) for block in module}) > 1:
             continue
         inside = any(name.startswith(f"{stack.name}.") for stack in found)
-        if not inside and any(isinstance(part, nn.Linear) or _is_conv1d(part) for part in module.modules()):
+        if not inside and any(isinstance(part, nn.Linear) or is_conv1d(part) for part in module.modules()):
             found.append(Stack(name, {f"{name}.{i}": block for i, block in enumerate(module)}))
     longest = max((len(stack.blocks) for stack in found), default=0)
     return [stack for stack in found if 2 * len(stack.blocks) >= longest]
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-
-
 def forward(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch."""
-    args, kwargs = arguments_of(batch)
-    return model(*args, **kwargs)
-
-
-def arguments_of(batch: Any) -> tuple[Sequence[Any], dict[str, Any]]:
-    """What a batch is: a dict of keywords, a tuple of arguments, or one argument."""
+    """The model's output for a batch: a dict of keywords, a tuple of arguments, or one argument."""
     if hasattr(batch, "keys"):
-        return (), {key: batch[key] for key in batch}
-    return batch if isinstance(batch, tuple | list) else (batch,), {}
+        return model(**{key: batch[key] for key in batch})
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+_ASIDE = ("use_cache", "output_attentions", "output_hidden_states", "output_router_logits")
+"""What a config may ask for besides the hidden states."""
 
 
 @contextmanager
 def run(model: nn.Module) -> Iterator[None]:
-    """Without gradients, dropout, caches and torch's fused attention; all is as before afterwards.
+    """Without gradients, dropout, results aside and torch's fused attention; all is as before afterwards.
 
     The fused path of `nn.TransformerEncoder` drops padding with tensors that layers with hooks do not take.
     """
     training = {module: module.training for module in model.modules()}
-    configs = [module.config for module in model.modules() if hasattr(getattr(module, "config", None), "use_cache")]
-    caches = [config.use_cache for config in configs]
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    asked = [(config, name) for config in configs.values() for name in _ASIDE if getattr(config, name, None) is True]
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
-    for config in configs:
-        config.use_cache = False
+    for config, name in asked:
+        setattr(config, name, False)
     try:
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for config, cache in zip(configs, caches, strict=True):
-            config.use_cache = cache
+        for config, name in asked:
+            setattr(config, name, True)
         for module, mode in training.items():
             module.training = mode
 
@@ -231,7 +224,7 @@ def _stand_ins_do(model: nn.Module, stack: Stack, batch: Any, place: Place, done
 
 
 def _record(model: nn.Module, batch: Any, recorder: "_Recorder", done: Sequence[Stack], at: int) -> None:
-    with _substituted({**_replay(done, at), **recorder.forwards()}), suppress(StopError):
+    with _substituted(model, {**_replay(done, at), **recorder.forwards()}), suppress(_StopError):
         forward(model, batch)
     recorder.check()
 
@@ -240,26 +233,31 @@ def forward_until(model: nn.Module, stacks: Sequence[Stack], batch: Any) -> None
     """Runs what comes before the first block; the whole model where there are no blocks."""
 
     def stop(*args: Any, **kwargs: Any) -> Any:
-        raise StopError
+        raise _StopError
 
-    with _substituted({block: stop for stack in stacks for block in stack.blocks.values()}), suppress(StopError):
+    stopping = {block: stop for stack in stacks for block in stack.blocks.values()}
+    with _substituted(model, stopping), suppress(_StopError):
         forward(model, batch)
 
 
 def forward_after(model: nn.Module, stacks: Sequence[Stack], batch: Any, at: int) -> Any:
     """Runs what is outside of all blocks on their outputs for the batch at this place: the output of the model."""
-    with _substituted(_replay(stacks, at)):
+    with _substituted(model, _replay(stacks, at)):
         return forward(model, batch)
 
 
-class StopError(Exception):
+class _StopError(Exception):
     """What is wanted of a forward is there."""
 
 
 @contextmanager
-def _substituted(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Calls of these modules go to other functions."""
-    before = {module: vars(module).get("forward") for module in forwards}
+def _substituted(model: nn.Module, forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Calls of these modules go to other functions.
+
+    Afterwards all modules have the forward that they had: what a model puts in the place of some for the time of its
+    own forward stays where that is left by an error.
+    """
+    before = {module: vars(module).get("forward") for module in model.modules()}
     try:
         for module, function in forwards.items():
             module.forward = function
@@ -326,7 +324,7 @@ class _Recorder:
         key, hidden = found[0]
         self.calls[name] = _without(args, kwargs, key)
         if at == 0:
-            self.input = hidden
+            self.input = hidden.clone()  # a block may change it in place
         if at == 0 or not self._stand_ins:
             with self._place.block(name):
                 output = real(*args, **kwargs)
@@ -334,7 +332,7 @@ class _Recorder:
         else:
             output = _with_hidden(self.output, hidden.view_as(hidden))
         if self._stop and len(self.calls) == len(self._stack.blocks):
-            raise StopError
+            raise _StopError
         self._before = _first(output)
         return output
 
@@ -361,7 +359,10 @@ def _first(output: Any) -> Tensor:
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:
     """What a block returns, with another hidden state."""
-    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
+    if not isinstance(output, tuple | list):
+        return hidden
+    make = getattr(type(output), "_make", type(output))  # a named tuple takes its elements one by one
+    return make((hidden, *output[1:]))
 
 
 def _without(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str) -> Call:

@@ -32,7 +32,11 @@ _GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 
 
 class ProductsWithExperts(TorchDispatchMode):
-    """Within, `note` is called with each expert that something is multiplied with, and that, ``[tokens, inputs]``."""
+    """Within, `note` is called with each expert that something is multiplied with, and that.
+
+    It is ``[1, tokens, inputs]`` in a batched product, whose tokens may be all in their order, and ``[tokens, inputs]``
+    in others.
+    """
 
     def __init__(self, layers: Sequence[Layer], note: Callable[[Layer, Tensor], None]) -> None:
         super().__init__()
@@ -59,7 +63,7 @@ class ProductsWithExperts(TorchDispatchMode):
                 first = _expert_at(weight, dimension, stacked)
                 if first is not None:
                     # One expert repeated, as by `expand`, is given the inputs of all repetitions.
-                    groups = [torch.cat([*_tokens(x, ends)])] if _is_repeated(weight) else _tokens(x, ends)
+                    groups = [torch.cat([*_tokens(x, ends)], dim=-2)] if _is_repeated(weight) else _tokens(x, ends)
                     for index, tokens in enumerate(groups, first):
                         if index < len(experts):
                             self._note(experts[index], tokens)
@@ -93,6 +97,6 @@ def _tokens(x: Tensor, ends: Tensor | None) -> Iterator[Tensor]:
     if ends is not None:
         yield from x.tensor_split(ends[:-1].to(torch.int64).cpu()) if len(ends) > 1 else [x]
     elif x.ndim == 3:
-        yield from x
+        yield from x.unsqueeze(1)  # all tokens in their order, as in a batch of one
     else:
         yield x

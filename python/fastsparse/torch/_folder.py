@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastsparse._errors import FastSparseError
 from fastsparse.calibration import Gram, Statistics
@@ -29,7 +31,7 @@ from fastsparse.patterns import positive
 from fastsparse.torch._blocks import NotOneByOneError, Tensors, forward_after, run
 from fastsparse.torch._language import load_weights
 from fastsparse.torch._layers import Layer, layers_of
-from fastsparse.torch._model import check, prune_at
+from fastsparse.torch._model import check, check_recipe, prune_at
 from fastsparse.torch._out_of_core import OutOfCore, StoredTensors, Weights
 from fastsparse.torch._report import ModelReport
 from fastsparse.torch._tensors import as_array
@@ -78,7 +80,7 @@ def prune_folder(
     ticks = _ticks(weights, progress)
     settings = _settings(source, recipe, batches)
     assert recipe.calibration is not None, "it has all its sections"
-    with Stages(folder_beside(dst), source, settings, overwrite=overwrite) as stages:
+    with _positions(batches), Stages(folder_beside(dst), source, settings, overwrite=overwrite) as stages:
         try:
             label = "prune"
             report = prune_at(weights.model, recipe, batches, _places(weights, stages, dtype), ticks)
@@ -102,6 +104,7 @@ def plan_folder(src: StrPath, recipe: Recipe) -> ModelReport:
         As `prune_folder`.
     """
     assert recipe.method is not None, "it has all its sections"
+    check_recipe(recipe)
     weights, _ = load_weights(_open(src))
     layers, rows = layers_of(weights.model, recipe)
     for name, layer in layers.items():
@@ -150,10 +153,10 @@ def calibrate_folder(
     source.check_formats()
     check_place(path, folder=False, overwrite=overwrite)
     weights, dtype = load_weights(source)
-    layers, _ = layers_of(weights.model, Recipe(default="50%"))
+    layers, _ = layers_of(weights.model, Recipe(default="50%", min_size=0))  # a recipe may prune small layers too
     ticks = _ticks(weights, progress)
     settings = [_settings(source, None, batches), grams, clip]
-    with Stages(folder_beside(path), source, settings, overwrite=overwrite) as stages:
+    with _positions(batches), Stages(folder_beside(path), source, settings, overwrite=overwrite) as stages:
         places = _places(weights, stages, dtype)
         try:
             label = "calibrate"
@@ -197,11 +200,12 @@ def evaluate_folder(src: StrPath, texts: Sequence[Tensor]) -> float:
     source = Reader(src)
     source.check_formats()
     weights, _ = load_weights(source)
-    batches = [{"input_ids": ids, "labels": ids} for ids in texts]
+    batches = [{"input_ids": ids} for ids in texts]
     with (
         TemporaryDirectory(prefix="fastsparse-") as folder,
         Stages(Path(folder), source, None) as stages,
         run(weights.model),
+        _positions(texts),
     ):
         place = _Passing(weights, stages, weights.dtype, "evaluate")
         try:
@@ -211,8 +215,24 @@ def evaluate_folder(src: StrPath, texts: Sequence[Tensor]) -> float:
             place.unload()
             place, stacks = _Passing(weights, stages, weights.dtype, "evaluate", whole=True), []
         with place.rest():
-            losses = [forward_after(weights.model, stacks, batch, at).loss.double() for at, batch in enumerate(batches)]
+            outputs = (forward_after(weights.model, stacks, batch, at) for at, batch in enumerate(batches))
+            losses = [_loss(output.logits, ids) for output, ids in zip(outputs, texts, strict=True)]
     return float(torch.stack(losses).mean().exp())
+
+
+@contextmanager
+def _positions(texts: Sequence[Tensor] | Statistics) -> Iterator[None]:
+    """Names the length of the pieces where a model has no embeddings of so many positions."""
+    try:
+        yield
+    except IndexError as error:
+        longest = max((text.shape[-1] for text in texts if isinstance(text, Tensor)), default=0)
+        raise FastSparseError(f"length: the model does not take {longest} tokens at once ({error})") from error
+
+
+def _loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """The mean loss of all tokens but the first, float64."""
+    return F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).double()
 
 
 class _Passing(OutOfCore):
@@ -240,7 +260,7 @@ def _collect(
         ticks.begin("measuring", layers, [f"{name}.weight" for name in place.notes])
 
         def visit(own: Mapping[str, Layer], found: Mapping[str, Gram]) -> None:
-            modules = {module_of(name): gram for name, gram in found.items()}
+            modules = {module_of(name): found.get(name) or empty(layer.cols) for name, layer in own.items()}
             transposed = {module_of(name): layer.transposed for name, layer in own.items()}
             arrays, notes = describe(modules, transposed)
             place.arrays.update(arrays)
@@ -293,7 +313,7 @@ def _settings(source: Reader, recipe: Recipe | None, batches: Sequence[Tensor] |
     else:
         tokens = [str(native().digest(as_array(batch.contiguous()).reshape(-1).view("uint8"))) for batch in batches]
     described = None if recipe is None else {name: repr(value) for name, value in asdict(recipe).items()}
-    return [described, source.folder.read_config(), tokens, str(torch.__version__)]
+    return [described, source.folder.read_config(), tokens, str(torch.__version__), version("transformers")]
 
 
 def _places(

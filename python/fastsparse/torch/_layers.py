@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastsparse._errors import FastSparseError
 from fastsparse.checkpoint._recipe import Recipe
 from fastsparse.patterns import Pattern
-from fastsparse.torch._places import Use, packed_at, uses_of
+from fastsparse.torch._places import Use, is_conv1d, packed_at, uses_of
 from fastsparse.torch._report import LayerReport
 from fastsparse.torch._sparsify import report_row
 from fastsparse.torch._tensors import has_memory
@@ -21,10 +21,16 @@ __all__ = ["Expert", "Layer", "Stacked", "layers_of"]
 
 
 class Layer:
-    """A module with a weight, seen as a matrix of outputs and inputs; `method` where a rule has one."""
+    """A module with a weight, seen as a matrix of outputs and inputs; `method` where a rule has one.
 
-    def __init__(self, name: str, module: nn.Module, pattern: Pattern, method: str | None = None) -> None:
+    What is `routed` may be given any tokens in any order, as rows of a matrix.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, pattern: Pattern, method: str | None = None, *, routed: bool = False
+    ) -> None:
         self.name, self.module, self.pattern, self.method = name, module, pattern, method
+        self._routed = routed
 
     unseen = "it saw no token"
     """What a report says where no batch reached it."""
@@ -46,7 +52,7 @@ class Layer:
     @property
     def transposed(self) -> bool:
         """Whether the inputs come first."""
-        return type(self.module).__name__ == "Conv1D"
+        return is_conv1d(self.module)
 
     @property
     def rows(self) -> int:
@@ -75,8 +81,9 @@ class Layer:
         module = self.module
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             return _patches(module, x)
+        masked = mask is not None and x.shape[:-1].numel() == mask.numel() and not (self._routed and x.ndim == 2)
         x = x.reshape(-1, x.shape[-1])
-        return x[mask.to(torch.bool).reshape(-1)] if mask is not None and len(x) == mask.numel() else x
+        return x[mask.to(torch.bool).reshape(-1)] if mask is not None and masked else x
 
 
 class Stacked:
@@ -96,7 +103,7 @@ class Expert(Layer):
     def __init__(
         self, name: str, module: nn.Module, stacked: Stacked, index: int, pattern: Pattern, method: str | None
     ) -> None:
-        super().__init__(name, module, pattern, method)
+        super().__init__(name, module, pattern, method, routed=True)
         self.stacked, self.index = stacked, index
 
     @property
@@ -127,6 +134,8 @@ class Expert(Layer):
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """What a convolution multiplies its weights with, position by position."""
+    if x.ndim == len(module.kernel_size) + 1:
+        x = x.unsqueeze(0)
     if isinstance(module, nn.Conv1d):
         x = x.unsqueeze(-2)
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
@@ -160,7 +169,7 @@ def layers_of(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Layer], dict[
         own = [(name, shown[name].shape)]
         if reason is None:
             assert isinstance(choice, Pattern)
-            found = _layers(name, model.get_submodule(names[0].module), names[0], choice, recipe.method_for(name))
+            found = _layers(model, name, names[0], choice, recipe.method_for(name))
             layers.update((layer.name, layer) for layer in found)
             own = [(layer.name, tuple(layer.weight.shape)) for layer in found]
         rows.update((row, LayerReport(row, shape, reason=reason)) for row, shape in own)
@@ -169,17 +178,26 @@ def layers_of(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Layer], dict[
     return layers, rows
 
 
-def _layers(name: str, module: nn.Module, use: Use, pattern: Pattern, method: str | None) -> list[Layer]:
+def _layers(model: nn.Module, name: str, use: Use, pattern: Pattern, method: str | None) -> list[Layer]:
     """The layer of a parameter, or its experts."""
+    module = model.get_submodule(use.module)
     if _known(module, use.attribute):
-        return [Layer(name, module, pattern, method)]
+        return [Layer(name, module, pattern, method, routed=_is_in_expert(model, use.module))]
     stacked = Stacked(name, getattr(module, use.attribute))
     return [Expert(f"{name}[{i}]", module, stacked, i, pattern, method) for i in range(len(stacked.weight))]
 
 
+def _is_in_expert(model: nn.Module, path: str) -> bool:
+    """Whether a module belongs to one of several of a kind that lie within one of several blocks."""
+    parts = path.split(".")
+    around = [model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts))]
+    lists = [module for module in around if isinstance(module, nn.ModuleList)]
+    return sum(len(module) > 1 and len(set(map(type, module))) == 1 for module in lists) > 1
+
+
 def _known(module: nn.Module, attribute: str) -> bool:
     """Whether what goes into a module is what its weight is multiplied with."""
-    known = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) or type(module).__name__ == "Conv1D"
+    known = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) or is_conv1d(module)
     return known and attribute == "weight"
 
 

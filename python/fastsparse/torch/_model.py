@@ -80,8 +80,8 @@ def prune_model(
     damping, block_size
         As in `calibration.sparsegpt`.
     allocation : {"uniform", "owl", "loss"}
-        How an unstructured sparsity is spread over the layers; the total is exact. The others than "uniform" take a
-        forward of the dense model more.
+        How an unstructured sparsity is spread over the layers; the total is exact, up to the rounding in each row where
+        the method or the pattern counts by rows. The others than "uniform" take a forward of the dense model more.
     exclude : sequence of str
         Expressions; weights of such a name stay dense.
     progress : callable, optional
@@ -117,7 +117,14 @@ def prune_model(
     """
     if isinstance(batches, Tensor | Mapping) and not isinstance(batches, Statistics):
         raise FastSparseError(f"batches: one {type(batches).__name__} is a single batch; put it in a list")
+    if isinstance(batches, str) or not isinstance(batches, Iterable):
+        raise FastSparseError(f"batches: expected what the model's forward takes, in a list, got {batches!r}")
+    if isinstance(exclude, str):
+        raise FastSparseError(f"exclude: expected a list of expressions, got {exclude!r}")
     given = batches if isinstance(batches, Statistics) else list(batches)
+    for at, batch in enumerate(given if isinstance(given, list) else ()):
+        if isinstance(batch, np.ndarray):
+            raise FastSparseError(f"batches: number {at} is a NumPy array; expected tensors (torch.from_numpy)")
     recipe = pattern if isinstance(pattern, Recipe) else Recipe.of(pattern)
     recipe = replace(
         recipe,
@@ -161,14 +168,7 @@ def prune_at(
 
 def check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
     """Refuses what cannot be done, whatever the model."""
-    kind = recipe.allocation.kind if recipe.allocation is not None else "uniform"
-    if kind != "uniform" and not isinstance(recipe.default, Unstructured):
-        raise FastSparseError(f'allocation: "{kind}" spreads an unstructured sparsity, not "{recipe.default}"')
-    for chosen in (recipe.default, *(rule.pattern for rule in recipe.rules)):
-        if isinstance(chosen, fs.Threshold | fs.Nonzero):
-            raise FastSparseError(f'pattern: "{chosen}" does not rank weights; expected a share, n:m, top-k or blocks')
-    if recipe.scope != "tensor":
-        raise FastSparseError(f"scope: {recipe.scope!r} ranks by magnitude; an [allocation] spreads zeros over layers")
+    check_recipe(recipe)
     if not batches:
         raise FastSparseError("batches: there are none; at least one is needed for the inputs of the layers")
     clip = None if recipe.calibration is None else recipe.calibration.clip
@@ -177,6 +177,23 @@ def check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
         raise FastSparseError(
             f"clip: {clip:g} with statistics that were collected {theirs}; collect them with the same"
         )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuses recipes that pruning with calibration data does not take."""
+    kind = recipe.allocation.kind if recipe.allocation is not None else "uniform"
+    if kind != "uniform" and not isinstance(recipe.default, Unstructured):
+        raise FastSparseError(f'allocation: "{kind}" spreads an unstructured sparsity, not "{recipe.default}"')
+    if kind != "uniform" and recipe.allocation is not None and isinstance(recipe.default, Unstructured):
+        least, most, sparsity = recipe.allocation.least, recipe.allocation.most, recipe.default.sparsity
+        if not least <= sparsity <= most:
+            name, bound = ("min", least) if sparsity < least else ("max", most)
+            raise FastSparseError(f"[allocation] {name}: with {bound:g} for each layer {sparsity:g} is not reached")
+    for chosen in (recipe.default, *(rule.pattern for rule in recipe.rules)):
+        if isinstance(chosen, fs.Threshold | fs.Nonzero):
+            raise FastSparseError(f'pattern: "{chosen}" does not rank weights; expected a share, n:m, top-k or blocks')
+    if recipe.scope != "tensor":
+        raise FastSparseError(f"scope: {recipe.scope!r} ranks by magnitude; an [allocation] spreads zeros over layers")
 
 
 def _warn_of_few_tokens(layers: Mapping[str, Layer], rows: Mapping[str, LayerReport]) -> None:
@@ -278,7 +295,10 @@ class _Work:
         w, pattern = layer.matrix(), self._patterns[layer.name]
         wanted = layer.method or self._method.name
         method, reason = wanted, None
-        if gram is None:
+        if gram is not None and not gram.norms.any():
+            gram = None
+            method, reason = "magnitude", "its inputs were all zero" if wanted != "magnitude" else None
+        elif gram is None:
             method, reason = "magnitude", layer.unseen if wanted != "magnitude" else None
         elif method in ("sparsegpt", "alps") and gram.tokens < min(self._most, 2 * layer.cols):
             method, reason = "wanda", f"it saw {gram.tokens} tokens, too few for {wanted}"

@@ -119,6 +119,8 @@ class Weights:
         self._prefix = prefix
         self.uses: dict[str, list[Use]] = {}
         self.keys: dict[str, str] = {}
+        self.buffers: list[str] = []
+        """The tensors of the folder that became buffers."""
         for uses in uses_of(model):
             name = uses[0].name
             self.uses[name] = uses
@@ -143,6 +145,7 @@ class Weights:
                 key = next((key for key in _spellings(name, prefix) if key in self.source.tensors), None)
                 if buffer is not None and key is not None and attribute not in module._non_persistent_buffers_set:
                     module._buffers[attribute] = self.value(key).to(buffer.dtype)
+                    self.buffers.append(key)
 
     def value(self, key: str) -> Tensor:
         """A tensor of the folder, dense and in memory."""
@@ -274,7 +277,13 @@ class OutOfCore(Place):
 
     def finish(self, stage: str, outputs: Tensors | None) -> None:
         notes = {name: note for name, note in self.notes.items() if name not in self._stages.notes(self._label)}
-        read = [self._weights.keys[name] for name in (self._names(stage) if stage == self._block else self._rest)]
+        names = self._names(stage) if stage == self._block else []
+        # All stages depend on what is outside of the blocks; it is enough that the first one says so.
+        if stage != self._block or not self._stages.begun(self._label):
+            names = [*names, *self._rest]
+        read = [self._weights.keys[name] for name in names]
+        if not self._stages.begun(self._label):
+            read += self._weights.buffers
         assert outputs is None or isinstance(outputs, StoredTensors), "`tensors` made them"
         kept = None if outputs is None else (outputs.path, outputs.shapes)
         self._stages.add(self._label, stage, self.arrays, notes, read, kept)

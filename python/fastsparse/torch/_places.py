@@ -98,12 +98,17 @@ def layer_for(module: nn.Module) -> Callable[[Packed, Any], SparseLinear] | None
     kind = type(module)
     if kind is nn.Linear:
         return lambda s, dense: SparseLinear.from_packed(s, dense.bias)
-    if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+    if is_conv1d(module):
         return SparseConv1D.of
     if kind in _CONVOLUTIONS:
         padded = not isinstance(module.padding, str) and any(module.padding)
         return SparseConv.of if set(module.kernel_size) == {1} and module.groups == 1 and not padded else None
     return None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is a `Conv1D` of transformers, a linear layer whose weight has the inputs first."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
 def takes_bits(module: nn.Module) -> bool:

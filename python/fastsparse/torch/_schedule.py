@@ -1,7 +1,9 @@
 """Pruning while a model trains: masks that grow from step to step."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -94,7 +96,7 @@ class Pruner:
         for name, value, least in steps:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise FastSparseError(f"{name}: expected a number of steps ≥ {least}, got {value!r}")
-        if not callable(schedule) and schedule not in SCHEDULES:
+        if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
             raise FastSparseError(f"schedule: expected {', '.join(SCHEDULES)} or a callable, got {schedule!r}")
         recipe = Recipe.of(pattern)
         if recipe.scope != "tensor":
@@ -112,6 +114,7 @@ class Pruner:
                 raise FastSparseError(f"pattern: {chosen}, of {name!r}, has no sparsity that a schedule could reach")
         self._masks: dict[str, fs.Bitmask] = {}
         self._step = 0
+        self._finished = False
 
     @property
     def masks(self) -> Mapping[str, fs.Bitmask]:
@@ -126,13 +129,17 @@ class Pruner:
 
     def share_at(self, step: int) -> float:
         """The share of the pattern's sparsity that the schedule has reached at a step."""
-        if step <= self._begin:
-            return 0.0 if self._end > self._begin else 1.0
+        if step < self._begin or (step == self._begin and self._end > self._begin):
+            return 0.0
         t = min(1.0, (step - self._begin) / max(self._end - self._begin, 1))
-        return min(1.0, max(0.0, float(self._schedule(t))))
+        share = 1.0 if self._end == self._begin else self._schedule(t)
+        if not isinstance(share, Real) or math.isnan(share):
+            raise FastSparseError(f"schedule: expected a share of the sparsity at {t:g}, got {share!r}")
+        return min(1.0, max(0.0, float(share)))
 
     def step(self) -> None:
         """Chooses the masks anew if it is time to, and applies them."""
+        self._check_not_finished()
         self._step += 1
         passed = self._step - self._begin
         if self._step == self._end or (passed >= 0 and self._step < self._end and passed % self._every == 0):
@@ -147,7 +154,8 @@ class Pruner:
         Report
             That of `sparsify`.
         """
-        if self._step < self._end:
+        self._check_not_finished()
+        if self._step < self._end or self.share_at(self._step) < 1:
             self._choose(1.0)
             self._apply()
         rules = tuple(
@@ -155,7 +163,9 @@ class Pruner:
             for name, chosen in self._patterns.items()
             for use in self._uses[name]
         )
-        return sparsify(self._model, Recipe(rules, bits=self._bits))
+        report = sparsify(self._model, Recipe(rules, bits=self._bits))
+        self._finished = True
+        return report
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the masks, as tensors, for `torch.save`."""
@@ -170,6 +180,8 @@ class Pruner:
         FastSparseError
             If masks are of other weights or shapes.
         """
+        if not isinstance(state, Mapping) or not {"step", "masks"} <= state.keys():
+            raise FastSparseError("state: expected what state_dict of a Pruner gives, with step and masks")
         masks = {}
         for name, bits in state["masks"].items():
             if name not in self._patterns:
@@ -182,6 +194,10 @@ class Pruner:
             raise FastSparseError(f"masks: there is none of {missing!r}")
         self._step, self._masks = int(state["step"]), masks
         self._apply()
+
+    def _check_not_finished(self) -> None:
+        if self._finished:
+            raise FastSparseError("pruner: it is finished, and its weights are packed; make another one")
 
     def _weight(self, name: str) -> Tensor:
         return self._uses[name][0].tensor(self._model).detach()

@@ -1,8 +1,8 @@
 """Going through a model, block by block, with what goes into each of its layers."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,16 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastsparse._errors import FastSparseError
-from fastsparse.calibration import Gram, Statistics
+from fastsparse.calibration import Gram, LayerStatistics, Statistics
 from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.torch._blocks import (
     Call,
     NotOneByOneError,
     Place,
     Stack,
-    StopError,
     Tensors,
-    arguments_of,
     capture,
     forward,
     forward_after,
@@ -41,25 +39,20 @@ def grams_of(
     stacks: Sequence[Stack],
     *,
     empty: Callable[[int], Gram] = Gram,
-    to_the_end: bool = False,
 ) -> dict[str, Gram]:
     """The Gram matrix of the inputs of each layer, over all calls; layers that are given the same tensors share one.
 
-    Layers that saw no token have none. What a call computes after the last input is left out, unless calls are to be
-    run `to_the_end`.
+    Layers that saw no token have none.
     """
     grams: dict[str, Gram] = {}
     shared = _Shared()
     masks = _Masks(stacks)
-    ends = _Ends(layers)
 
     def note(layer: Layer, x: Tensor) -> None:
         if shared.leads(layer, x):
             gram = grams.setdefault(layer.name, empty(layer.cols))
             with error_context(layer.name):
                 gram.update(as_array(layer.tokens(x, masks.of(layer, x)).float()))
-        if not to_the_end:
-            ends.note(layer)
 
     experts = [layer for layer in layers.values() if isinstance(layer, Expert)]
     modules = [layer for layer in layers.values() if not isinstance(layer, Expert)]
@@ -68,7 +61,7 @@ def grams_of(
     try:
         for call, batch in zip(calls, batches, strict=True):
             masks.batch = batch
-            with ends.of(batch), ProductsWithExperts(experts, note) if experts else nullcontext():
+            with ProductsWithExperts(experts, note) if experts else nullcontext():
                 call()
             shared.end()
     finally:
@@ -82,38 +75,6 @@ def _hook(layer: Layer, note: Callable[[Layer, Tensor], None]) -> Any:
     return layer.module.register_forward_pre_hook(
         lambda module, args, kwargs: note(layer, (*args, *kwargs.values())[0]), with_kwargs=True
     )
-
-
-class _Ends:
-    """Where calls end that are only to show what layers are given.
-
-    That is after each layer has been given something, where the first call for a batch of the same shapes gave
-    something to each exactly once. Other calls are run to their end: their layers may be called any number of times.
-    """
-
-    def __init__(self, layers: Iterable[str]) -> None:
-        self._all = set(layers)
-        self._each_once: dict[Any, bool] = {}
-        self._key: Any = None
-        self._seen: list[str] = []
-
-    @contextmanager
-    def of(self, batch: Any) -> Iterator[None]:
-        """Within, a call for this batch is made, and ends early where it can."""
-        args, kwargs = arguments_of(batch)
-        self._key, self._seen = tuple(getattr(x, "shape", None) for x in (*args, *kwargs.values())), []
-        with suppress(StopError):
-            yield
-            self._each_once.setdefault(self._key, self._all_seen() and len(self._seen) == len(self._all))
-
-    def note(self, layer: Layer) -> None:
-        """A layer has been given something."""
-        self._seen.append(layer.name)
-        if self._each_once.get(self._key, False) and self._all_seen():
-            raise StopError
-
-    def _all_seen(self) -> bool:
-        return len(self._seen) >= len(self._all) and set(self._seen) == self._all
 
 
 @dataclass
@@ -343,7 +304,8 @@ def _stored(model: nn.Module, statistics: Statistics, layers: Mapping[str, Layer
 
 
 def _grams_in(statistics: Statistics, layers: Mapping[str, Layer]) -> dict[str, Gram]:
-    grams = {}
+    grams: dict[str, Gram] = {}
+    shared: dict[int, tuple[LayerStatistics, Gram]] = {}
     for name, layer in layers.items():
         found = statistics.get(module_of(name))
         if found is None:
@@ -352,7 +314,10 @@ def _grams_in(statistics: Statistics, layers: Mapping[str, Layer]) -> dict[str, 
             raise FastSparseError(
                 f"statistics: {statistics.path} has {len(found.norms)} inputs of layer {name!r}, the model {layer.cols}"
             )
-        grams[name] = found.as_gram()
+        if found.tokens:
+            # Layers that share an input have the very same numbers in the file.
+            address = (found.norms if found.gram is None else found.gram).ctypes.data
+            grams[name] = shared.setdefault(address, (found, found.as_gram()))[1]
     return grams
 
 
@@ -392,8 +357,7 @@ def _block(
         return (partial(_advance, stack.blocks[path], call, x, taken) for call, x in pairs)
 
     if own:
-        given = calls(outputs if dense else None)
-        visit(own, grams_of(own, given, batches, stacks, empty=empty, to_the_end=dense))
+        visit(own, grams_of(own, calls(outputs if dense else None), batches, stacks, empty=empty))
     if not own or not dense:
         for call in calls(outputs):
             call()
@@ -402,7 +366,7 @@ def _block(
 
 
 def _advance(block: nn.Module, call: Call, hidden: Tensor, outputs: Tensors | None) -> None:
-    output = call.run(block, hidden)
+    output = call.run(block, hidden.clone())  # the block may change it in place
     if outputs is not None:
         outputs.append(output)
 
