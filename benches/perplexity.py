@@ -62,6 +62,8 @@ METHODS: dict[str, Callable[..., None]] = {
     "wanda + refine, clip 2": partial(ours, method="wanda", clip=2),
     "sparsegpt + refine, clip 2": partial(ours, clip=2),
     "alps, clip 2": partial(ours, method="alps", clip=2),
+    "alps, owl, clip 2": partial(ours, method="alps", allocation="owl", clip=2),
+    "alps, loss, clip 2": partial(ours, method="alps", allocation="loss", clip=2),
     "sparsegpt + refine 40": partial(ours, refine=40),
     "sparsegpt + refine, not sequential": partial(ours, sequential=False),
     "sparsegpt + refine, damping 0.1": partial(ours, damping=0.1),

@@ -1,9 +1,9 @@
 """SparseGPT and Wanda of llm-compressor, and SparseGPT of coremltools, for whole models.
 
-Their functions run in the driver that `prune_model` uses, and get the Gram matrices that it gathers by products of torch:
-layers with one input share one, block by block, each on what the blocks before it now give. llm-compressor need not be installed with
-what it depends on (`pip install --no-deps llmcompressor==0.14.0.1`): of it two files are read, which import torch,
-transformers and loguru.
+Their functions run in the driver that `prune_model` uses, and get the Gram matrices that it gathers by products of
+torch: layers with one input share one, block by block, each on what the blocks before it now give. llm-compressor need
+not be installed with what it depends on (`pip install --no-deps llmcompressor==0.14.0.1`): of it two files are read,
+which import torch, transformers and loguru.
 """
 
 import importlib.util
