@@ -15,6 +15,9 @@ from fastsparse.calibration._gram import Gram
 from fastsparse.masks import Bitmask
 from fastsparse.patterns import integer
 
+_ROWS = 64
+"""Rows of a matrix that are damped at a time."""
+
 
 def refine(
     w: ArrayLike,
@@ -79,20 +82,28 @@ def refine(
     kept = mask_of(mask, given.shape)
     before: NDArray[np.float32] = given.astype(np.float32, copy=False)
     initial = given if start is None else same_shape(given, start, "start")
-    matrix: NDArray[np.float32] = gram_matrix(gram, given.shape[1]).astype(np.float32)
+    matrix: NDArray[np.float32] = gram_matrix(gram, given.shape[1]).astype(np.float32, copy=False)
     warn_of_few_tokens(gram)
     diagonal = matrix.diagonal().astype(np.float64)
-    diagonal += share * diagonal.mean()
-    np.fill_diagonal(matrix, diagonal)
+    added = share * diagonal.mean()
+    diagonal += added
     scale = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0).astype(np.float32)
 
-    x: NDArray[np.float32] = np.where(kept.to_bool(), initial.astype(np.float32), np.float32(0))
-    matmul = _products.active().matmul
-    residual: NDArray[np.float32] = matmul(before - x, matrix)
+    x: NDArray[np.float32] = np.where(kept.to_bool(), initial.astype(np.float32, copy=False), np.float32(0))
+    product = np.empty_like(x)
+
+    def damped(change: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The product with the damped matrix, of which no copy is made."""
+        _products.active().matmul(change, matrix, out)
+        for first in range(0, len(out), _ROWS):
+            out[first : first + _ROWS] += np.float32(added) * change[first : first + _ROWS]
+        return out
+
+    residual = damped(before - x, np.empty_like(x))
     direction = np.zeros_like(x)
     # The first call has no product: it only turns the gradient into a direction.
     energy = np.zeros(len(x))
     _backend.active.refine_step(x, residual, direction, None, scale, kept.bits, energy)
     for _ in range(count):
-        _backend.active.refine_step(x, residual, direction, matmul(direction, matrix), scale, kept.bits, energy)
+        _backend.active.refine_step(x, residual, direction, damped(direction, product), scale, kept.bits, energy)
     return restored(x, given.dtype)

@@ -342,8 +342,8 @@ class _Work:
             return calibration.alps(w, gram, pattern, damping=damping, steps=steps)
         else:
             block_size = self._method.block_size
-            factor = self._factor_of(gram, shared=shared)
-            new, mask = calibration.sparsegpt(w, factor, pattern, block_size=block_size)
+            # Of a factor that is not shared nothing is left for the refinement, which needs the memory.
+            new, mask = calibration.sparsegpt(w, self._factor_of(gram, shared=shared), pattern, block_size=block_size)
         if steps:
             new = calibration.refine(w, gram, mask, start=new, steps=steps, damping=damping)
         return new, mask
