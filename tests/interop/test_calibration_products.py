@@ -8,6 +8,7 @@ import torch
 import fastsparse.torch as fst
 from fastsparse import calibration
 from fastsparse.calibration import _products
+from fastsparse.torch import _products as _products_of_torch
 from fastsparse.torch._products import TorchProducts
 
 
@@ -33,6 +34,15 @@ def test_torch_computes_what_numpy_computes(cols):
         found = list(results(w, x, mask))
     for ours, theirs in zip(found, plain, strict=True):
         assert np.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_nothing_is_copied_that_is_read_only():
+    a = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for array in (a, a.T, a[1:, 1:]):
+        array.flags.writeable = False
+        assert _products_of_torch._read(array).data_ptr() == array.ctypes.data
+        assert np.array_equal(TorchProducts().matmul(array, array.T), array @ array.T)
+        assert not array.flags.writeable
 
 
 def test_not_positive_definite():

@@ -99,8 +99,9 @@ def refine(
             out[first : first + _ROWS] += np.float32(added) * change[first : first + _ROWS]
         return out
 
-    residual = damped(before - x, np.empty_like(x))
-    direction = np.zeros_like(x)
+    direction = before - x
+    residual = damped(direction, np.empty_like(x))
+    direction[:] = 0
     # The first call has no product: it only turns the gradient into a direction.
     energy = np.zeros(len(x))
     _backend.active.refine_step(x, residual, direction, None, scale, kept.bits, energy)

@@ -116,7 +116,7 @@ def sparsegpt(
         before = np.where(factor.dead, np.float32(0), before)
     if factor.order is not None:
         before = before[:, factor.order]
-    after, keep, change = np.empty_like(before), np.empty(before.shape, np.bool_), np.empty_like(before)
+    keep, change = np.empty(before.shape, np.bool_), np.empty_like(before)
     # Fresh memory for every block would cost as much as what is computed in it.
     matmul = _products.active().matmul
     scratch = np.empty((2, len(before) * plan.size), np.float32)
@@ -131,8 +131,8 @@ def sparsegpt(
         bits = plan.choose(block, first, scale)
         pruned, bits = _backend.active.prune_columns(block, inverse, scale, bits, plan.groups)
         keep[:, first:end] = _backend.active.to_bool(block.shape, bits)
-        after[:, first:end] = pruned
         np.subtract(pruned, before[:, first:end], out=change[:, first:end])
+    after = np.add(before, change, out=change)  # zeros where weights are pruned, the change being −w
     if factor.order is not None:
         natural = np.argsort(factor.order)
         after, keep = after[:, natural], keep[:, natural]

@@ -78,6 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "it asks for more memory than Miri allows")]
     fn too_much_is_an_error() {
         assert_eq!(filled(3, 7u16), Ok(vec![7; 3]));
         assert_eq!(zeros::<u64>(5), Ok(vec![0; 5]));
