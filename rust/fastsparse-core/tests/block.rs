@@ -518,6 +518,18 @@ fn norms() -> impl Strategy<Value = Norm> {
     prop_oneof![Just(Norm::L1), Just(Norm::L2), Just(Norm::Max)]
 }
 
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    let shape = Matrix { rows: 3, cols: 21 };
+    for dtype in DTYPES {
+        let data = noise(dtype, shape.len(), 2);
+        for (norm, (tall, wide)) in [(Norm::L1, (2, 3)), (Norm::L2, (1, 16)), (Norm::Max, (4, 1))] {
+            Case { data: data.clone(), shape, blocks: tile(shape, tall, wide), norm, how: How::Magnitude }.check();
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]

@@ -174,3 +174,10 @@ fn refinement_ends_where_the_gradient_does() {
         }
     }
 }
+
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    check(3, 17, None);
+    check(2, 12, Some(Groups { zeros: 2, of: 4, zeros_at_end: 0 }));
+}

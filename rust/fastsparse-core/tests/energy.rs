@@ -53,3 +53,11 @@ fn what_is_not_finite_shows() {
     assert!(sum_of_squares::<F32>(&weights, Exec::single(Isa::Scalar)).is_nan());
     assert_eq!(everywhere::<F32>(&[f32::MAX.to_bits()]), (f32::MAX as f64).powi(2));
 }
+
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    assert_eq!(everywhere::<U8>(&[3; 67]), 9.0 * 67.0);
+    assert_eq!(everywhere::<F32>(&[1.5f32.to_bits(); 67]), 2.25 * 67.0);
+    assert_eq!(everywhere::<BF16>(&[half::bf16::from_f32(1.5).to_bits(); 67]), 2.25 * 67.0);
+}

@@ -115,3 +115,12 @@ fn the_first_nan_is_named() {
         assert_eq!(count::<F16>(&narrow, 0, 42, Exec::single(Isa::Scalar)), Err(Error::Nan { index: at }));
     }
 }
+
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    check::<F32>(&numbers::<F32>(70));
+    check::<BF16>(&numbers::<BF16>(70));
+    check::<I8>(&numbers::<I8>(70));
+    check_rank::<F32>(&numbers::<F32>(70));
+}

@@ -298,3 +298,11 @@ fn narrow_types_round_to_nearest() {
         }
     }
 }
+
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    for batch in [1, 5] {
+        all(Matrix { rows: 5, cols: 67 }, batch, 40, true);
+    }
+}

@@ -152,3 +152,10 @@ fn parts_that_disagree() {
         }
     }
 }
+
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    check::<F32, F32>(Matrix { rows: 9, cols: 35 }, Matrix { rows: 4, cols: 2 }, 3, &[1, 5]);
+    check::<BF16, BF16>(Matrix { rows: 9, cols: 35 }, Matrix { rows: 1, cols: 16 }, 2, &[1, 5]);
+}

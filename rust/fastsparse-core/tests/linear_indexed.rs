@@ -146,3 +146,10 @@ fn starts_that_do_not_ascend() {
         assert!(values == laid.values && columns == laid.columns);
     }
 }
+
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    check::<F32, F32>(Matrix { rows: 17, cols: 67 }, 16, 2);
+    check::<BF16, BF16>(Matrix { rows: 17, cols: 67 }, 16, 1);
+}

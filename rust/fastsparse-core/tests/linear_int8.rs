@@ -185,3 +185,13 @@ fn parts_that_disagree() {
         }
     }
 }
+
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    let mut random = Random(1);
+    let layer = Layer::random(Matrix { rows: 5, cols: 67 }, 40, &mut random);
+    for batch in [1, 5] {
+        layer.check(&bytes(batch * 67, &mut random), batch, None);
+    }
+}

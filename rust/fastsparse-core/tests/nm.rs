@@ -315,6 +315,16 @@ fn masks_obey_their_groups_and_no_others() {
     }
 }
 
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    for (zeros, of) in [(2, 4), (5, 7), (40, 64)] {
+        Case::new(&[2, of + 9], 1, groups(zeros, of)).check_types(Kind::Few, 1, 1);
+        Case::new(&[of + 3, 10], 0, groups(zeros, of)).check_types(Kind::Any, 2, 1);
+    }
+    Case::new(&[2, 13], 1, groups(2, 4)).check_scaled(3, 1);
+}
+
 proptest! {
     #[test]
     fn any_shape(

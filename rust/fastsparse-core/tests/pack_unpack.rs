@@ -459,6 +459,19 @@ mod guarded {
     }
 }
 
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    fn run<W: Word>() {
+        let mut random = Random(3);
+        for (rows, cols, keep) in [(1, 9, 32), (3, 67, 40), (2, 130, 64)] {
+            let sample = Sample::<W>::random(Matrix { rows, cols }, keep, &mut random);
+            Isa::available().into_iter().for_each(|isa| sample.check(Exec::single(isa), 1));
+        }
+    }
+    every_width!(run());
+}
+
 proptest! {
     #[test]
     fn any_shape_and_density(rows in 0usize..20, cols in 0usize..400, keep in 0u64..=64, seed: u64, start in 0usize..64) {

@@ -258,6 +258,12 @@ fn sparsities_round_half_to_even() {
     }
 }
 
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    every_type(|make| make(140, Kind::Few).check(Matrix { rows: 2, cols: 65 }, 3, true));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 

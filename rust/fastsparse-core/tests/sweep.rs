@@ -147,3 +147,9 @@ fn the_first_nan_is_named() {
         assert_eq!(everywhere(|exec| by_rank(&keys, axis, 4, exec)), Err(error));
     }
 }
+
+/// A few small cases of every operation: what `make miri` runs of this file.
+#[test]
+fn small() {
+    check(&Magnitude::<F32>(&numbers::<F32>(280)));
+}
