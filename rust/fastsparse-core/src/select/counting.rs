@@ -150,6 +150,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long there")]
     fn every_cut_is_found_from_anywhere() {
         every_kind::<u8>(0x80);
         every_kind::<u16>(0x7f80);

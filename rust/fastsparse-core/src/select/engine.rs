@@ -551,6 +551,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long there")]
     fn bisection_finds_every_rank() {
         let weights = weights(5000);
         let keys = Magnitude::<F32>(&weights);
@@ -568,6 +569,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long there")]
     fn wrong_hints_are_seen_to_be_wrong() {
         let weights = weights(70_000);
         let keys = Magnitude::<F32>(&weights);

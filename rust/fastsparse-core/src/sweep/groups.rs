@@ -195,6 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long there")]
     fn every_length_is_sorted() {
         for n in 1..=LARGEST_GROUP {
             // Zeros and ones suffice (Knuth 5.3.4, theorem Z): all of them up to ten places, else
