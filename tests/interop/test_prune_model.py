@@ -494,6 +494,13 @@ def test_bad_input_is_named():
         fst.prune_model(model, "nonzero", batches)
     with pytest.raises(fs.FastSparseError, match="no weight that is pruned"):
         fst.prune_model(nn.Sequential(nn.LayerNorm(8)), "50%", [torch.ones(1, 8)])
+    falcon = T.FalconForCausalLM(
+        T.FalconConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    )
+    with pytest.raises(
+        fs.FastSparseError, match=r"no weight .* \('transformer.h.0.*': of a FalconLinear, whose inputs"
+    ):
+        fst.prune_model(falcon, "50%", ids())
     with pytest.raises(fs.FastSparseError, match=r"tensor '0\.weight': x: nan at index"):
         fst.prune_model(nn.Sequential(nn.Linear(64, 64)), "50%", [torch.full((2, 64), torch.nan)])
 

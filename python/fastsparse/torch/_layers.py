@@ -1,5 +1,6 @@
 """The layers of a model that are pruned with calibration data: weights as matrices, and what goes into them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -174,7 +175,10 @@ def layers_of(model: nn.Module, recipe: Recipe) -> tuple[dict[str, Layer], dict[
             own = [(layer.name, tuple(layer.weight.shape)) for layer in found]
         rows.update((row, LayerReport(row, shape, reason=reason)) for row, shape in own)
     if not layers:
-        raise FastSparseError(f"model: {type(model).__name__} has no weight that is pruned by default")
+        reasons = Counter(row.reason for row in rows.values() if len(row.shape) > 1)
+        most = next((reason for reason, _ in reasons.most_common(1)), None)
+        example = next((f" ({name!r}: {most})" for name, row in rows.items() if most and row.reason == most), "")
+        raise FastSparseError(f"model: {type(model).__name__} has no weight that is pruned by default{example}")
     return layers, rows
 
 
