@@ -73,7 +73,7 @@ miri:
 	$(MIRI) --test '*' -- --exact small
 	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-ignore-leaks -Zmiri-disable-stacked-borrows" $(MIRI) --lib parallel::
 
-MIRI := MIRIFLAGS="$${MIRIFLAGS:--Zmiri-disable-isolation}" FASTSPARSE_SHORT_TESTS=1 \
+MIRI := MIRIFLAGS="$${MIRIFLAGS:--Zmiri-disable-isolation -Zmiri-no-extra-rounding-error}" FASTSPARSE_SHORT_TESTS=1 \
 	cargo +nightly miri test --package fastsparse-core --locked --quiet --target-dir target/miri
 
 # Each fuzz target for SECONDS; `make -j2 fuzz` runs them two at a time. What they find is added to target/fuzz, what fails lies
