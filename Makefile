@@ -71,10 +71,10 @@ sanitize:
 miri:
 	$(MIRI) --lib -- --skip parallel::
 	$(MIRI) --test '*' -- --exact small
-	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-ignore-leaks -Zmiri-disable-stacked-borrows" $(MIRI) --lib parallel::
+	MIRIFLAGS="$$MIRIFLAGS -Zmiri-disable-stacked-borrows -Zmiri-ignore-leaks" $(MIRI) --lib parallel::
 
-MIRI := MIRIFLAGS="$${MIRIFLAGS:--Zmiri-disable-isolation -Zmiri-no-extra-rounding-error}" FASTSPARSE_SHORT_TESTS=1 \
-	cargo +nightly miri test --package fastsparse-core --locked --quiet --target-dir target/miri
+miri: export MIRIFLAGS := -Zmiri-disable-isolation -Zmiri-no-extra-rounding-error
+MIRI := cargo +nightly miri test --package fastsparse-core --locked --quiet --target-dir target/miri
 
 # Each fuzz target for SECONDS; `make -j2 fuzz` runs them two at a time. What they find is added to target/fuzz, what fails lies
 # beside it. The Rust ones run under the address sanitizer as well. Linux on x86-64.

@@ -150,7 +150,7 @@ static TILES: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| amx_instru
 /// masks, expansions and pairs of bfloat16 take several times as long there as multiplications.
 pub(crate) fn is_intel() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return *INTEL;
+    return !cfg!(miri) && *INTEL;
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

@@ -240,14 +240,10 @@ impl<V: FloatVector, E: Real> ByRows<'_, V, E> {
     #[inline(always)]
     fn pass<const B: usize>(&mut self, b: usize) {
         let work = &mut self.0;
-        let mut x = [std::ptr::null(); B];
-        for i in 0..B {
-            x[i] = work.x[(b + i) * work.cols..(b + i + 1) * work.cols].as_ptr();
-        }
-        let width = work.block.cols;
+        let (width, columns) = (work.block.cols, work.panels() * PANEL);
         let narrow = !width.is_multiple_of(PANEL);
         if narrow {
-            let (columns, all) = (work.panels() * PANEL, blocks_of_row(work.shape, work.block));
+            let all = blocks_of_row(work.shape, work.block);
             for i in 0..B {
                 let row = &work.x[(b + i) * work.cols..][..work.cols];
                 let to = &mut work.scratch.gathered[i * columns..][..columns];
@@ -258,8 +254,13 @@ impl<V: FloatVector, E: Real> ByRows<'_, V, E> {
                     8 => gather::<8>(work.band.index, all, width, row, to),
                     _ => gather::<0>(work.band.index, all, width, row, to),
                 }
-                x[i] = to.as_ptr();
             }
+        }
+        let (from, stride) =
+            if narrow { (&work.scratch.gathered[..], columns) } else { (&work.x[b * work.cols..], work.cols) };
+        let mut x = [std::ptr::null(); B];
+        for i in 0..B {
+            x[i] = from[i * stride..][..stride].as_ptr();
         }
         let (mut row, rows) = (0, work.block.rows);
         if const { B == 1 && V::LANES == PANEL } {
