@@ -107,6 +107,12 @@ def test_outliers():
         (lambda: allocation.loss([[0, 1]], [0.5, 0.4], [10], 0.5), "sparsities: expected two or more ascending"),
         (lambda: allocation.loss([[0, 1]], [0, 0.4, 1], [10], 0.5), r"losses: expected shape \(1, 3\), got \(1, 2\)"),
         (lambda: allocation.loss([[0, np.inf]], [0, 1], [10], 0.5), "losses: inf among them"),
+        (lambda: allocation.loss([["a", 1]], [0, 1], [10], 0.5), "losses: expected numbers, got"),
+        (
+            lambda: allocation.loss([[0, 1]], [0, 1], [10], 0.5, least="a"),
+            "least: expected a number from 0 to 1, got 'a'",
+        ),
+        (lambda: allocation.uniform(5, 0.5), "sizes: expected the number of weights of each layer, got 5"),
         (lambda: allocation.outliers(np.ones((2, 3)), [1, 2]), r"norms: expected shape \(3,\), got \(2,\)"),
     ],
 )

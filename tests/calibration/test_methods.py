@@ -258,6 +258,31 @@ def test_layer_error_is_that_of_the_outputs(backend, made):
     assert np.isnan(calibration.layer_error(0 * w, w, gram))
 
 
+def test_an_error_is_not_negative():
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((64, 256)).astype(np.float32)
+    x = (rng.standard_normal((20, 256)) * np.exp(3 * rng.standard_normal(256))).astype(np.float32)
+    gram = calibration.Gram(256)
+    gram.update(x)
+    # Changes that no input notices: what is lost is rounding.
+    unseen = np.eye(256) - np.linalg.pinv(x.astype(np.float64)) @ x
+    for _ in range(10):
+        changed = (w + rng.standard_normal(w.shape) @ unseen).astype(np.float32)
+        assert 0 <= calibration.layer_error(w, changed, gram) < 1e-6
+
+
+def test_a_matrix_is_whole_after_every_update():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 50, 300)).astype(np.float32)
+    gram, other = calibration.Gram(300), calibration.Gram(300)
+    other.update(x[2])
+    for at, add in enumerate((lambda: gram.update(x[0]), lambda: gram.update(x[1]), lambda: gram.merge(other))):
+        add()
+        flat = x[: at + 1].reshape(-1, 300).astype(np.float64)
+        np.testing.assert_allclose(gram.matrix, flat.T @ flat, rtol=1e-4, atol=1e-3)
+        assert np.array_equal(gram.matrix, gram.matrix.T)
+
+
 def test_more_tokens_than_one_piece_and_merging(monkeypatch):
     monkeypatch.setattr(calibration._gram, "_TOKENS", 100)
     rng = np.random.default_rng(0)
@@ -327,6 +352,8 @@ def test_loud_tokens_are_clipped(clip):
         (lambda c: c.Gram(8).matrix, "gram: it holds no tokens"),
         (lambda c: c.Gram(8).norms, "gram: it holds no tokens"),
         (lambda c: c.Gram(8, diagonal=True).matrix, "gram: it holds the diagonal only"),
+        (lambda c: c.Gram(8).merge(c.Gram(8, clip=2)), "other: it has clip=2, this one clip=None"),
+        (lambda c: c.Gram(2).update([[1, 2], [3]]), "x: .*inhomogeneous"),
         (lambda c: c.Gram(8).merge(c.Gram(8, diagonal=True)), "other: expected a Gram of 8 columns, got <Gram of 8"),
         (lambda c: c.sparsegpt(LAYER[0], c.Gram(8), "50%"), "gram: it holds no tokens"),
         (lambda c: c.sparsegpt(BAD, GRAM, "50%"), r"w: nan at index \(2, 5\)"),

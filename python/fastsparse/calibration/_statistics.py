@@ -33,12 +33,15 @@ class LayerStatistics:
         Whether the weight is stored as inputs × outputs, as that of transformers' `Conv1D` is.
     gram : ndarray or None
         `XᵀX`, float32 ``[cols, cols]``; None where the file has norms only. A view of the file.
+    owner : str or None
+        The layer under whose name the file has `gram`: the same one for layers that share an input.
     """
 
     norms: NDArray[np.float32]
     tokens: int
     transposed: bool = False
     gram: NDArray[np.float32] | None = None
+    owner: str | None = None
 
     def as_gram(self) -> Gram:
         """The same as a `Gram`, which holds the diagonal only where there are norms only."""
@@ -80,6 +83,7 @@ class Statistics(Mapping[str, LayerStatistics]):
             layer["tokens"],
             layer["transposed"],
             None if gram is None else self._file[f"{gram}.gram"],
+            gram,
         )
 
     def __iter__(self) -> Iterator[str]:

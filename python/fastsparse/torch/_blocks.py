@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastsparse._errors import FastSparseError
 from fastsparse.patterns import Pattern
-from fastsparse.torch._layers import Layer
+from fastsparse.torch._layers import Layer, is_series
 from fastsparse.torch._places import is_conv1d
 
 __all__ = [
@@ -135,7 +135,7 @@ def stacks_of(model: nn.Module) -> list[Stack]:
     """The stacks of a model, none within another: the longest list, and the others of at least two modules."""
     found: list[Stack] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) < 2 or len({type(block) for block in module}) > 1:
+        if not isinstance(module, nn.ModuleList) or not is_series(module):
             continue
         inside = any(name.startswith(f"{stack.name}.") for stack in found)
         if not inside and any(isinstance(part, nn.Linear) or is_conv1d(part) for part in module.modules()):
@@ -163,19 +163,24 @@ def run(model: nn.Module) -> Iterator[None]:
     """
     training = {module: module.training for module in model.modules()}
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    asked = [(config, name) for config in configs.values() for name in _ASIDE if getattr(config, name, None) is True]
+    asked = [
+        (config, name, getattr(config, name))
+        for config in configs.values()
+        for name in _ASIDE
+        if getattr(config, name, None)
+    ]
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
-    for config, name in asked:
+    for config, name, _ in asked:
         setattr(config, name, False)
     try:
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for config, name in asked:
-            setattr(config, name, True)
+        for config, name, value in asked:
+            setattr(config, name, value)
         for module, mode in training.items():
             module.training = mode
 

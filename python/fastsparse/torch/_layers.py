@@ -18,7 +18,7 @@ from fastsparse.torch._report import LayerReport
 from fastsparse.torch._sparsify import report_row
 from fastsparse.torch._tensors import has_memory
 
-__all__ = ["Expert", "Layer", "Stacked", "layers_of"]
+__all__ = ["Expert", "Layer", "Stacked", "is_series", "layers_of"]
 
 
 class Layer:
@@ -194,9 +194,12 @@ def _layers(model: nn.Module, name: str, use: Use, pattern: Pattern, method: str
 def _is_in_expert(model: nn.Module, path: str) -> bool:
     """Whether a module belongs to one of several of a kind that lie within one of several blocks."""
     parts = path.split(".")
-    around = [model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts))]
-    lists = [module for module in around if isinstance(module, nn.ModuleList)]
-    return sum(len(module) > 1 and len(set(map(type, module))) == 1 for module in lists) > 1
+    return sum(is_series(model.get_submodule(".".join(parts[:end]))) for end in range(1, len(parts))) > 1
+
+
+def is_series(module: nn.Module) -> bool:
+    """Whether it is a list of at least two modules of one class, as blocks and experts are."""
+    return isinstance(module, nn.ModuleList) and len(module) > 1 and len(set(map(type, module))) == 1
 
 
 def _known(module: nn.Module, attribute: str) -> bool:

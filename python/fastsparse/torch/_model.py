@@ -122,9 +122,9 @@ def prune_model(
     if isinstance(exclude, str):
         raise FastSparseError(f"exclude: expected a list of expressions, got {exclude!r}")
     given = batches if isinstance(batches, Statistics) else list(batches)
-    for at, batch in enumerate(given if isinstance(given, list) else ()):
-        if isinstance(batch, np.ndarray):
-            raise FastSparseError(f"batches: number {at} is a NumPy array; expected tensors (torch.from_numpy)")
+    at = next((at for at, batch in enumerate(given) if isinstance(batch, np.ndarray)), None)
+    if at is not None:
+        raise FastSparseError(f"batches: number {at} is a NumPy array; expected tensors (torch.from_numpy)")
     recipe = pattern if isinstance(pattern, Recipe) else Recipe.of(pattern)
     recipe = replace(
         recipe,
@@ -181,14 +181,19 @@ def check(recipe: Recipe, batches: Sequence[Any] | Statistics) -> None:
 
 def check_recipe(recipe: Recipe) -> None:
     """Refuses recipes that pruning with calibration data does not take."""
-    kind = recipe.allocation.kind if recipe.allocation is not None else "uniform"
-    if kind != "uniform" and not isinstance(recipe.default, Unstructured):
-        raise FastSparseError(f'allocation: "{kind}" spreads an unstructured sparsity, not "{recipe.default}"')
-    if kind != "uniform" and recipe.allocation is not None and isinstance(recipe.default, Unstructured):
-        least, most, sparsity = recipe.allocation.least, recipe.allocation.most, recipe.default.sparsity
-        if not least <= sparsity <= most:
-            name, bound = ("min", least) if sparsity < least else ("max", most)
-            raise FastSparseError(f"[allocation] {name}: with {bound:g} for each layer {sparsity:g} is not reached")
+    allocation = recipe.allocation
+    if allocation is not None and allocation.kind != "uniform":
+        if not isinstance(recipe.default, Unstructured):
+            raise FastSparseError(
+                f'allocation: "{allocation.kind}" spreads an unstructured sparsity, not "{recipe.default}"'
+            )
+        sparsity = recipe.default.sparsity
+        for name, bound, room in (
+            ("min", allocation.least, allocation.least <= sparsity),
+            ("max", allocation.most, sparsity <= allocation.most),
+        ):
+            if not room:
+                raise FastSparseError(f"[allocation] {name}: with {bound:g} for each layer {sparsity:g} is not reached")
     for chosen in (recipe.default, *(rule.pattern for rule in recipe.rules)):
         if isinstance(chosen, fs.Threshold | fs.Nonzero):
             raise FastSparseError(f'pattern: "{chosen}" does not rank weights; expected a share, n:m, top-k or blocks')
@@ -294,12 +299,11 @@ class _Work:
     def _prune(self, layer: Layer, gram: Gram | None, *, shared: bool) -> None:
         w, pattern = layer.matrix(), self._patterns[layer.name]
         wanted = layer.method or self._method.name
-        method, reason = wanted, None
+        method, reason, unseen = wanted, None, layer.unseen
         if gram is not None and not gram.norms.any():
-            gram = None
-            method, reason = "magnitude", "its inputs were all zero" if wanted != "magnitude" else None
-        elif gram is None:
-            method, reason = "magnitude", layer.unseen if wanted != "magnitude" else None
+            gram, unseen = None, "its inputs were all zero"
+        if gram is None:
+            method, reason = "magnitude", unseen if wanted != "magnitude" else None
         elif method in ("sparsegpt", "alps") and gram.tokens < min(self._most, 2 * layer.cols):
             method, reason = "wanda", f"it saw {gram.tokens} tokens, too few for {wanted}"
         with error_context(layer.name), warnings.catch_warnings():

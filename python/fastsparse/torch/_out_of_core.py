@@ -278,12 +278,10 @@ class OutOfCore(Place):
     def finish(self, stage: str, outputs: Tensors | None) -> None:
         notes = {name: note for name, note in self.notes.items() if name not in self._stages.notes(self._label)}
         names = self._names(stage) if stage == self._block else []
-        # All stages depend on what is outside of the blocks; it is enough that the first one says so.
-        if stage != self._block or not self._stages.begun(self._label):
-            names = [*names, *self._rest]
         read = [self._weights.keys[name] for name in names]
         if not self._stages.begun(self._label):
-            read += self._weights.buffers
+            # All stages depend on what is outside of the blocks; it is enough that the first one says so.
+            read += [self._weights.keys[name] for name in self._rest] + self._weights.buffers
         assert outputs is None or isinstance(outputs, StoredTensors), "`tensors` made them"
         kept = None if outputs is None else (outputs.path, outputs.shapes)
         self._stages.add(self._label, stage, self.arrays, notes, read, kept)

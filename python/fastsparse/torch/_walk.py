@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastsparse._errors import FastSparseError
-from fastsparse.calibration import Gram, LayerStatistics, Statistics
+from fastsparse.calibration import Gram, Statistics
 from fastsparse.checkpoint._progress import Progress, Ticker
 from fastsparse.torch._blocks import (
     Call,
@@ -305,7 +305,7 @@ def _stored(model: nn.Module, statistics: Statistics, layers: Mapping[str, Layer
 
 def _grams_in(statistics: Statistics, layers: Mapping[str, Layer]) -> dict[str, Gram]:
     grams: dict[str, Gram] = {}
-    shared: dict[int, tuple[LayerStatistics, Gram]] = {}
+    shared: dict[str, Gram] = {}
     for name, layer in layers.items():
         found = statistics.get(module_of(name))
         if found is None:
@@ -315,9 +315,7 @@ def _grams_in(statistics: Statistics, layers: Mapping[str, Layer]) -> dict[str, 
                 f"statistics: {statistics.path} has {len(found.norms)} inputs of layer {name!r}, the model {layer.cols}"
             )
         if found.tokens:
-            # Layers that share an input have the very same numbers in the file.
-            address = (found.norms if found.gram is None else found.gram).ctypes.data
-            grams[name] = shared.setdefault(address, (found, found.as_gram()))[1]
+            grams[name] = shared.setdefault(found.owner or name, found.as_gram())
     return grams
 
 
